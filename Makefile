@@ -1,0 +1,34 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: install demo test test-lowest lint check
+
+install: $(STAMP)
+
+# Once: again only after pyproject.toml has changed.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@set -e; name=demo-$$(date +%Y%m%d-%H%M%S); \
+	$(BIN)/python search.py --dataset digits --name $$name $(DEMO_SEARCH); \
+	$(BIN)/python train_final.py --dataset digits --genotype $$name --name $$name-final $(DEMO_FINAL); \
+	echo; \
+	echo "genotype: genotypes/$$name.json | pictures: runs/$$name/cells/ | accuracy and weights: runs/$$name-final/ |" \
+	     "curves: $(BIN)/tensorboard --logdir runs"
+
+DEMO_SEARCH := --epochs 12 --init-channels 8 --num-cells 5 --alpha-lr 0.01
+DEMO_FINAL := --epochs 15 --init-channels 12 --num-cells 5 --batch-size 48
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
+
+check: lint test

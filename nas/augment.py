@@ -1,0 +1,64 @@
+"""Augmentation of a whole batch at once, on its device, each image with its own draw."""
+
+import torch
+from torch import Tensor
+
+
+def augment(
+    images: Tensor, mean: Tensor, std: Tensor, generator: torch.Generator, flip: bool, cutout: int = 0
+) -> Tensor:
+    """Random crop, horizontal flip, normalisation, cutout: the published training transform of DARTS (appendix A.2.1).
+
+    Args:
+        images: (batch, channels, size, size), uint8.
+        mean, std: (channels,), of pixels in [0, 1].
+        generator: on the device of the images.
+        flip: whether half of the images, drawn at random, are mirrored.
+        cutout: side in pixels of a square, centred anywhere in the image, that is set to the mean
+            (DeVries and Taylor, 2017); 0 for none.
+
+    Returns:
+        (batch, channels, size, size), float32, channels last in memory. A crop is shifted by up to an eighth of the size
+        (4 of 32 pixels) to each side, and what it adds is black.
+    """
+    batch, _, size, _ = images.shape
+    device = images.device
+    padding = size // 8
+
+    def draw(stop: int) -> Tensor:
+        return torch.randint(stop, (batch, 1), generator=generator, device=device)
+
+    pixels = torch.arange(size, device=device)
+    rows = draw(2 * padding + 1) + pixels  # (batch, size), of the padded image
+    columns = draw(2 * padding + 1) + (torch.where(draw(2) == 1, pixels.flip(0), pixels) if flip else pixels)
+    padded = torch.nn.functional.pad(images, (padding,) * 4)
+    index = torch.arange(batch, device=device)[:, None, None]
+    cropped = padded[index, :, rows[:, :, None], columns[:, None, :]]  # (batch, size, size, channels)
+    out = normalise(cropped.permute(0, 3, 1, 2), mean, std)
+    if cutout:
+        # Rows and columns [centre - cutout / 2, centre + cutout / 2), as far as they lie inside.
+        hidden_rows, hidden_columns = (
+            (pixels >= centre - cutout // 2) & (pixels < centre - cutout // 2 + cutout)
+            for centre in (draw(size), draw(size))
+        )
+        out = out.masked_fill(hidden_rows[:, None, :, None] & hidden_columns[:, None, None, :], 0.0)
+    return out
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 to float32 with mean 0 and standard deviation 1 a channel."""
+    return (images.float() / 255 - mean[:, None, None]) / std[:, None, None]
+
+
+def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, of pixels in [0, 1]; both of shape (channels,), float32.
+
+    They are sums over the 256 values a pixel can have, so that no float copy of a data set is made.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in images.cpu().unbind(1)])
+    shares = counts.double() / counts.sum(1, keepdim=True)
+    mean = shares @ values
+    # A channel without contrast is left as it is.
+    std = (shares @ values**2 - mean**2).clamp_min(0).sqrt()
+    return mean.float(), torch.where(std > 0, std, 1.0).float()

@@ -1,0 +1,282 @@
+"""The flags of the two scripts: each with its unit, its source and its range."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from nas.errors import InputError
+
+Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+BetweenZeroAndOne = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+
+def _optional(metavar: str, default: str) -> Any:
+    """How --help shows a flag whose default is to be worked out."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+# Strict: a config that is read back from a file must hold the very types.
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images"""
+
+    __pydantic_config__ = _STRICT
+
+    dataset: Literal["cifar10", "cifar100", "fashion-mnist", "svhn", "digits", "folder"] = "cifar10"
+    """Data set. digits is embedded and works offline; folder reads DATA_DIR/train/CLASS/* and DATA_DIR/test/CLASS/*."""
+    data_dir: str = "data"
+    """Folder of the images. The sets that torchvision knows are downloaded to it when they are missing."""
+    image_size: Annotated[int, Field(ge=8, le=1024)] = 32
+    """Pixels a side, for folder: images are scaled and cropped to a square. The other sets have their own size."""
+    train_limit: Annotated[Annotated[int, Field(ge=4)] | None, _optional("INT", "all")] = None
+    """Use so many training images, drawn by the seed."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run"""
+
+    __pydantic_config__ = _STRICT
+
+    seed: Seed = 0
+    """Everything random follows from it: the same seed on the same machine gives the same bits."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute. auto takes cuda, else mps, else cpu."""
+    run_dir: str = "runs"
+    """Folder of the run folders."""
+    name: Annotated[Annotated[str, Field(pattern=_NAME)] | None, _optional("STR", "data set, seed and time")] = None
+    """Name of the run folder: letters, digits, '.', '_', '-'."""
+
+
+@dataclass(frozen=True)
+class SupernetSize:
+    """Supernet"""
+
+    __pydantic_config__ = _STRICT
+
+    init_channels: Count = 16
+    """Channels of the first cell (DARTS, appendix A.1.1)."""
+    num_cells: Count = 8
+    """Cells, two of which reduce (DARTS, appendix A.1.1)."""
+    num_nodes: Annotated[int, Field(ge=1, le=8)] = 4
+    """Nodes a cell (DARTS, appendix A.1.1)."""
+
+
+@dataclass(frozen=True)
+class LowerLevel:
+    """Lower level: weights, by SGD"""
+
+    __pydantic_config__ = _STRICT
+
+    epochs: Count = 50
+    """Passes over the images of the lower level (DARTS, appendix A.1.1)."""
+    batch_size: Count = 64
+    """Images a batch, at either level (DARTS, appendix A.1.1)."""
+    lower_lr: Positive = 0.025
+    """Learning rate at the start; it falls along a cosine over the epochs (DARTS, appendix A.1.1)."""
+    lower_lr_min: NotNegative = 0.001
+    """Learning rate at the end (the authors' code)."""
+    momentum: BelowOne = 0.9
+    """Momentum (DARTS, appendix A.1.1)."""
+    weight_decay: NotNegative = 3e-4
+    """Weight decay (DARTS, appendix A.1.1)."""
+    grad_clip: Positive = 5.0
+    """Largest Euclidean norm of the weights' gradient (the authors' code)."""
+
+
+@dataclass(frozen=True)
+class UpperLevel:
+    """Upper level: alphas, by Adam with betas (0.5, 0.999)"""
+
+    __pydantic_config__ = _STRICT
+
+    alpha_lr: Positive = 3e-4
+    """Learning rate (DARTS, appendix A.1.1)."""
+    alpha_weight_decay: NotNegative = 1e-3
+    """Weight decay (DARTS, appendix A.1.1)."""
+    upper_fraction: BetweenZeroAndOne = 0.5
+    """Share of the training images that the alphas learn from; the weights learn from the others (DARTS, section 3.1)."""
+    hypergradient: Literal["onestage", "first-order"] = "onestage"
+    """onestage: DARTS, equation 7, by finite differences. first-order: the same for a virtual step of 0, quicker."""
+    r: Positive = 0.01
+    """Length of the weights' perturbation in the finite differences (DARTS, section 2.3)."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Search a cell: weights and alphas of a supernet learn in turn, and the strongest operations make the genotype.
+
+    Example: python search.py --dataset digits --epochs 10 --init-channels 8 --num-cells 5
+    """
+
+    __pydantic_config__ = _STRICT
+
+    data: Data = field(default_factory=Data)
+    supernet: SupernetSize = field(default_factory=SupernetSize)
+    lower: LowerLevel = field(default_factory=LowerLevel)
+    upper: UpperLevel = field(default_factory=UpperLevel)
+    run: Run = field(default_factory=Run)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Final network"""
+
+    __pydantic_config__ = _STRICT
+
+    genotype: Annotated[str | None, _optional("PATH_OR_NAME", "none")] = None
+    """The cell: a genotype file, or a name such as DARTS_V2."""
+    evaluate: Annotated[str | None, _optional("RUN_DIR", "none")] = None
+    """Instead of training: the run folder of a trained network, whose test accuracy is measured again."""
+    init_channels: Count = 36
+    """Channels of the first cell (DARTS, appendix A.2.1)."""
+    num_cells: Count = 20
+    """Cells, two of which reduce (DARTS, appendix A.2.1)."""
+    auxiliary_weight: NotNegative = 0.4
+    """Weight of the auxiliary head's loss (DARTS, appendix A.2.1); 0 for no head."""
+    drop_path: BelowOne = 0.2
+    """Probability of dropping an operation, reached linearly at the last epoch (DARTS, appendix A.2.1; others use 0.3)."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Training, by SGD"""
+
+    __pydantic_config__ = _STRICT
+
+    epochs: Count = 600
+    """Passes over the training images (DARTS, appendix A.2.1)."""
+    batch_size: Count = 96
+    """Images a batch (DARTS, appendix A.2.1)."""
+    lr: Positive = 0.025
+    """Learning rate at the start; it falls to 0 along a cosine over the epochs (DARTS, appendix A.2.1)."""
+    momentum: BelowOne = 0.9
+    """Momentum (DARTS, appendix A.2.1)."""
+    weight_decay: NotNegative = 3e-4
+    """Weight decay (DARTS, appendix A.2.1)."""
+    grad_clip: Positive = 5.0
+    """Largest Euclidean norm of the gradient (the authors' code)."""
+    cutout: Annotated[Annotated[int, Field(ge=0)] | None, _optional("INT", "half the image: 16 for CIFAR-10")] = None
+    """Side of the square that is cut out, in pixels; 0 for none (DARTS, appendix A.2.1)."""
+    holdout_fraction: BelowOne = 0.0
+    """Share of the training images kept back, whose accuracy is reported each epoch for whoever wants to choose."""
+
+
+@dataclass(frozen=True)
+class FinalConfig:
+    """Train the network of a genotype from scratch, and report its accuracy on the test set after the last epoch.
+
+    Example: python train_final.py --genotype DARTS_V2
+    """
+
+    __pydantic_config__ = _STRICT
+
+    data: Data = field(default_factory=Data)
+    network: Network = field(default_factory=Network)
+    training: Training = field(default_factory=Training)
+    run: Run = field(default_factory=Run)
+
+
+Config = TypeVar("Config", SearchConfig, FinalConfig)
+
+
+def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
+    """The config that command-line arguments stand for.
+
+    Raises:
+        InputError: an unknown flag, or a value of the wrong type or out of range; it names the flag.
+        SystemExit: with code 0, after --help was printed.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            config = tyro.cli(kind, args=list(arguments), config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise InputError(_as_sentence(complaint.getvalue())) from None
+    return validate(kind, dataclasses.asdict(config))
+
+
+def validate(kind: type[Config], content: Any) -> Config:
+    """The config in a nested dictionary, such as one read from a file.
+
+    Raises:
+        InputError: a field is missing, unknown, of the wrong type or out of range; it names the flag.
+    """
+    try:
+        config = TypeAdapter(kind).validate_json(json.dumps(content))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        name = next((part for part in reversed(problem["loc"]) if str(part).isidentifier()), "config")
+        raise InputError(f"{_flag(str(name))}: {_requirement(problem)}, got {problem['input']!r:.60}.") from None
+    if isinstance(config, SearchConfig) and config.lower.lower_lr_min > config.lower.lower_lr:
+        raise InputError(
+            f"--lower-lr-min: must be at most --lower-lr, {config.lower.lower_lr}, got {config.lower.lower_lr_min}."
+        )
+    return config
+
+
+def run_script(run: Any, kind: type[Config]) -> int:
+    """Parse the command line, run, and turn a mistake of the user's into one sentence. Returns the exit code."""
+    try:
+        run(parse(kind, sys.argv[1:]))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def data_flags(data: Data) -> str:
+    """The flags that name the same images again, each with a space before it."""
+    flags = {"--dataset": data.dataset, "--data-dir": data.data_dir}
+    if data.dataset == "folder":
+        flags["--image-size"] = str(data.image_size)
+    defaults = {"--dataset": Data.dataset, "--data-dir": Data.data_dir}
+    return "".join(f" {flag} {shlex.quote(value)}" for flag, value in flags.items() if value != defaults.get(flag))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _requirement(problem: Any) -> str:
+    if problem["type"] == "string_pattern_mismatch":
+        return "must be up to 100 letters, digits, '.', '_' or '-', and begin with a letter or digit"
+    return problem["msg"].replace("Input should be", "must be").replace("Unexpected keyword argument", "unknown field")
+
+
+def _as_sentence(box: str) -> str:
+    """What tyro says in a box, as one line: the complaint, and the flags it may have meant."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    rules = [index for index, line in enumerate(lines) if line and not line.strip("─")] or [len(lines)]
+    complaint = re.sub(r"^Error parsing ", "", " ".join(lines[: rules[0]])).rstrip(".")
+    rest = " ".join(lines[rules[0] :])
+    similar = re.findall(r"--[a-z][a-z-]*", rest.partition("Perhaps you meant")[2].partition("For full helptext")[0])
+    hint = f"; perhaps you meant {' or '.join(dict.fromkeys(similar))}" if similar else ""
+    return f"{complaint}{hint}; --help lists all flags."

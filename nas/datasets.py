@@ -1,0 +1,216 @@
+"""Data sets as uint8 tensors in memory, their splits, and batches that are a function of (seed, epoch, step)."""
+
+import hashlib
+import socket
+import tempfile
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from nas.errors import InputError
+
+NAMES = ("cifar10", "cifar100", "fashion-mnist", "svhn", "digits", "folder")
+# Sets in which the mirror image of a thing is not that thing.
+MIRRORED_IS_ANOTHER = ("digits", "svhn")
+DOWNLOAD_TIMEOUT_S = 30.0
+
+# What torchvision looks for under the data folder.
+EXPECTED_FILES = {
+    "cifar10": "cifar-10-batches-py/ (data_batch_1 to 5, test_batch, batches.meta)",
+    "cifar100": "cifar-100-python/ (train, test, meta)",
+    "fashion-mnist": "FashionMNIST/raw/ (train-images-idx3-ubyte, train-labels-idx1-ubyte and the same for t10k)",
+    "svhn": "train_32x32.mat and test_32x32.mat",
+}
+
+
+class Split(NamedTuple):
+    """One part of a data set.
+
+    Attributes:
+        images: (num_images, channels, size, size), uint8.
+        targets: (num_images,), int64, indices into `classes`.
+        classes: names of the classes.
+    """
+
+    images: Tensor
+    targets: Tensor
+    classes: tuple[str, ...]
+
+    def select(self, indices: Tensor) -> "Split":
+        """The images at `indices`, in that order."""
+        return Split(self.images[indices], self.targets[indices], self.classes)
+
+    def to(self, device: torch.device) -> "Split":
+        """The same on a device."""
+        return Split(self.images.to(device), self.targets.to(device), self.classes)
+
+
+def load(
+    name: str, data_dir: Path, part: str, image_size: int = 32, limit: int | None = None, seed: int = 0
+) -> Split:
+    """Read the training or the test images of a data set; the other part is not read.
+
+    Args:
+        name: one of `NAMES`. `digits` is embedded: 1,797 grey images of 8 × 8, every fifth one for testing. `folder` is
+            `data_dir/train/<class>/*` and `data_dir/test/<class>/*`, any image format, as RGB.
+        data_dir: where the files lie; a set that torchvision knows and that is missing is downloaded to it.
+        part: "train" or "test".
+        image_size: pixels a side, for `folder`: images are scaled, and cropped about their centre to a square.
+        limit: at most so many images, drawn by the seed.
+        seed: of that draw.
+
+    Raises:
+        InputError: files are missing or cannot be read; it names the folder and the files.
+    """
+    assert part in ("train", "test"), part
+    if name == "folder":
+        return _load_folder(data_dir, part, image_size, limit, seed)
+    split = _load_digits(part) if name == "digits" else _load_torchvision(name, data_dir, part)
+    return split.select(_draw(len(split.targets), limit, seed)) if limit else split
+
+
+def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator seeded by what it is for, such as ("augment", seed, epoch, step)."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def halves(num_images: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Two disjoint sets of indices that together are all: shuffled by the seed, `fraction` of them in the second."""
+    order = torch.randperm(num_images, generator=generator("halves", seed))
+    num_first = num_images - round(fraction * num_images)
+    return order[:num_first], order[num_first:]
+
+
+def num_batches(num_images: int, batch_size: int) -> int:
+    """Batches an epoch; none is larger than `batch_size`."""
+    return -(-num_images // batch_size)
+
+
+def batch(num_images: int, batch_size: int, seed: int, purpose: str, step: int) -> Tensor:
+    """The indices of one batch of an endless series: pass after pass over all images, each pass shuffled anew.
+
+    Each image occurs once a pass. The batches of a pass differ in size by one at the most, so that no batch is too small
+    for a batch norm.
+
+    Args:
+        step: counted from the start of the series, over all passes.
+        purpose: tells apart the series of one seed.
+    """
+    passes, index = divmod(step, num_batches(num_images, batch_size))
+    order = torch.randperm(num_images, generator=generator("batch", purpose, seed, passes))
+    return order.tensor_split(num_batches(num_images, batch_size))[index]
+
+
+def in_order(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of (images, targets) in the order of the split."""
+    yield from zip(split.images.split(batch_size), split.targets.split(batch_size), strict=True)
+
+
+def _draw(num_images: int, limit: int | None, seed: int) -> Tensor:
+    """Indices of `limit` images, rising."""
+    order = torch.randperm(num_images, generator=generator("limit", seed))
+    return order[:limit].sort().values
+
+
+def _load_digits(part: str) -> Split:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    # 0 to 16 in the source
+    images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
+    targets = torch.from_numpy(digits.target).long()
+    tested = torch.arange(len(targets)) % 5 == 0
+    chosen = tested if part == "test" else ~tested
+    return Split(images[chosen], targets[chosen], tuple(str(digit) for digit in digits.target_names))
+
+
+def _load_torchvision(name: str, data_dir: Path, part: str) -> Split:
+    try:
+        dataset = _open_torchvision(name, data_dir, part, download=False)
+    except RuntimeError:  # torchvision's word for: missing, or another checksum
+        _download(name, data_dir)
+        dataset = _open_torchvision(name, data_dir, part, download=False)
+    images = torch.as_tensor(np.asarray(dataset.data))
+    if name.startswith("cifar"):
+        images = images.permute(0, 3, 1, 2)
+    elif name == "fashion-mnist":
+        images = images.unsqueeze(1)
+    targets = torch.as_tensor(np.asarray(dataset.labels if name == "svhn" else dataset.targets)).long()
+    classes = getattr(dataset, "classes", None) or [str(digit) for digit in range(10)]
+    return Split(images.contiguous(), targets, tuple(classes))
+
+
+def _open_torchvision(name: str, root: Path, part: str, download: bool):
+    """torchvision's own reader. It checks the MD5 of the CIFAR and SVHN files before it opens them."""
+    from torchvision import datasets
+
+    if name == "svhn":
+        return datasets.SVHN(str(root), split=part, download=download)
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "fashion-mnist": datasets.FashionMNIST}[name]
+    return kind(str(root), train=part == "train", download=download)
+
+
+def _download(name: str, data_dir: Path) -> None:
+    """Download into a folder aside, so that nothing half-downloaded stays behind, then move it to its place."""
+    print(f"{name} is not in {data_dir}: downloading it.", flush=True)
+    before = socket.getdefaulttimeout()
+    existing = next(folder for folder in (data_dir, *data_dir.absolute().parents) if folder.is_dir())
+    try:
+        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
+        with tempfile.TemporaryDirectory(prefix=".nas-download-", dir=existing) as aside:
+            for part in ("train", "test"):
+                _open_torchvision(name, Path(aside), part, download=True)
+            data_dir.mkdir(parents=True, exist_ok=True)
+            for source in Path(aside).rglob("*"):
+                target = data_dir / source.relative_to(aside)
+                if source.is_dir():
+                    target.mkdir(exist_ok=True)
+                elif source.suffix not in (".gz", ".tgz"):
+                    source.replace(target)
+    except (urllib.error.URLError, RuntimeError, OSError) as error:
+        reason = str(getattr(error, "reason", None) or error).splitlines()[0]
+        raise InputError(
+            f"--dataset {name}: not found in --data-dir {data_dir}, which should hold {EXPECTED_FILES[name]}, and the "
+            f"download failed ({reason}); put the files there, or use --dataset digits, which is embedded."
+        ) from None
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _load_folder(data_dir: Path, part: str, image_size: int, limit: int | None, seed: int) -> Split:
+    layout = f"{data_dir}/{part}/<class>/<image>"
+    root = data_dir / part
+    if not root.is_dir():
+        raise InputError(f"--data-dir {data_dir}: there is no folder {root}; images are expected as {layout}.")
+    classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    if len(classes) < 2:
+        raise InputError(f"--data-dir {data_dir}: {root} holds {len(classes)} folders, but two classes at least are needed: {layout}.")
+    files: list[tuple[Path, int]] = []
+    for target, name in enumerate(classes):
+        images = sorted(path for path in (root / name).iterdir() if path.is_file() and not path.name.startswith("."))
+        if not images:
+            raise InputError(f"--data-dir {data_dir}: the class {root / name} holds no image; add some or remove it.")
+        files += [(path, target) for path in images]
+    chosen = [files[index] for index in _draw(len(files), limit, seed)]
+    images = torch.empty(len(chosen), 3, image_size, image_size, dtype=torch.uint8)
+    for index, (path, _) in enumerate(chosen):
+        images[index] = _read_image(path, image_size)
+    return Split(images, torch.tensor([target for _, target in chosen]), classes)
+
+
+def _read_image(path: Path, image_size: int) -> Tensor:
+    """RGB, (3, image_size, image_size), uint8."""
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            square = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as an image ({error}); remove or replace it.") from None
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)

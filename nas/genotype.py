@@ -1,0 +1,373 @@
+"""Genotype: a pair of discrete cells, derived from alphas, exchanged as JSON or as the text of the DARTS papers."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from nas import draw
+from nas.errors import InputError
+from nas.search_space import DERIVED_PRIMITIVES, EDGES_PER_NODE, NUM_INPUTS, PRIMITIVES, edges
+
+FORMAT_VERSION = 1
+MAX_FILE_BYTES = 1 << 20  # a file of two cells takes about 2 KB
+MAX_NODES = 32
+
+# In a checkout the published cells lie beside the package; an installed package carries them inside.
+SHIPPED = next(
+    (folder for folder in (Path(__file__).parent / "genotypes", Path(__file__).parent.parent / "genotypes")
+     if folder.is_dir()),
+    Path(__file__).parent / "genotypes",
+)  # fmt: skip
+
+
+class RawAlphas(Protocol):
+    """Anything with raw alphas, shape (edges, primitives): `nas.Alphas` is one."""
+
+    normal: Any
+    reduce: Any
+
+
+def _known_primitive(name: str) -> str:
+    if name not in DERIVED_PRIMITIVES:
+        raise ValueError(f"unknown primitive {name!r:.40}; known: {', '.join(DERIVED_PRIMITIVES)}.")
+    return name
+
+
+Edge = tuple[Annotated[str, AfterValidator(_known_primitive)], Annotated[int, Field(ge=0)]]
+
+
+class Genotype(BaseModel):
+    """Two discrete cells: immutable, equal by value, hashable.
+
+    Attributes:
+        normal: (primitive, source state) of each edge of the normal cell, two a node, nodes in order.
+        normal_concat: the nodes whose concatenation is the normal cell's output.
+        reduce: the same for the reduction cell.
+        reduce_concat: the same for the reduction cell.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    normal: tuple[Edge, ...]
+    normal_concat: tuple[int, ...]
+    reduce: tuple[Edge, ...]
+    reduce_concat: tuple[int, ...]
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _to_tuples(cls, items: Any) -> Any:
+        """Lists and ranges, as in the text form, become tuples."""
+        if not isinstance(items, list | tuple | range):
+            return items
+        return tuple(tuple(item) if isinstance(item, list) else item for item in items)
+
+    @model_validator(mode="after")
+    def _check_cells(self) -> Self:
+        for cell in ("normal", "reduce"):
+            _check_cell(cell, getattr(self, cell), getattr(self, f"{cell}_concat"))
+        return self
+
+    @classmethod
+    def derive(cls, alphas: RawAlphas) -> Self:
+        """The discrete cells of DARTS, section 2.4.
+
+        Per node the incoming edges are ranked by the largest softmax weight over the primitives other than none, and
+        two are kept, each with its strongest primitive other than none. The softmax is over all primitives, none
+        included. Of equal weights the first one wins.
+
+        Args:
+            alphas: `normal` and `reduce`, each of shape (edges, 8): raw, before the softmax.
+
+        Raises:
+            ValueError: the shape is not that of a cell, or a value is not finite.
+        """
+        cells = {name: _derive_cell(name, getattr(alphas, name).tolist()) for name in ("normal", "reduce")}
+        concats = {name: tuple(range(NUM_INPUTS, NUM_INPUTS + len(cell) // 2)) for name, cell in cells.items()}
+        return cls(
+            normal=cells["normal"],
+            normal_concat=concats["normal"],
+            reduce=cells["reduce"],
+            reduce_concat=concats["reduce"],
+        )
+
+    @classmethod
+    def load(cls, path_or_name: str | os.PathLike) -> Self:
+        """Read a genotype file, or a cell by its name: `genotypes/<name>.json` here, else one that ships with nas.
+
+        Raises:
+            InputError: there is no such file or name, or its content is not a genotype; the file and field are named.
+        """
+        return cls(**GenotypeFile.load(path_or_name).cells())
+
+    def save(self, path: str | os.PathLike, provenance: "Provenance | None" = None) -> None:
+        """Write a genotype file, replacing the one at `path` in one step."""
+        content = {
+            "format_version": FORMAT_VERSION,
+            "normal": {"edges": self.normal, "concat": self.normal_concat},
+            "reduce": {"edges": self.reduce, "concat": self.reduce_concat},
+            "provenance": (provenance or Provenance()).model_dump(exclude_none=True),
+        }
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        # One edge a line: [\n "skip_connect",\n 0\n] reads badly.
+        text = re.sub(r"\[[^\[\]{}]*\]", lambda innermost: " ".join(innermost[0].split()), text)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside.write_text(text + "\n", encoding="utf-8")
+        os.replace(aside, path)
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Parse `Genotype(normal=[('sep_conv_3x3', 1), …], normal_concat=range(2, 6), reduce=…, reduce_concat=…)`.
+
+        An assignment (`DARTS_V1 = Genotype(…)`), lists, tuples and `list(range(…))` are understood. Nothing is run.
+
+        Raises:
+            InputError: the text is not of that form, or its cells are not cells.
+        """
+        try:
+            return cls(**_parse_text(text))
+        except ValidationError as error:
+            raise InputError(f"genotype text: {_first_problem(error)}") from None
+
+    def to_text(self) -> str:
+        """The form that papers and repositories exchange; `from_text` reads it back."""
+        fields = []
+        for cell in ("normal", "reduce"):
+            concat = getattr(self, f"{cell}_concat")
+            is_range = list(concat) == list(range(concat[0], concat[-1] + 1))
+            written = f"range({concat[0]}, {concat[-1] + 1})" if is_range else str(list(concat))
+            fields += [f"{cell}={list(getattr(self, cell))}", f"{cell}_concat={written}"]
+        return f"Genotype({', '.join(fields)})"
+
+    def draw(self, folder: str | os.PathLike) -> bool:
+        """Write `normal` and `reduce` as .gv, and as .svg and .png where there is Graphviz.
+
+        Returns:
+            Whether the pictures were drawn; without Graphviz only the .gv files are (see `draw.HOW_TO_GET_PICTURES`).
+        """
+        cells = {
+            "normal": draw.cell_source(self.normal, self.normal_concat, "normal"),
+            "reduce": draw.cell_source(self.reduce, self.reduce_concat, "reduction"),
+        }
+        return draw.draw_cells(cells, Path(folder))
+
+
+class Provenance(BaseModel):
+    """Where a cell comes from. Everything is optional; what is not known is left out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    method: str | None = None
+    source: str | None = None
+    reported_cifar10_test_error_percent: str | None = None
+    reported_params_millions: float | None = None
+    dataset: str | None = None
+    num_images: int | None = None
+    seed: int | None = None
+    epochs: int | None = None
+    supernet_accuracy: float | None = None  # fraction of the upper half, in [0, 1]
+    date: str | None = None  # ISO 8601
+    versions: dict[str, str] | None = None
+
+
+class _Cell(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    edges: tuple[Edge, ...]
+    concat: tuple[int, ...]
+
+
+class GenotypeFile(BaseModel):
+    """The content of a genotype file: the cells and where they come from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format_version: Literal[1]
+    normal: _Cell
+    reduce: _Cell
+    provenance: Provenance = Provenance()
+
+    @model_validator(mode="after")
+    def _check_cells(self) -> Self:
+        for name in ("normal", "reduce"):
+            cell: _Cell = getattr(self, name)
+            _check_cell(f"{name}.edges", cell.edges, cell.concat, f"{name}.concat")
+        return self
+
+    def cells(self) -> dict[str, Any]:
+        """The arguments of `Genotype`."""
+        return {
+            "normal": self.normal.edges,
+            "normal_concat": self.normal.concat,
+            "reduce": self.reduce.edges,
+            "reduce_concat": self.reduce.concat,
+        }
+
+    @classmethod
+    def load(cls, path_or_name: str | os.PathLike) -> Self:
+        """See `Genotype.load`."""
+        path = find(path_or_name)
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise InputError(f"genotype {path}: cannot be read ({error.strerror}).") from None
+        if len(data) > MAX_FILE_BYTES:
+            raise InputError(f"genotype {path}: larger than {MAX_FILE_BYTES >> 20} MiB, so it is not a genotype file.")
+        try:
+            content = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"genotype {path}: not JSON ({error}).") from None
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if type(version) is int and version > FORMAT_VERSION:
+            raise InputError(
+                f"genotype {path}: format_version is {version}, this nas reads {FORMAT_VERSION}: install a newer nas."
+            )
+        try:
+            # From JSON, as strict validation would otherwise want tuples where JSON has lists.
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            raise InputError(f"genotype {path}: {_first_problem(error)}") from None
+
+
+def find(path_or_name: str | os.PathLike) -> Path:
+    """The genotype file that a path or a name stands for.
+
+    Raises:
+        InputError: there is none; the known names are listed.
+    """
+    path = Path(path_or_name)
+    candidates = [path]
+    if path.name == str(path_or_name) and path.suffix != ".json":
+        candidates += [Path("genotypes", f"{path}.json"), SHIPPED / f"{path}.json"]
+    try:
+        for candidate in candidates:
+            if candidate.is_file():
+                return candidate
+        if path.exists():
+            raise InputError(f"genotype {path}: not a regular file.")
+    except OSError as error:  # such as a name too long for the file system
+        raise InputError(f"genotype {str(path)[:60]}…: cannot be read ({error.strerror}).") from None
+    raise InputError(f"genotype {path}: no such file, and no such name; known names: {', '.join(known_names())}.")
+
+
+def known_names() -> list[str]:
+    """The names that `Genotype.load` accepts, sorted."""
+    return sorted({path.stem for folder in (Path("genotypes"), SHIPPED) for path in folder.glob("*.json")})
+
+
+def _derive_cell(name: str, alphas: list[list[float]]) -> tuple[tuple[str, int], ...]:
+    num_nodes = next((n for n in range(1, MAX_NODES + 1) if len(edges(n)) == len(alphas)), None)
+    if num_nodes is None or any(len(row) != len(PRIMITIVES) for row in alphas):
+        shape = (len(alphas), *sorted({len(row) for row in alphas}))
+        raise ValueError(f"alphas of the {name} cell: shape {shape}, but a cell of n nodes has (n * (n + 3) / 2, 8).")
+    if not all(math.isfinite(alpha) for row in alphas for alpha in row):
+        raise ValueError(f"alphas of the {name} cell: not all finite.")
+    weights = dict(zip(edges(num_nodes), map(_softmax, alphas), strict=True))
+    genes: list[tuple[str, int]] = []
+    for node in range(NUM_INPUTS, NUM_INPUTS + num_nodes):
+        # none is column 0
+        strongest = {source: max(weights[source, node][1:]) for source in range(node)}
+        kept = sorted(strongest, key=lambda source: -strongest[source])[:EDGES_PER_NODE]
+        for source in kept:
+            genes.append((PRIMITIVES[weights[source, node].index(strongest[source], 1)], source))
+    return tuple(genes)
+
+
+def _softmax(row: list[float]) -> list[float]:
+    exponentials = [math.exp(alpha - max(row)) for alpha in row]
+    return [exponential / sum(exponentials) for exponential in exponentials]
+
+
+def _check_cell(field: str, genes: Sequence[tuple], concat: Sequence[int], concat_field: str = "") -> None:
+    concat_field = concat_field or f"{field}_concat"
+    num_nodes, remainder = divmod(len(genes), EDGES_PER_NODE)
+    if remainder or not 1 <= num_nodes <= MAX_NODES:
+        raise ValueError(
+            f"{field}: {len(genes)} edges, but a cell has two a node, and 1 to {MAX_NODES} nodes, so an even number."
+        )
+    for index, (primitive, source) in enumerate(genes):
+        node = index // EDGES_PER_NODE + NUM_INPUTS
+        if source >= node:
+            raise ValueError(
+                f"{field}[{index}]: {primitive} comes from state {source}, but node {node} takes only earlier states."
+            )
+    last = NUM_INPUTS + num_nodes - 1
+    if not concat or list(concat) != sorted(set(concat)) or concat[0] < NUM_INPUTS or concat[-1] > last:
+        raise ValueError(f"{concat_field}: {list(concat)}, but it must be some of the nodes {NUM_INPUTS} to {last}, rising.")
+
+
+def _first_problem(error: ValidationError) -> str:
+    """One sentence on the first thing that is wrong: the field, what it holds, what it may hold."""
+    problem = error.errors(include_url=False)[0]
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
+    match problem["type"]:
+        case "value_error":
+            return ": ".join(filter(None, (field, str(problem["ctx"]["error"]))))
+        case "missing":
+            return f"{field}: missing."
+        case "extra_forbidden":
+            return f"{field}: unknown field."
+        case _:
+            return f"{field or 'content'}: {problem['msg']}, got {problem['input']!r:.40}."
+
+
+_NUMBER = r"[0-9]{1,4}"
+_RANGE = rf"range\(\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\)"
+_PAIR = re.compile(rf"""[\[(]\s*(?:'(\w{{1,40}})'|"(\w{{1,40}})")\s*,\s*({_NUMBER})\s*[\])]""")
+_HEAD = re.compile(r"\s*(?:\w+\s*=\s*)?Genotype\s*\(")
+_FIELD = re.compile(r"\s*(normal|normal_concat|reduce|reduce_concat)\s*=\s*")
+_GAP = re.compile(r"\s*(,?)\s*")
+
+
+def _parse_text(text: str) -> dict[str, Any]:
+    """The fields of a genotype text, by a scanner for this one form: a parser for Python would let more in."""
+    if len(text) > MAX_FILE_BYTES:
+        raise InputError("genotype text: longer than 1 MiB.")
+    position = 0
+
+    def take(pattern: str | re.Pattern) -> re.Match | None:
+        nonlocal position
+        match = re.compile(pattern).match(text, position)
+        position = match.end() if match else position
+        return match
+
+    def take_items(pattern: str | re.Pattern) -> list[re.Match]:
+        closing = {"[": r"\]", "(": r"\)"}[must(r"\s*([\[(])\s*", "'['")[1]]
+        items = []
+        while not take(rf"\s*{closing}"):
+            items.append(must(pattern, "an item of the list"))
+            if not must(_GAP, "")[1]:
+                must(closing, "',' or the end of the list")
+                break
+        return items
+
+    def must(pattern: str | re.Pattern, wanted: str) -> re.Match:
+        match = take(pattern)
+        if match is None:
+            raise InputError(f"genotype text, character {position}: expected {wanted}, found {text[position:][:20]!r}.")
+        return match
+
+    must(_HEAD, "'Genotype('")
+    fields: dict[str, Any] = {}
+    while not take(r"\s*\)\s*\Z"):
+        name = must(_FIELD, "normal=, normal_concat=, reduce= or reduce_concat=")[1]
+        if name in fields:
+            raise InputError(f"genotype text: {name} is given twice.")
+        if not name.endswith("_concat"):
+            fields[name] = tuple((pair[1] or pair[2], int(pair[3])) for pair in take_items(_PAIR))
+        elif span := take(_RANGE) or take(rf"list\(\s*{_RANGE}\s*\)"):
+            fields[name] = tuple(range(int(span[1]), int(span[2])))
+        else:
+            fields[name] = tuple(int(number[0]) for number in take_items(_NUMBER))
+        if not must(_GAP, "")[1]:
+            must(r"\)\s*\Z", "',' or ')' and the end of the text")
+            break
+    return fields

@@ -1,0 +1,105 @@
+"""The modules behind the primitives (Liu, Simonyan, Yang, "DARTS", ICLR 2019, section 3.1).
+
+All take and return images of shape (batch, channels, height, width); with stride 2 height and width are halved, rounded
+up. In the supernet batch norms have no affine parameters; in the final network they do.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ReLUConvBN(nn.Module):
+    """ReLU, convolution, batch norm."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, affine: bool = True):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(F.relu(x)))
+
+
+class FactorizedReduce(nn.Module):
+    """A skip connection of stride 2: two strided 1x1 convolutions, the second on the image shifted by one pixel."""
+
+    def __init__(self, in_channels: int, out_channels: int, affine: bool = True):
+        super().__init__()
+        self.conv_1 = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
+        self.conv_2 = nn.Conv2d(in_channels, out_channels - out_channels // 2, 1, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        return self.norm(torch.cat([self.conv_1(x), self.conv_2(shift(x))], dim=1))
+
+
+def shift(x: Tensor) -> Tensor:
+    """The image from its second row and column on, so that a strided 1x1 convolution sees the pixels in between.
+
+    An odd size gets a row and a column of zeros at its end: both halves of a factorised reduction are then equal in size.
+    """
+    height, width = x.shape[2:]
+    if height % 2 or width % 2:
+        x = F.pad(x, (0, width % 2, 0, height % 2))
+    return x[:, :, 1:, 1:]
+
+
+class SepConv(nn.Module):
+    """(ReLU, depthwise, pointwise, batch norm) twice; the first depthwise convolution has the stride."""
+
+    def __init__(self, channels: int, kernel: int, stride: int, affine: bool = True):
+        super().__init__()
+        self.first = DilConv(channels, kernel, stride, dilation=1, affine=affine)
+        self.second = DilConv(channels, kernel, 1, dilation=1, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+class DilConv(nn.Module):
+    """ReLU, dilated depthwise convolution, pointwise convolution, batch norm."""
+
+    def __init__(self, channels: int, kernel: int, stride: int, dilation: int = 2, affine: bool = True):
+        super().__init__()
+        padding = dilation * (kernel // 2)
+        self.depthwise = nn.Conv2d(
+            channels, channels, kernel, stride, padding, dilation=dilation, groups=channels, bias=False
+        )
+        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+        self.norm = nn.BatchNorm2d(channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.pointwise(self.depthwise(F.relu(x))))
+
+
+class Conv7x1_1x7(nn.Module):
+    """ReLU, 1x7 and 7x1 convolution, batch norm (AmoebaNet's cells)."""
+
+    def __init__(self, channels: int, stride: int, affine: bool = True):
+        super().__init__()
+        self.conv_1 = nn.Conv2d(channels, channels, (1, 7), stride=(1, stride), padding=(0, 3), bias=False)
+        self.conv_2 = nn.Conv2d(channels, channels, (7, 1), stride=(stride, 1), padding=(3, 0), bias=False)
+        self.norm = nn.BatchNorm2d(channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv_2(self.conv_1(F.relu(x))))
+
+
+def make_operation(primitive: str, channels: int, stride: int) -> nn.Module:
+    """The operation on one edge of a final network, `channels` in and out."""
+    match primitive:
+        case "max_pool_3x3":
+            return nn.MaxPool2d(3, stride, padding=1)
+        case "avg_pool_3x3":
+            return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
+        case "skip_connect":
+            return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels)
+        case "sep_conv_3x3" | "sep_conv_5x5" | "sep_conv_7x7":
+            return SepConv(channels, int(primitive[-1]), stride)
+        case "dil_conv_3x3" | "dil_conv_5x5":
+            return DilConv(channels, int(primitive[-1]), stride)
+        case "conv_7x1_1x7":
+            return Conv7x1_1x7(channels, stride)
+    raise AssertionError(primitive)

@@ -1,0 +1,3 @@
+"""The version of this package, in genotypes and configs of runs."""
+
+VERSION = "0.1.0"
