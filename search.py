@@ -1,6 +1,7 @@
 """Search a cell: the weights and the alphas of a supernet learn in turn (DARTS, ICLR 2019, algorithm 1)."""
 
 import dataclasses
+import functools
 import sys
 import time
 from datetime import datetime
@@ -83,7 +84,7 @@ def search(config: SearchConfig) -> None:
                 validate_data, validate_target = upper_images.batch(lower.batch_size, seed, "upper", step)
 
                 # Upper level: w′ by a virtual step of the weights' optimizer, and there the alphas' hypergradient.
-                auxiliary.update_params([weight.detach().requires_grad_() for weight in weights])
+                auxiliary.update_params([weight.detach().requires_grad_() for weight in weights])  # pyrefly: ignore
                 if upper.hypergradient == "onestage":
                     virtual_optimizer = higher.get_diff_optim(
                         weight_optimizer, weights, fmodel=auxiliary, track_higher_grads=False
@@ -93,7 +94,8 @@ def search(config: SearchConfig) -> None:
                 upper_loss = hypergradient.compute_gradients(
                     validate_data, validate_target, auxiliary, train_data, train_target
                 )
-                upper_norm = torch.nn.utils.get_total_norm([alpha.grad for alpha in alphas.parameters()])
+                alpha_gradients = [alpha.grad for alpha in alphas.parameters() if alpha.grad is not None]
+                upper_norm = torch.nn.utils.get_total_norm(alpha_gradients)
                 alpha_optimizer.step()
 
                 # Lower level: the weights, at the new alphas.
@@ -124,9 +126,8 @@ def search(config: SearchConfig) -> None:
             with torch.no_grad():
                 edge_weights = alphas()
             supernet.eval()
-            upper_loss_mean, upper_accuracy = evaluate(
-                lambda batch: supernet(batch, edge_weights), upper_images, 2 * lower.batch_size
-            )
+            predict = functools.partial(supernet, edge_weights=edge_weights)
+            upper_loss_mean, upper_accuracy = evaluate(predict, upper_images, 2 * lower.batch_size)
             supernet.train()
             lower_loss_mean, lower_accuracy = (sums / len(lower_images.split.targets)).tolist()
             genotype = Genotype.derive(alphas)
@@ -184,7 +185,9 @@ def load_images(config: SearchConfig, device: torch.device) -> tuple[Images, Ima
             "alphas, but each level needs two at least."
         )
     images = prepare(train, data.dataset, device)
-    lower_images, upper_images = (images._replace(split=images.split.select(half.to(device))) for half in (lower_half, upper_half))
+    lower_images, upper_images = (
+        images._replace(split=images.split.select(half.to(device))) for half in (lower_half, upper_half)
+    )
     return images, lower_images, upper_images
 
 

@@ -1,6 +1,7 @@
 """Train the network of a genotype from scratch, and report its test accuracy (DARTS, ICLR 2019, appendix A.2.1)."""
 
 import dataclasses
+import shlex
 import sys
 import time
 from datetime import datetime
@@ -9,9 +10,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from nas import datasets
+from nas import datasets, draw
 from nas.checkpoint import load_weights, save_weights
-from nas.config import Data, FinalConfig, data_flags, run_script, validate
+from nas.config import Data, FinalConfig, TrainedOn, run_script, validate
 from nas.errors import InputError
 from nas.final_network import FinalNetwork
 from nas.genotype import Genotype, GenotypeFile, find
@@ -49,15 +50,18 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
         network_config.num_cells,
         num_classes,
         auxiliary=network_config.auxiliary_weight > 0,
-    ).to(device, memory_format=torch.channels_last)
+    ).to(device)
+    network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         network.parameters(), training.lr, training.momentum, weight_decay=training.weight_decay
     )
 
-    # What is needed to rebuild the network, and to read its images as they were read here.
-    dataset = {"classes": images.split.classes, "in_channels": in_channels, "image_size": image_size,
-               "mean": images.mean.tolist(), "std": images.std.tolist()}  # fmt: skip
-    run = RunFolder(Path(config.run.run_dir, name), {"config": dataclasses.asdict(config), "dataset": dataset})
+    trained_on = TrainedOn(
+        images.split.classes, in_channels, image_size, tuple(images.mean.tolist()), tuple(images.std.tolist())
+    )
+    test_images = load_test_images(data, trained_on, device)
+    description = {"config": dataclasses.asdict(config), "trained_on": dataclasses.asdict(trained_on)}
+    run = RunFolder(Path(config.run.run_dir, name), description)
     genotype.save(run.path / "genotype.json", file.provenance)
     drawn = genotype.draw(run.path / "cells")
     size = network_size(
@@ -116,14 +120,17 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
             run.record(epoch + 1, step + 1, scalars | {"speed/epoch_s": epoch_s})
             run.log(f"{line}; {duration(epoch_s)}")
 
-    save_weights(run.path / "weights.safetensors", network.state_dict())
-    # The test set is read here for the first time, and once: no epoch was chosen by it.
-    test_images = load_test_images(data, images.split.classes, images.mean, images.std)
+    save_weights(run.path / "weights.safetensors", network)
+    # The test set serves here for the first time, and once: no epoch was chosen by it.
     test_loss, test_accuracy = accuracy_of(network, test_images, training.batch_size)
-    run.record(training.epochs, training.epochs * steps_an_epoch, {"test/loss": test_loss, "test/accuracy": test_accuracy})
-    pictures = "cells/, " if drawn else "cells/ (.gv only: no Graphviz), "
-    run.log(f"written in {run.path}: weights.safetensors, genotype.json, config.json, {pictures}metrics.jsonl, tensorboard/, log.txt")
-    run.log(f"measure it again: python train_final.py --evaluate {run.path}{data_flags(data)}")
+    run.record(
+        training.epochs, training.epochs * steps_an_epoch, {"test/loss": test_loss, "test/accuracy": test_accuracy}
+    )
+    run.log(f"written in {run.path}: weights.safetensors, genotype.json, config.json, cells/, metrics.jsonl, log.txt")
+    if not drawn:
+        run.log(draw.HOW_TO_GET_PICTURES)
+    moved = "" if data.data_dir == Data.data_dir else f" --data-dir {shlex.quote(data.data_dir)}"
+    run.log(f"measure it again: python train_final.py --evaluate {shlex.quote(str(run.path))}{moved}")
     run.log(
         f"test accuracy after epoch {training.epochs}: {test_accuracy:.2%} of {len(test_images.split.targets)} images "
         f"(loss {test_loss:.3f})"
@@ -131,28 +138,69 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
     run.close()
 
 
+def load_images(config: FinalConfig, device: torch.device) -> tuple[Images, Images | None]:
+    """Images to train on, and those held out of the training set, if any."""
+    data, training, seed = config.data, config.training, config.run.seed
+    train = datasets.load(data.dataset, Path(data.data_dir), "train", data.image_size, data.train_limit, seed)
+    image_size = train.images.shape[-1]
+    cutout = image_size // 2 if training.cutout is None else training.cutout
+    if cutout > image_size:
+        raise InputError(f"--cutout {cutout}: larger than the images, which have {image_size} pixels a side.")
+    kept, held_out = datasets.halves(len(train.targets), training.holdout_fraction, seed)
+    if len(kept) < 2:
+        raise InputError(f"--holdout-fraction {training.holdout_fraction}: fewer than two images are left to train on.")
+    images = prepare(train.select(kept), data.dataset, device, cutout)
+    holdout = images._replace(split=train.select(held_out).to(device)) if len(held_out) else None
+    return images, holdout
+
+
+def load_test_images(data: Data, trained_on: TrainedOn, device: torch.device) -> Images:
+    """The test set, prepared as the training images were."""
+    test = datasets.load(data.dataset, Path(data.data_dir), "test", data.image_size)
+    if test.classes != trained_on.classes:
+        other = sorted(set(test.classes) ^ set(trained_on.classes))
+        raise InputError(
+            f"--data-dir {data.data_dir}: training and test images differ in their classes: {', '.join(other[:5])}."
+        )
+    mean, std = (torch.tensor(values, device=device) for values in (trained_on.mean, trained_on.std))
+    return Images(test.to(device), mean, std, flip=False)
+
+
+def accuracy_of(network: FinalNetwork, images: Images, batch_size: int) -> tuple[float, float]:
+    """Loss and accuracy without drop path and auxiliary head, by the batch norms' running statistics."""
+    network.eval()
+    result = evaluate(lambda batch: network(batch)[0], images, 2 * batch_size)
+    network.train()
+    return result
+
+
 def evaluate_run(path: Path, config: FinalConfig) -> None:
     """Rebuild the network of a run folder, and print its test accuracy.
 
-    The images are those of the run's config; --data-dir tells where they lie now.
+    What was trained, and on what, is read from the folder; --data-dir tells where the images lie now.
     """
     device = pick_device(config.run.device)
-    content = read_config(path / "config.json", {"config", "dataset"})
-    trained = validate(FinalConfig, content["config"], path / "config.json")
-    dataset = validate(TrainedOn, content["dataset"], path / "config.json")
-    genotype = Genotype.load(path / "genotype.json")
-    network = FinalNetwork(
-        genotype,
-        dataset.in_channels,
-        trained.network.init_channels,
-        trained.network.num_cells,
-        len(dataset.classes),
-        auxiliary=trained.network.auxiliary_weight > 0,
-    )
+    parts = read_config(path / "config.json", ("config", "trained_on"))
+    trained = validate(FinalConfig, parts[0], path / "config.json")
+    trained_on = validate(TrainedOn, parts[1], path / "config.json")
+    if not len(trained_on.mean) == len(trained_on.std) == trained_on.in_channels or min(trained_on.std) <= 0:
+        raise InputError(f"config {path / 'config.json'}: trained_on: mean and std need one positive value a channel.")
+    with torch.device("meta"):  # the weights come from the file
+        network = FinalNetwork(
+            Genotype.load(path / "genotype.json"),
+            trained_on.in_channels,
+            trained.network.init_channels,
+            trained.network.num_cells,
+            len(trained_on.classes),
+            auxiliary=trained.network.auxiliary_weight > 0,
+        )
     load_weights(path / "weights.safetensors", network)
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)
     data = dataclasses.replace(trained.data, data_dir=config.data.data_dir)
-    mean, std = (torch.tensor(values, device=device) for values in (dataset.mean, dataset.std))
-    images = load_test_images(data, dataset.classes, mean, std)
-    loss, accuracy = accuracy_of(network, images, trained.training.batch_size)
-    print(f"{path}: test accuracy {accuracy:.2%} of {len(images.split.targets)} images (loss {loss:.3f})")
+    test_images = load_test_images(data, trained_on, device)
+    loss, accuracy = accuracy_of(network, test_images, trained.training.batch_size)
+    print(f"{path}: test accuracy {accuracy:.2%} of {len(test_images.split.targets)} images (loss {loss:.3f})")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, FinalConfig))

@@ -1,14 +1,16 @@
 """The supernet in its textbook form, written to be read: one module an edge and primitive, nothing shared, NCHW.
 
-It shares no code with `nas.supernet`, so that either can be checked against the other: `copy_weights` gives the textbook
-form the weights of a `nas.Supernet`, and both then compute the same logits and gradients (tests/test_supernet.py).
+It shares no code with `nas.supernet`, so that either can be checked against the other: `copy_weights` gives the
+textbook form the weights of a `nas.Supernet`, and both then compute the same logits and gradients
+(tests/test_supernet.py).
 Source: Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", ICLR 2019.
 """
 
 import torch
 from torch import Tensor, nn
 
-PRIMITIVES = ["none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"]  # fmt: skip
+PRIMITIVES = ["none", "max_pool_3x3", "avg_pool_3x3", "skip_connect"]
+PRIMITIVES += ["sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"]
 
 
 def conv(c_in: int, c_out: int, kernel: int, **geometry) -> nn.Conv2d:
@@ -74,7 +76,10 @@ class MixedOperation(nn.Module):
         self.operations = nn.ModuleList(operation(primitive, c, stride) for primitive in PRIMITIVES)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        return sum(weight * op(x) for weight, op in zip(weights, self.operations, strict=True))
+        out = torch.zeros(())
+        for weight, op in zip(weights, self.operations, strict=True):
+            out = out + weight * op(x)
+        return out
 
 
 class Cell(nn.Module):
@@ -149,6 +154,7 @@ def copy_weights(supernet: nn.Module, textbook: TextbookSupernet) -> None:
         for name, parameter in getattr(textbook, part).named_parameters():
             parameter.copy_(source.pop(f"{part}.{name}"))
     for index, cell in enumerate(textbook.cells):
+        assert isinstance(cell, Cell)
         for side in ("preprocess_0", "preprocess_1"):
             preprocess = getattr(cell, side)
             for name, parameter in preprocess.named_parameters():

@@ -18,8 +18,8 @@ def augment(
             (DeVries and Taylor, 2017); 0 for none.
 
     Returns:
-        (batch, channels, size, size), float32, channels last in memory. A crop is shifted by up to an eighth of the size
-        (4 of 32 pixels) to each side, and what it adds is black.
+        (batch, channels, size, size), float32, channels last in memory. A crop is shifted by up to an eighth of the
+        size (4 of 32 pixels) to each side, and what it adds is black.
     """
     batch, _, size, _ = images.shape
     device = images.device

@@ -17,7 +17,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from nas.errors import InputError
 
-Count = Annotated[int, Field(ge=1)]
+Channels = Annotated[int, Field(ge=1, le=1024)]
+Cells = Annotated[int, Field(ge=1, le=200)]
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
+BatchSize = Annotated[int, Field(ge=2, le=100_000)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -73,9 +76,9 @@ class SupernetSize:
 
     __pydantic_config__ = _STRICT
 
-    init_channels: Count = 16
+    init_channels: Channels = 16
     """Channels of the first cell (DARTS, appendix A.1.1)."""
-    num_cells: Count = 8
+    num_cells: Cells = 8
     """Cells, two of which reduce (DARTS, appendix A.1.1)."""
     num_nodes: Annotated[int, Field(ge=1, le=8)] = 4
     """Nodes a cell (DARTS, appendix A.1.1)."""
@@ -87,9 +90,9 @@ class LowerLevel:
 
     __pydantic_config__ = _STRICT
 
-    epochs: Count = 50
+    epochs: Epochs = 50
     """Passes over the images of the lower level (DARTS, appendix A.1.1)."""
-    batch_size: Count = 64
+    batch_size: BatchSize = 64
     """Images a batch, at either level (DARTS, appendix A.1.1)."""
     lower_lr: Positive = 0.025
     """Learning rate at the start; it falls along a cosine over the epochs (DARTS, appendix A.1.1)."""
@@ -114,7 +117,7 @@ class UpperLevel:
     alpha_weight_decay: NotNegative = 1e-3
     """Weight decay (DARTS, appendix A.1.1)."""
     upper_fraction: BetweenZeroAndOne = 0.5
-    """Share of the training images that the alphas learn from; the weights learn from the others (DARTS, section 3.1)."""
+    """Share of the training images that the alphas learn from, not the weights (DARTS, section 3.1)."""
     hypergradient: Literal["onestage", "first-order"] = "onestage"
     """onestage: DARTS, equation 7, by finite differences. first-order: the same for a virtual step of 0, quicker."""
     r: Positive = 0.01
@@ -147,14 +150,14 @@ class Network:
     """The cell: a genotype file, or a name such as DARTS_V2."""
     evaluate: Annotated[str | None, _optional("RUN_DIR", "none")] = None
     """Instead of training: the run folder of a trained network, whose test accuracy is measured again."""
-    init_channels: Count = 36
+    init_channels: Channels = 36
     """Channels of the first cell (DARTS, appendix A.2.1)."""
-    num_cells: Count = 20
+    num_cells: Cells = 20
     """Cells, two of which reduce (DARTS, appendix A.2.1)."""
     auxiliary_weight: NotNegative = 0.4
     """Weight of the auxiliary head's loss (DARTS, appendix A.2.1); 0 for no head."""
     drop_path: BelowOne = 0.2
-    """Probability of dropping an operation, reached linearly at the last epoch (DARTS, appendix A.2.1; others use 0.3)."""
+    """Probability of dropping an operation, reached linearly over the epochs (DARTS, appendix A.2.1; others: 0.3)."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +166,9 @@ class Training:
 
     __pydantic_config__ = _STRICT
 
-    epochs: Count = 600
+    epochs: Epochs = 600
     """Passes over the training images (DARTS, appendix A.2.1)."""
-    batch_size: Count = 96
+    batch_size: BatchSize = 96
     """Images a batch (DARTS, appendix A.2.1)."""
     lr: Positive = 0.025
     """Learning rate at the start; it falls to 0 along a cosine over the epochs (DARTS, appendix A.2.1)."""
@@ -196,7 +199,20 @@ class FinalConfig:
     run: Run = field(default_factory=Run)
 
 
-Config = TypeVar("Config", SearchConfig, FinalConfig)
+@dataclass(frozen=True)
+class TrainedOn:
+    """The images that a final network was trained on, as far as it takes to classify others."""
+
+    __pydantic_config__ = _STRICT
+
+    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=10_000)]
+    in_channels: Annotated[int, Field(ge=1, le=3)]
+    image_size: Annotated[int, Field(ge=8, le=1024)]
+    mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
+    std: Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
+
+
+Config = TypeVar("Config", SearchConfig, FinalConfig, TrainedOn)
 
 
 def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
@@ -217,18 +233,22 @@ def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
     return validate(kind, dataclasses.asdict(config))
 
 
-def validate(kind: type[Config], content: Any) -> Config:
-    """The config in a nested dictionary, such as one read from a file.
+def validate(kind: type[Config], content: Any, path: Path | None = None) -> Config:
+    """The config in a nested dictionary.
+
+    Args:
+        path: of the file that it comes from; none for the command line.
 
     Raises:
-        InputError: a field is missing, unknown, of the wrong type or out of range; it names the flag.
+        InputError: a field is missing, unknown, of the wrong type or out of range; it names flag, or file and field.
     """
     try:
         config = TypeAdapter(kind).validate_json(json.dumps(content))
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        name = next((part for part in reversed(problem["loc"]) if str(part).isidentifier()), "config")
-        raise InputError(f"{_flag(str(name))}: {_requirement(problem)}, got {problem['input']!r:.60}.") from None
+        field = ".".join(str(part) for part in problem["loc"])
+        where = f"config {path}: {field}" if path else _flag(field.rpartition(".")[2])
+        raise InputError(f"{where}: {_requirement(problem)}, got {problem['input']!r:.60}.") from None
     if isinstance(config, SearchConfig) and config.lower.lower_lr_min > config.lower.lower_lr:
         raise InputError(
             f"--lower-lr-min: must be at most --lower-lr, {config.lower.lower_lr}, got {config.lower.lower_lr_min}."

@@ -51,9 +51,7 @@ class Split(NamedTuple):
         return Split(self.images.to(device), self.targets.to(device), self.classes)
 
 
-def load(
-    name: str, data_dir: Path, part: str, image_size: int = 32, limit: int | None = None, seed: int = 0
-) -> Split:
+def load(name: str, data_dir: Path, part: str, image_size: int = 32, limit: int | None = None, seed: int = 0) -> Split:
     """Read the training or the test images of a data set; the other part is not read.
 
     Args:
@@ -96,8 +94,8 @@ def num_batches(num_images: int, batch_size: int) -> int:
 def batch(num_images: int, batch_size: int, seed: int, purpose: str, step: int) -> Tensor:
     """The indices of one batch of an endless series: pass after pass over all images, each pass shuffled anew.
 
-    Each image occurs once a pass. The batches of a pass differ in size by one at the most, so that no batch is too small
-    for a batch norm.
+    Each image occurs once a pass. The batches of a pass differ in size by one at the most, so that none is too small for
+    a batch norm.
 
     Args:
         step: counted from the start of the series, over all passes.
@@ -122,13 +120,12 @@ def _draw(num_images: int, limit: int | None, seed: int) -> Tensor:
 def _load_digits(part: str) -> Split:
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    # 0 to 16 in the source
-    images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
-    targets = torch.from_numpy(digits.target).long()
+    pixels, labels = load_digits(return_X_y=True)  # (1797, 64), from 0 to 16
+    images = torch.from_numpy(np.asarray(pixels) * (255 / 16)).round().to(torch.uint8).view(-1, 1, 8, 8)
+    targets = torch.from_numpy(np.asarray(labels)).long()
     tested = torch.arange(len(targets)) % 5 == 0
     chosen = tested if part == "test" else ~tested
-    return Split(images[chosen], targets[chosen], tuple(str(digit) for digit in digits.target_names))
+    return Split(images[chosen], targets[chosen], tuple("0123456789"))
 
 
 def _load_torchvision(name: str, data_dir: Path, part: str) -> Split:
@@ -191,7 +188,9 @@ def _load_folder(data_dir: Path, part: str, image_size: int, limit: int | None, 
         raise InputError(f"--data-dir {data_dir}: there is no folder {root}; images are expected as {layout}.")
     classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
     if len(classes) < 2:
-        raise InputError(f"--data-dir {data_dir}: {root} holds {len(classes)} folders, but two classes at least are needed: {layout}.")
+        raise InputError(
+            f"--data-dir {data_dir}: {root} holds {len(classes)} class folders, but two at least are needed: {layout}."
+        )
     files: list[tuple[Path, int]] = []
     for target, name in enumerate(classes):
         images = sorted(path for path in (root / name).iterdir() if path.is_file() and not path.name.startswith("."))

@@ -32,9 +32,7 @@ class FinalNetwork(nn.Module):
     ):
         super().__init__()
         channels = 3 * init_channels
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
         before, previous, channels = channels, channels, init_channels
         self.cells = nn.ModuleList()
         self.auxiliary_head = None
@@ -111,7 +109,7 @@ class FinalCell(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """Classifier on 8 × 8 features (of 32 × 32 images), brought to 2 × 2 by pooling; other sizes are pooled adaptively."""
+    """Classifier on 8 × 8 features (of 32 × 32 images), pooled to 2 × 2; other sizes are pooled adaptively."""
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__()

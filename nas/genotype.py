@@ -1,6 +1,5 @@
 """Genotype: a pair of discrete cells, derived from alphas, exchanged as JSON or as the text of the DARTS papers."""
 
-import json
 import math
 import os
 import re
@@ -10,13 +9,13 @@ from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from nas import draw
+from nas import draw, files
 from nas.errors import InputError
 from nas.search_space import DERIVED_PRIMITIVES, EDGES_PER_NODE, NUM_INPUTS, PRIMITIVES, edges
 
 FORMAT_VERSION = 1
-MAX_FILE_BYTES = 1 << 20  # a file of two cells takes about 2 KB
 MAX_NODES = 32
+MAX_TEXT = 100_000
 
 # In a checkout the published cells lie beside the package; an installed package carries them inside.
 SHIPPED = next(
@@ -113,14 +112,7 @@ class Genotype(BaseModel):
             "reduce": {"edges": self.reduce, "concat": self.reduce_concat},
             "provenance": (provenance or Provenance()).model_dump(exclude_none=True),
         }
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        # One edge a line: [\n "skip_connect",\n 0\n] reads badly.
-        text = re.sub(r"\[[^\[\]{}]*\]", lambda innermost: " ".join(innermost[0].split()), text)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(text + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        files.write_json(Path(path), content)
 
     @classmethod
     def from_text(cls, text: str) -> Self:
@@ -214,24 +206,8 @@ class GenotypeFile(BaseModel):
     def load(cls, path_or_name: str | os.PathLike) -> Self:
         """See `Genotype.load`."""
         path = find(path_or_name)
+        data = files.read_json(path, "genotype", FORMAT_VERSION)
         try:
-            with path.open("rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise InputError(f"genotype {path}: cannot be read ({error.strerror}).") from None
-        if len(data) > MAX_FILE_BYTES:
-            raise InputError(f"genotype {path}: larger than {MAX_FILE_BYTES >> 20} MiB, so it is not a genotype file.")
-        try:
-            content = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"genotype {path}: not JSON ({error}).") from None
-        version = content.get("format_version") if isinstance(content, dict) else None
-        if type(version) is int and version > FORMAT_VERSION:
-            raise InputError(
-                f"genotype {path}: format_version is {version}, this nas reads {FORMAT_VERSION}: install a newer nas."
-            )
-        try:
-            # From JSON, as strict validation would otherwise want tuples where JSON has lists.
             return cls.model_validate_json(data)
         except ValidationError as error:
             raise InputError(f"genotype {path}: {_first_problem(error)}") from None
@@ -301,7 +277,9 @@ def _check_cell(field: str, genes: Sequence[tuple], concat: Sequence[int], conca
             )
     last = NUM_INPUTS + num_nodes - 1
     if not concat or list(concat) != sorted(set(concat)) or concat[0] < NUM_INPUTS or concat[-1] > last:
-        raise ValueError(f"{concat_field}: {list(concat)}, but it must be some of the nodes {NUM_INPUTS} to {last}, rising.")
+        raise ValueError(
+            f"{concat_field}: {list(concat)}, but it must be some of the nodes {NUM_INPUTS} to {last}, rising."
+        )
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -329,8 +307,8 @@ _GAP = re.compile(r"\s*(,?)\s*")
 
 def _parse_text(text: str) -> dict[str, Any]:
     """The fields of a genotype text, by a scanner for this one form: a parser for Python would let more in."""
-    if len(text) > MAX_FILE_BYTES:
-        raise InputError("genotype text: longer than 1 MiB.")
+    if len(text) > MAX_TEXT:
+        raise InputError(f"genotype text: longer than {MAX_TEXT:,} characters.")
     position = 0
 
     def take(pattern: str | re.Pattern) -> re.Match | None:

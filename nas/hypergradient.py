@@ -76,8 +76,8 @@ class Onestage(FirstOrder):
         ∇_α L_upper(w′, α) − ξ · (∇_α L_lower(w⁺, α) − ∇_α L_lower(w⁻, α)) / (2 ε)
         w± = w ± ε v,   v = ∇_w′ L_upper(w′, α),   ε = r / ‖v‖₂
 
-    Source: DARTS (ICLR 2019), equations 7 and 8. It takes four passes forward and three backward to α (one of them to w′
-    as well), no second derivative and no matrix-vector product.
+    Source: DARTS (ICLR 2019), equations 7 and 8. It takes three passes forward and backward, one of them
+    to w′ and α and two to α alone; no second derivative and no matrix-vector product.
 
     Args:
         upper_objective: from a `State` to a scalar loss; its lower model is the auxiliary model.
@@ -99,8 +99,8 @@ class Onestage(FirstOrder):
     ) -> Tensor:
         """Add the hypergradient to the `.grad` of the upper model's parameters.
 
-        Whether it returns or raises, parameters, buffers and gradients of the lower model are bit for bit what they were,
-        and if it raises, so are the upper model's gradients. Random layers draw the same numbers at w⁺ and w⁻. A
+        Whether it returns or raises, parameters, buffers and gradients of the lower model are bit for bit what they
+        were, and if it raises, so are the upper model's gradients. Random layers draw the same numbers at w⁺ and w⁻. A
         parameter that an objective does not use has the gradient 0 there.
 
         Args:
@@ -179,7 +179,8 @@ def _trained(upper_model: nn.Module) -> list[nn.Parameter]:
 def _check_auxiliary_model(auxiliary_model: _MonkeyPatchBase, lower_model: nn.Module) -> None:
     if not isinstance(auxiliary_model, _MonkeyPatchBase):
         raise ValueError(
-            f"the auxiliary model is a {type(auxiliary_model).__name__}, not the lower model wrapped by higher.monkeypatch."
+            f"the auxiliary model is a {type(auxiliary_model).__name__}, "
+            "not the lower model wrapped by higher.monkeypatch."
         )
     if auxiliary_model.track_higher_grads or any(w.grad_fn is not None for w in auxiliary_model.parameters()):
         raise ValueError(

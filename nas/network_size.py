@@ -38,6 +38,7 @@ def network_size(
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(image)
     weights = sum(parameter.numel() for parameter in network.parameters())
+    assert network.auxiliary_head is not None
     head = sum(parameter.numel() for parameter in network.auxiliary_head.parameters())
     # The counter has two operations a multiply-add.
     return NetworkSize(weights - head, weights, counter.get_total_flops() // 2)

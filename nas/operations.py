@@ -38,7 +38,7 @@ class FactorizedReduce(nn.Module):
 def shift(x: Tensor) -> Tensor:
     """The image from its second row and column on, so that a strided 1x1 convolution sees the pixels in between.
 
-    An odd size gets a row and a column of zeros at its end: both halves of a factorised reduction are then equal in size.
+    An odd size gets a row and a column of zeros at its end, so that both halves of a factorised reduction are equal.
     """
     height, width = x.shape[2:]
     if height % 2 or width % 2:
@@ -74,7 +74,7 @@ class DilConv(nn.Module):
         return self.norm(self.pointwise(self.depthwise(F.relu(x))))
 
 
-class Conv7x1_1x7(nn.Module):
+class Conv7x1And1x7(nn.Module):
     """ReLU, 1x7 and 7x1 convolution, batch norm (AmoebaNet's cells)."""
 
     def __init__(self, channels: int, stride: int, affine: bool = True):
@@ -101,5 +101,5 @@ def make_operation(primitive: str, channels: int, stride: int) -> nn.Module:
         case "dil_conv_3x3" | "dil_conv_5x5":
             return DilConv(channels, int(primitive[-1]), stride)
         case "conv_7x1_1x7":
-            return Conv7x1_1x7(channels, stride)
+            return Conv7x1And1x7(channels, stride)
     raise AssertionError(primitive)

@@ -1,12 +1,11 @@
-"""One run's folder: config.json, metrics.jsonl, TensorBoard's event files, log.txt, pictures; and its progress on screen."""
+"""The folder of one run: config.json, metrics.jsonl, TensorBoard's event files, log.txt; and its progress on screen."""
 
 import contextlib
 import json
-import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from nas import files
 from nas.errors import InputError
 from nas.version import VERSION
 
+CONFIG_VERSION = 1
 PLAIN_LINE_EVERY_S = 60.0
 
 
@@ -49,7 +50,9 @@ class RunFolder:
         self._log = (path / "log.txt").open("w", encoding="utf-8", buffering=1)
         self._metrics = (path / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
         self._tensorboard = SummaryWriter(str(path / "tensorboard"))
-        write_json(path / "config.json", {"format_version": 1, **config, "environment": environment()})
+        files.write_json(
+            path / "config.json", {"format_version": CONFIG_VERSION, **config, "environment": environment()}
+        )
 
     def log(self, line: str) -> None:
         """Print a line, and keep it in log.txt."""
@@ -75,7 +78,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def progress(self, num_steps: int) -> Iterator[Callable[[], None]]:
-        """Hands out what is to be called after each step: a bar with the time left on a terminal, elsewhere now and then a line."""
+        """Hands out what to call after each step: on a terminal a bar with the time left, elsewhere a line a minute."""
         if self.console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps, time left"), TimeRemainingColumn())
             with Progress(*columns, console=self.console, transient=True) as bar:
@@ -102,17 +105,23 @@ class RunFolder:
         self._log.close()
 
 
+def read_config(path: Path, names: Sequence[str]) -> list[Any]:
+    """The named parts of a run's config.json, as plain data that is still to be validated.
+
+    Raises:
+        InputError: no such file, not JSON, of a newer version, or without one of the parts.
+    """
+    content = json.loads(files.read_json(path, "config", CONFIG_VERSION))
+    missing = [name for name in names if not isinstance(content, dict) or name not in content]
+    if missing:
+        raise InputError(f"config {path}: {missing[0]}: missing.")
+    return [content[name] for name in names]
+
+
 def duration(seconds: float) -> str:
     """Such as 1:02:03 (hours, minutes, seconds)."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, replacing the one at `path` in one step."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 def environment() -> dict[str, Any]:

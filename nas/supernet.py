@@ -60,9 +60,7 @@ class Supernet(nn.Module):
     ):
         super().__init__()
         channels = 3 * init_channels
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
         before, previous, channels = channels, channels, init_channels
         self.cells = nn.ModuleList()
         halved = False

@@ -280,7 +280,9 @@ def test_upper_loss_comes_back_without_a_graph(method):
     problem = image_problem()
     auxiliary = problem.virtual_step()
     loss = problem.call(problem.make(method), auxiliary)
-    assert loss.shape == () and not loss.requires_grad and loss.grad_fn is None
+    assert loss.shape == ()
+    assert not loss.requires_grad
+    assert loss.grad_fn is None
     assert torch.equal(loss, cross_entropy(State(*problem.validate, problem.upper, auxiliary)))
 
 
@@ -321,7 +323,8 @@ def test_gradients_are_tensors_of_their_own(method):
     problem = Problem(upper, lower, lambda state: (upper.first + upper.second).sum(), (0, 0), (0, 0))
     problem.call(problem.make(method), higher.monkeypatch(lower, track_higher_grads=False))
     upper.first.grad.mul_(0.5)
-    assert upper.first.grad.tolist() == [0.5, 0.5, 0.5] and upper.second.grad.tolist() == [1, 1, 1]
+    assert upper.first.grad.tolist() == [0.5, 0.5, 0.5]
+    assert upper.second.grad.tolist() == [1, 1, 1]
 
 
 # What the objectives see
@@ -349,14 +352,17 @@ def test_each_objective_sees_its_batch_and_its_model():
         Recorder(cross_entropy),
     )
     problem.hypergradient(auxiliary=auxiliary, upper_objective=upper_objective, lower_objective=lower_objective)
-    assert len(upper_objective.states) == 1 and len(lower_objective.states) == 2
+    assert len(upper_objective.states) == 1
+    assert len(lower_objective.states) == 2
     for states, batch, lower_model in (
         (upper_objective.states, problem.validate, auxiliary),
         (lower_objective.states, problem.train, problem.lower),
     ):
         for state in states:
-            assert state.data is batch[0] and state.target is batch[1]
-            assert state.upper_model is problem.upper and state.lower_model is lower_model
+            assert state.data is batch[0]
+            assert state.target is batch[1]
+            assert state.upper_model is problem.upper
+            assert state.lower_model is lower_model
 
 
 @pytest.mark.parametrize("r", [1e-2, 0.5])
@@ -382,7 +388,8 @@ def test_both_perturbed_passes_draw_the_same():
     blocks = len(problem.lower.blocks)
     assert len(masks) == 2 * blocks
     for plus, minus in zip(masks[:blocks], masks[blocks:], strict=True):
-        assert torch.equal(plus, minus) and 0 < plus.sum() < plus.numel()
+        assert torch.equal(plus, minus)
+        assert 0 < plus.sum() < plus.numel()
 
     # With masks fixed the loss is smooth in w, so that the difference quotient hardly depends on r.
     terms = []
@@ -406,7 +413,8 @@ def test_random_state_advances_by_one_lower_pass():
     between = torch.get_rng_state()
     cross_entropy(State(*problem.train, problem.upper, problem.lower))
     assert [torch.equal(state, between) for state in recorder.random_states] == [True, True]
-    assert torch.equal(after, torch.get_rng_state()) and not torch.equal(after, between)
+    assert torch.equal(after, torch.get_rng_state())
+    assert not torch.equal(after, between)
 
 
 # What is left untouched
@@ -486,7 +494,8 @@ def test_lower_model_is_bit_for_bit_what_it_was(call, failure, expected, dtype):
         assert objective.count == call
         assert_same(snapshot(problem.upper), upper_before)
     assert_same(snapshot(problem.lower), lower_before)
-    assert problem.lower.training and torch.is_grad_enabled()
+    assert problem.lower.training
+    assert torch.is_grad_enabled()
 
 
 def test_buffers_that_a_forward_pass_rebinds_are_given_back():
@@ -547,7 +556,8 @@ def test_tiny_vector_of_one_float32():
 
     problem = Problem(Vector(), nn.Linear(1, 1, bias=False), objective, (0, 0), (0, 0))
     value = problem.hypergradient(upper_objective=lambda state: 1e-42 * state.lower_model.weight.sum())
-    assert value.isfinite().all() and value.abs().max() <= 1e-42
+    assert value.isfinite().all()
+    assert value.abs().max() <= 1e-42
 
 
 class Parts(nn.Module):
@@ -725,7 +735,7 @@ def test_gradient_of_the_upper_objective_that_is_not_finite():
     problem = quadratic_problem()
     onestage = problem.make(upper_objective=lambda state: (0 * state.lower_model().sum()).sqrt())
     with pytest.raises(
-        FloatingPointError, match="^the gradient of the upper objective with respect to w′ has the norm nan"
+        FloatingPointError, match=r"^the gradient of the upper objective with respect to w′ has the norm nan\.$"
     ):
         problem.call(onestage)
     assert problem.upper.first.grad is None

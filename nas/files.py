@@ -1,0 +1,62 @@
+"""Files read with a limit, and written aside and then swapped in, so that none is ever half there."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nas.errors import InputError
+
+MAX_JSON_BYTES = 1 << 20  # a genotype or a config takes a few KB
+
+
+def read_json(path: Path, what: str, newest_version: int) -> bytes:
+    """The content of a JSON file that may be hostile, still as text, for a strict parser to read.
+
+    Args:
+        what: begins the sentence of an error, such as "genotype".
+        newest_version: the largest `format_version` that can be read.
+
+    Raises:
+        InputError: not a regular file, unreadable, larger than 1 MiB, not JSON, or of a newer version.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{what} {path}: not a regular file.")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{what} {path}: cannot be read ({error.strerror}).") from None
+    if len(data) > MAX_JSON_BYTES:
+        raise InputError(f"{what} {path}: larger than 1 MiB, so it is no {what} file.")
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} {path}: not JSON ({error}).") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if type(version) is int and version > newest_version:
+        raise InputError(
+            f"{what} {path}: format_version is {version}, this nas reads {newest_version}: install a newer nas."
+        )
+    return data
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in one step; lists without lists in them take one line."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    # Inside strings JSON writes a line break as \\n, so that what is taken out here is layout.
+    text = re.sub(r"\[\n[^\[\]{}]*\]", lambda part: re.sub(r"\n *", "", re.sub(r",\n *", ", ", part[0])), text)
+    replace(path, lambda aside: aside.write_text(text + "\n", encoding="utf-8"))
+
+
+def replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a file aside, and put it in the place of the one at `path` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
