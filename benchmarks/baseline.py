@@ -167,6 +167,6 @@ def copy_weights(supernet: nn.Module, textbook: TextbookSupernet) -> None:
                 stacked = source.pop(f"cells.{index}.mixed_operations.{start}.{name}", None)
                 if stacked is not None:
                     for edge, kernels in zip(leaving, stacked, strict=True):
-                        module = edge.operations[PRIMITIVES.index(primitive)].get_submodule(place)
-                        module.weight.copy_(kernels)
+                        index_of_operation = PRIMITIVES.index(primitive)
+                        edge.get_parameter(f"operations.{index_of_operation}.{place}.weight").copy_(kernels)
     assert not source, f"weights without a place in the textbook form: {sorted(source)}"

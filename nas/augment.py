@@ -41,7 +41,7 @@ def augment(
             (pixels >= centre - cutout // 2) & (pixels < centre - cutout // 2 + cutout)
             for centre in (draw(size), draw(size))
         )
-        out = out.masked_fill(hidden_rows[:, None, :, None] & hidden_columns[:, None, None, :], 0.0)
+        out.masked_fill_(hidden_rows[:, None, :, None] & hidden_columns[:, None, None, :], 0.0)
     return out
 
 

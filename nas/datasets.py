@@ -94,8 +94,8 @@ def num_batches(num_images: int, batch_size: int) -> int:
 def batch(num_images: int, batch_size: int, seed: int, purpose: str, step: int) -> Tensor:
     """The indices of one batch of an endless series: pass after pass over all images, each pass shuffled anew.
 
-    Each image occurs once a pass. The batches of a pass differ in size by one at the most, so that none is too small for
-    a batch norm.
+    Each image occurs once a pass. The batches of a pass differ in size by one at the most, so that none is too small
+    for a batch norm.
 
     Args:
         step: counted from the start of the series, over all passes.
@@ -172,7 +172,7 @@ def _download(name: str, data_dir: Path) -> None:
                 elif source.suffix not in (".gz", ".tgz"):
                     source.replace(target)
     except (urllib.error.URLError, RuntimeError, OSError) as error:
-        reason = str(getattr(error, "reason", None) or error).splitlines()[0]
+        reason = " ".join(str(getattr(error, "reason", None) or error).split())[:300]
         raise InputError(
             f"--dataset {name}: not found in --data-dir {data_dir}, which should hold {EXPECTED_FILES[name]}, and the "
             f"download failed ({reason}); put the files there, or use --dataset digits, which is embedded."
@@ -182,7 +182,7 @@ def _download(name: str, data_dir: Path) -> None:
 
 
 def _load_folder(data_dir: Path, part: str, image_size: int, limit: int | None, seed: int) -> Split:
-    layout = f"{data_dir}/{part}/<class>/<image>"
+    layout = f"{data_dir}/{part}/CLASS/IMAGE"
     root = data_dir / part
     if not root.is_dir():
         raise InputError(f"--data-dir {data_dir}: there is no folder {root}; images are expected as {layout}.")

@@ -100,7 +100,6 @@ def test_auxiliary_head_reads_the_second_reduction_cell(num_cells):
     assert logits.shape == auxiliary_logits.shape == (2, 7)
     assert len(inputs) == 1
     assert inputs[0] is outputs[2 * num_cells // 3]
-    assert [cell.operations[0].__class__ for cell in final.cells]  # every cell has operations
     assert len(outputs) == num_cells
 
     inputs.clear()
@@ -166,7 +165,8 @@ def test_cells_of_five_nodes(name):
 
 
 def test_a_cell_concatenates_the_nodes_of_its_genotype():
-    edges = (("skip_connect", 0), ("skip_connect", 1), ("skip_connect", 2), ("skip_connect", 1), ("max_pool_3x3", 3), ("skip_connect", 0))  # fmt: skip
+    first, second = [("skip_connect", 0), ("skip_connect", 1)], [("skip_connect", 2), ("skip_connect", 1)]
+    edges = (*first, *second, ("max_pool_3x3", 3), ("skip_connect", 0))
     cell = FinalCell(edges, (3, 4), CHANNELS, CHANNELS, CHANNELS, False, False)
     x = torch.randn(2, CHANNELS, 5, 5)
     s0, s1 = preprocessed(cell, x)

@@ -31,7 +31,7 @@ class Problem:
         self.optimizer = torch.optim.SGD(lower.parameters(), lr=XI, **sgd)
 
     def virtual_step(self, track_higher_grads=False):
-        auxiliary = higher.monkeypatch(self.lower, copy_initial_weights=True, track_higher_grads=False)
+        auxiliary = wrapped(self.lower)
         optimizer = higher.get_diff_optim(
             self.optimizer, self.lower.parameters(), fmodel=auxiliary, track_higher_grads=track_higher_grads
         )
@@ -58,8 +58,9 @@ class Problem:
         self.call(self.make(method, **changes), auxiliary)
         return flat(parameter.grad for parameter in self.upper.parameters())
 
-    def second_term(self, **changes):
-        return self.hypergradient(**changes) - self.hypergradient(FirstOrder, **changes)
+
+def wrapped(module, track_higher_grads=False):
+    return higher.monkeypatch(module, copy_initial_weights=True, track_higher_grads=track_higher_grads)
 
 
 def flat(tensors):
@@ -321,7 +322,7 @@ def test_gradients_are_tensors_of_their_own(method):
     """autograd may give two parameters one gradient, of stride 0: clipping it in place would fail, or clip twice."""
     upper, lower = Vector(3, 3), Vector()
     problem = Problem(upper, lower, lambda state: (upper.first + upper.second).sum(), (0, 0), (0, 0))
-    problem.call(problem.make(method), higher.monkeypatch(lower, track_higher_grads=False))
+    problem.call(problem.make(method), wrapped(lower))
     upper.first.grad.mul_(0.5)
     assert upper.first.grad.tolist() == [0.5, 0.5, 0.5]
     assert upper.second.grad.tolist() == [1, 1, 1]
@@ -346,11 +347,8 @@ class Recorder:
 
 def test_each_objective_sees_its_batch_and_its_model():
     problem = image_problem()
-    auxiliary, upper_objective, lower_objective = (
-        problem.virtual_step(),
-        Recorder(cross_entropy),
-        Recorder(cross_entropy),
-    )
+    auxiliary = problem.virtual_step()
+    upper_objective, lower_objective = Recorder(cross_entropy), Recorder(cross_entropy)
     problem.hypergradient(auxiliary=auxiliary, upper_objective=upper_objective, lower_objective=lower_objective)
     assert len(upper_objective.states) == 1
     assert len(lower_objective.states) == 2
@@ -498,18 +496,19 @@ def test_lower_model_is_bit_for_bit_what_it_was(call, failure, expected, dtype):
     assert torch.is_grad_enabled()
 
 
-def test_buffers_that_a_forward_pass_rebinds_are_given_back():
-    class Averaging(Vector):
+@pytest.mark.parametrize("start", [0.0, None])
+def test_buffers_that_a_forward_pass_rebinds_are_given_back(start):
+    class Summing(Vector):
         def __init__(self):
             super().__init__()
-            self.register_buffer("average", torch.zeros(()))
+            self.register_buffer("total", None if start is None else torch.tensor(start))
 
         def forward(self):
-            self.average = 0.9 * self.average + 0.1 * self.first.detach().sum()
+            self.total = self.first.detach().sum() + (0 if self.total is None else self.total)
             return super().forward()
 
     problem = quadratic_problem()
-    problem = Problem(problem.upper, Averaging(), problem.objective, problem.train, problem.validate)
+    problem = Problem(problem.upper, Summing(), problem.objective, problem.train, problem.validate)
     auxiliary, before = problem.virtual_step(), snapshot(problem.lower)
     problem.call(problem.make(), auxiliary)
     assert_same(snapshot(problem.lower), before)
@@ -620,7 +619,7 @@ def test_frozen_lower_parameters_are_not_perturbed(frozen):
 
 def test_a_lower_model_that_is_frozen_whole_has_no_second_term():
     problem = image_problem()
-    auxiliary = higher.monkeypatch(problem.lower.requires_grad_(False), track_higher_grads=False)
+    auxiliary = wrapped(problem.lower.requires_grad_(False))
     assert torch.equal(problem.hypergradient(auxiliary=auxiliary), problem.hypergradient(FirstOrder, auxiliary))
 
 
@@ -672,10 +671,6 @@ def test_no_upper_parameters(method, upper):
     problem = quadratic_problem()
     with pytest.raises(ValueError, match=r"^the upper model has no parameter that requires gradients\.$"):
         problem.call(problem.make(method, upper_model=upper))
-
-
-def wrapped(module, track_higher_grads=False):
-    return higher.monkeypatch(module, track_higher_grads=track_higher_grads)
 
 
 AUXILIARY_MODELS = {

@@ -77,9 +77,9 @@ def test_alphas_start_small_and_edge_weights_are_a_softmax():
 
 # in_channels, init_channels, num_cells, num_nodes, image size
 SIZES = [
-    (3, 4, 8, 4, 32),
+    (3, 4, 8, 4, 15),
     (1, 4, 8, 4, 8),
-    (3, 4, 5, 4, 15),
+    (3, 4, 5, 4, 32),
     (1, 3, 3, 5, 9),
     (3, 5, 3, 3, 8),
     (3, 2, 2, 4, 9),

@@ -1,0 +1,177 @@
+import dataclasses
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+
+from nas.config import Data, FinalConfig, SearchConfig, TrainedOn, data_flags, parse, run_script, validate
+from nas.errors import InputError
+
+
+def test_the_defaults_are_the_published_ones():
+    config = SearchConfig()
+    assert config.data.dataset == "cifar10"
+    assert dataclasses.astuple(config.supernet) == (16, 8, 4)
+    assert dataclasses.astuple(config.lower) == (50, 64, 0.025, 0.001, 0.9, 3e-4, 5.0)
+    assert dataclasses.astuple(config.upper) == (3e-4, 1e-3, 0.5, "onestage", 0.01)
+    final = FinalConfig()
+    assert dataclasses.astuple(final.network) == (None, None, 36, 20, 0.4, 0.2)
+    assert dataclasses.astuple(final.training) == (600, 96, 0.025, 0.9, 3e-4, 5.0, None, 0.0)
+
+
+def test_flags_reach_their_fields():
+    config = parse(
+        SearchConfig,
+        ["--dataset", "svhn", "--train-limit", "100", "--num-nodes", "5", "--lower-lr", "0.1", "--seed", "7"],
+    )
+    assert (config.data.dataset, config.data.train_limit, config.supernet.num_nodes) == ("svhn", 100, 5)
+    assert (config.lower.lower_lr, config.run.seed) == (0.1, 7)
+    assert parse(SearchConfig, []) == SearchConfig()
+
+
+BAD = [
+    "--batch-size 0",
+    "--batch-size -3",
+    "--batch-size 2.5",
+    "--epochs 0",
+    "--epochs many",
+    "--init-channels 0",
+    "--init-channels 100000",
+    "--num-cells 0",
+    "--num-nodes 0",
+    "--num-nodes 9",
+    "--lower-lr 0",
+    "--lower-lr -1",
+    "--lower-lr nan",
+    "--lower-lr inf",
+    "--lower-lr-min 0.5",
+    "--momentum 1",
+    "--momentum -0.1",
+    "--weight-decay -1",
+    "--grad-clip 0",
+    "--alpha-lr 0",
+    "--alpha-weight-decay -1",
+    "--upper-fraction 0",
+    "--upper-fraction 1",
+    "--hypergradient exact",
+    "--r 0",
+    "--r -0.01",
+    "--seed -1",
+    "--seed 4294967296",
+    "--device tpu",
+    "--dataset mnist",
+    "--image-size 7",
+    "--train-limit 0",
+    "--name ../elsewhere",
+    "--name .hidden",
+    "--name a/b",
+    "--name",
+]
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_a_bad_value_is_one_sentence_that_names_the_flag(arguments):
+    with pytest.raises(InputError) as error:
+        parse(SearchConfig, arguments.split())
+    sentence = str(error.value)
+    assert arguments.split()[0] in sentence
+    assert "\n" not in sentence
+    if len(arguments.split()) > 1:
+        assert arguments.split()[1].rstrip("0").rstrip(".") in sentence
+
+
+BAD_FINAL = [
+    "--auxiliary-weight -1",
+    "--drop-path 1",
+    "--lr 0",
+    "--cutout -1",
+    "--holdout-fraction 1",
+    "--holdout-fraction -0.5",
+    "--batch-size 1",
+]
+
+
+@pytest.mark.parametrize("arguments", BAD_FINAL)
+def test_a_bad_value_of_the_final_training(arguments):
+    with pytest.raises(InputError, match=arguments.split()[0]):
+        parse(FinalConfig, arguments.split())
+
+
+def test_an_unknown_flag_is_answered_with_the_nearest_one():
+    with pytest.raises(InputError, match=r"--batchsize.*perhaps you meant --batch-size") as error:
+        parse(SearchConfig, ["--batchsize", "3"])
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="stray"):
+        parse(SearchConfig, ["stray"])
+
+
+def test_help_lists_every_flag_in_groups(capsys):
+    for kind in (SearchConfig, FinalConfig):
+        with pytest.raises(SystemExit) as stop:
+            parse(kind, ["--help"])
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        for group in dataclasses.fields(kind):
+            for field in dataclasses.fields(getattr(kind(), group.name)):
+                assert f"--{field.name.replace('_', '-')}" in text
+        assert "Example: python" in text
+        assert "DARTS" in text
+
+
+def test_every_flag_says_what_it_is():
+    for kind in (SearchConfig, FinalConfig):
+        for group in dataclasses.fields(kind):
+            body = inspect.getsource(type(getattr(kind(), group.name)))
+            assert body.count('    """') == len(dataclasses.fields(getattr(kind(), group.name))) + 1, group.name
+
+
+def test_a_saved_config_is_read_back_strictly():
+    content = dataclasses.asdict(parse(SearchConfig, ["--epochs", "3"]))
+    assert validate(SearchConfig, content).lower.epochs == 3
+    for group, field, value in (("lower", "epochs", "3"), ("lower", "epochs", True), ("run", "surplus", 1)):
+        spoilt = {**content, group: {**content[group], field: value}}
+        with pytest.raises(InputError, match=rf"config folder/config\.json: {group}\.{field}"):
+            validate(SearchConfig, spoilt, Path("folder/config.json"))
+
+
+def test_what_a_network_was_trained_on_is_read_back():
+    content = {"classes": ["a", "b"], "in_channels": 1, "image_size": 8, "mean": [0.5], "std": [0.25]}
+    assert validate(TrainedOn, content).classes == ("a", "b")
+    with pytest.raises(InputError, match="--in-channels: must be less"):
+        validate(TrainedOn, content | {"in_channels": 10**9})
+
+
+def test_data_flags_name_the_same_images_again():
+    assert data_flags(Data()) == ""
+    assert data_flags(Data(dataset="digits")) == " --dataset digits"
+    own = Data(dataset="folder", data_dir="my images", image_size=48, train_limit=10)
+    assert data_flags(own) == " --dataset folder --data-dir 'my images' --image-size 48"
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (InputError("--name x: exists."), 2, "error: --name x: exists."),
+        (FloatingPointError("the loss is nan."), 1, "stopped: the loss is nan."),
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C."),
+        (None, 0, ""),
+    ],
+)
+def test_exit_codes(monkeypatch, capsys, raised, code, said):
+    def run(_):
+        if raised is not None:
+            raise raised
+
+    monkeypatch.setattr(sys, "argv", ["search.py"])
+    assert run_script(run, SearchConfig) == code
+    assert capsys.readouterr().err.strip() == said
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
+    def run(_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(sys, "argv", ["search.py"])
+    with pytest.raises(RuntimeError):
+        run_script(run, SearchConfig)

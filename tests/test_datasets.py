@@ -1,0 +1,299 @@
+import hashlib
+import pickle
+import socket
+import urllib.error
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from nas import datasets
+from nas.errors import InputError
+
+
+def folder_data(root, parts=("train", "test"), classes=("cat", "dog"), num_images=3, size=(12, 9), suffix="png"):
+    """An image folder in which an image's red channel tells its class, and green its number."""
+    for part in parts:
+        for red, name in enumerate(classes):
+            (root / part / name).mkdir(parents=True)
+            for green in range(num_images):
+                colour = (100 * red + 50, 12 * green, 0)
+                Image.new("RGB", size, colour).save(root / part / name / f"{green}.{suffix}")
+    return root
+
+
+def test_digits_are_split_without_overlap():
+    train, test = (datasets.load("digits", None, part) for part in ("train", "test"))
+    assert train.images.shape == (1437, 1, 8, 8)
+    assert test.images.shape == (360, 1, 8, 8)
+    assert train.images.dtype == torch.uint8
+    assert train.images.max() == 255
+    assert train.classes == tuple("0123456789")
+    assert sorted(test.targets.unique().tolist()) == list(range(10))
+    seen = {image.numpy().tobytes() for image in train.images}
+    assert sum(image.numpy().tobytes() in seen for image in test.images) == 0
+
+
+def test_folder_of_any_format_and_size(tmp_path):
+    root = folder_data(tmp_path, parts=("train",), suffix="png")
+    Image.new("L", (40, 10), 7).save(root / "train" / "cat" / "grey.gif")
+    Image.new("RGBA", (8, 8), (1, 2, 3, 4)).save(root / "train" / "dog" / "clear.webp", lossless=True)
+    Image.new("P", (30, 30)).save(root / "train" / "dog" / "palette.bmp")
+    Image.new("RGB", (64, 64), (9, 8, 7)).save(root / "train" / "dog" / "photo.jpg")
+    (root / "train" / "dog" / ".DS_Store").write_bytes(b"not an image")
+    (root / "train" / ".cache").mkdir()
+    split = datasets.load("folder", root, "train", image_size=16)
+    assert split.images.shape == (10, 3, 16, 16)
+    assert split.classes == ("cat", "dog")
+    assert split.targets.tolist() == [0] * 4 + [1] * 6
+    assert (split.images[0, 0] == 50).all()
+    assert (split.images[split.targets == 0][3] == 7).all()  # grey becomes RGB
+
+
+def test_folder_crops_about_the_centre_and_turns_upright(tmp_path):
+    root = folder_data(tmp_path, parts=("train",))
+    wide = Image.new("RGB", (32, 16), (255, 0, 0))
+    wide.paste((0, 255, 0), (8, 0, 24, 16))
+    wide.save(root / "train" / "cat" / "wide.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    turned = Image.new("RGB", (16, 16), (0, 0, 0))
+    turned.paste((255, 255, 255), (0, 0, 16, 8))
+    turned.save(root / "train" / "cat" / "z.jpg", exif=exif, quality=100)
+    images = datasets.load("folder", root, "train", image_size=16).images
+    assert (images[3] == torch.tensor([0, 255, 0], dtype=torch.uint8)[:, None, None]).all()
+    assert images[4, 0, :, 12:].min() > 200
+    assert images[4, 0, :, :4].max() < 50
+
+
+def test_search_never_opens_the_test_folder(tmp_path):
+    root = folder_data(tmp_path)
+    (root / "test" / "cat" / "0.png").write_bytes(b"damaged")
+    assert len(datasets.load("folder", root, "train").targets) == 6
+    with pytest.raises(InputError, match=r"0\.png"):
+        datasets.load("folder", root, "test")
+
+
+def test_limit_is_drawn_by_the_seed():
+    def draw(seed):
+        return datasets.load("digits", None, "train", limit=200, seed=seed)
+
+    assert len(draw(0).targets) == 200
+    assert torch.equal(draw(0).images, draw(0).images)
+    assert not torch.equal(draw(0).images, draw(1).images)
+    assert len(draw(0).targets.unique()) == 10
+    assert len(datasets.load("digits", None, "train", limit=10**6).targets) == 1437
+
+
+def test_limit_reads_no_other_image(tmp_path):
+    root = folder_data(tmp_path, parts=("train",), num_images=20)
+    chosen = datasets.load("folder", root, "train", limit=4, seed=3)
+    read = {(int(image[0, 0, 0]), int(image[1, 0, 0])) for image in chosen.images}
+    for red, name in enumerate(("cat", "dog")):
+        for green in range(20):
+            if (100 * red + 50, 12 * green) not in read:
+                path = root / "train" / name / f"{green}.png"
+                path.write_bytes(b"damaged")
+    assert torch.equal(datasets.load("folder", root, "train", limit=4, seed=3).images, chosen.images)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda root: None, r"--data-dir .*there is no folder .*train.*CLASS/IMAGE"),
+        (lambda root: (root / "train" / "cat").mkdir(parents=True), r"holds 1 class folders, but two at least"),
+        (lambda root: folder_data(root) and (root / "train" / "ant").mkdir(), r"class .*ant holds no image"),
+        (
+            lambda root: folder_data(root) and (root / "train" / "cat" / "x.jpg").write_text("hello"),
+            r"x\.jpg: cannot be read as an image",
+        ),
+    ],
+)
+def test_a_bad_folder_is_one_sentence(tmp_path, spoil, sentence):
+    spoil(tmp_path)
+    with pytest.raises(InputError, match=sentence) as error:
+        datasets.load("folder", tmp_path, "train")
+    assert "\n" not in str(error.value)
+
+
+def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    root = folder_data(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(InputError, match=r"0\.png: cannot be read as an image .*decompression bomb"):
+        datasets.load("folder", root, "train")
+
+
+@given(st.integers(4, 3000), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
+def test_halves_are_disjoint_and_complete(num_images, fraction, seed):
+    lower, upper = datasets.halves(num_images, fraction, seed)
+    assert sorted([*lower.tolist(), *upper.tolist()]) == list(range(num_images))
+    assert abs(len(upper) - fraction * num_images) <= 0.5
+    assert torch.equal(datasets.halves(num_images, fraction, seed)[1], upper)
+
+
+@given(st.integers(2, 700), st.integers(2, 100), st.integers(0, 5), st.integers(0, 3))
+def test_each_image_occurs_once_a_pass_and_no_batch_is_tiny(num_images, batch_size, seed, passes):
+    count = datasets.num_batches(num_images, batch_size)
+    steps = range(passes * count, (passes + 1) * count)
+    batches = [datasets.batch(num_images, batch_size, seed, "lower", step) for step in steps]
+    assert sorted(torch.cat(batches).tolist()) == list(range(num_images))
+    sizes = [len(batch) for batch in batches]
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_batches_are_shuffled_anew_by_pass_seed_and_purpose():
+    def first_pass(seed, purpose, start=0):
+        return torch.cat([datasets.batch(100, 10, seed, purpose, start + step) for step in range(10)]).tolist()
+
+    orders = [first_pass(0, "lower"), first_pass(0, "lower", 10), first_pass(1, "lower"), first_pass(0, "upper")]
+    assert len({tuple(order) for order in orders}) == 4
+    assert first_pass(0, "lower") == orders[0]
+    assert all(order != sorted(order) for order in orders)
+
+
+def test_generators_of_different_keys_differ():
+    keys = [("a", 1, 2), ("a", 2, 1), ("a", 12), ("a", 1, "2"), ("b", 1, 2)]
+    draws = {torch.rand(1, generator=datasets.generator(*key)).item() for key in keys}
+    assert len(draws) == len(keys)
+    assert torch.rand(1, generator=datasets.generator("a", 1)) == torch.rand(1, generator=datasets.generator("a", 1))
+
+
+def no_network(*_, **__):
+    raise urllib.error.URLError("no network in this test")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion-mnist", "svhn"])
+def test_without_network_and_data_one_sentence_and_nothing_left_behind(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    timeout = socket.getdefaulttimeout()
+    with pytest.raises(InputError) as error:
+        datasets.load(name, tmp_path / "data" / "images", "train")
+    sentence = str(error.value)
+    assert "\n" not in sentence
+    for part in (
+        f"--dataset {name}",
+        "data/images",
+        datasets.EXPECTED_FILES[name],
+        "no network in this test",
+        "digits",
+    ):
+        assert part in sentence
+    assert list(tmp_path.iterdir()) == []
+    assert socket.getdefaulttimeout() == timeout
+
+
+def test_a_download_that_breaks_off_leaves_nothing_behind(tmp_path, monkeypatch):
+    def half(self):
+        (type(self).filename and (np.zeros(3).tofile(f"{self.root}/cifar-10-python.tar.gz")))
+        raise urllib.error.URLError("connection reset")
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", half)
+    with pytest.raises(InputError, match="connection reset"):
+        datasets.load("cifar10", tmp_path, "train")
+    assert list(tmp_path.iterdir()) == []
+
+
+def write_cifar(root, kind, monkeypatch, num_images=4):
+    """Files in CIFAR's own format, with their checksums in the place of the published ones."""
+    folder = root / kind.base_folder
+    folder.mkdir(parents=True)
+    label = "labels" if kind is torchvision.datasets.CIFAR10 else "fine_labels"
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    generator = np.random.default_rng(0)
+    files = {}
+    for name, _ in [*kind.train_list, *kind.test_list]:
+        pixels = generator.integers(0, 256, (num_images, 3072), dtype=np.uint8)
+        files[name] = write(name, {"data": pixels, label: list(range(num_images))})
+    meta = write(kind.meta["filename"], {kind.meta["key"]: [f"class {index}" for index in range(10)]})
+    monkeypatch.setattr(kind, "train_list", [[name, files[name]] for name, _ in kind.train_list])
+    monkeypatch.setattr(kind, "test_list", [[name, files[name]] for name, _ in kind.test_list])
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": meta})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_in_its_own_format(tmp_path, monkeypatch, name):
+    kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    write_cifar(tmp_path, kind, monkeypatch)
+    train, test = (datasets.load(name, tmp_path, part) for part in ("train", "test"))
+    assert train.images.shape == (4 * len(kind.train_list), 3, 32, 32)
+    assert test.images.shape == (4, 3, 32, 32)
+    assert train.images.dtype == torch.uint8
+    assert train.targets[:4].tolist() == [0, 1, 2, 3]
+    first = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)[0]
+    assert torch.equal(train.images[0].flatten(), torch.from_numpy(first))
+
+
+def test_a_pickle_with_another_checksum_is_never_opened(tmp_path, monkeypatch):
+    folder = write_cifar(tmp_path, torchvision.datasets.CIFAR10, monkeypatch)
+    mark = tmp_path / "executed"
+
+    class Hostile:
+        def __reduce__(self):
+            return (open, (str(mark), "w"))
+
+    (folder / "data_batch_1").write_bytes(pickle.dumps(Hostile()))
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises(InputError):
+        datasets.load("cifar10", tmp_path, "train")
+    assert not mark.exists()
+
+
+def test_fashion_mnist_in_its_own_format(tmp_path):
+    folder = tmp_path / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for prefix, count in (("train", 5), ("t10k", 3)):
+        header = np.array([0x803, count, 28, 28], dtype=">i4").tobytes()
+        pixels = np.full((count, 28, 28), 9, dtype=np.uint8).tobytes()
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(header + pixels)
+        labels = np.arange(count, dtype=np.uint8).tobytes()
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(np.array([0x801, count], dtype=">i4").tobytes() + labels)
+    train = datasets.load("fashion-mnist", tmp_path, "train")
+    assert train.images.shape == (5, 1, 28, 28)
+    assert train.targets.tolist() == [0, 1, 2, 3, 4]
+    assert len(train.classes) == 10
+    assert len(datasets.load("fashion-mnist", tmp_path, "test").targets) == 3
+
+
+def test_svhn_in_its_own_format(tmp_path, monkeypatch):
+    from scipy.io import savemat
+
+    split_list = dict(torchvision.datasets.SVHN.split_list)
+    for part in ("train", "test"):
+        path = tmp_path / f"{part}_32x32.mat"
+        pixels = np.arange(32 * 32 * 3 * 3, dtype=np.uint8).reshape(32, 32, 3, 3)
+        savemat(path, {"X": pixels, "y": np.array([[1], [10], [3]])})
+        split_list[part] = [split_list[part][0], path.name, hashlib.md5(path.read_bytes()).hexdigest()]
+    monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", split_list)
+    train = datasets.load("svhn", tmp_path, "train")
+    assert train.images.shape == (3, 3, 32, 32)
+    assert train.targets.tolist() == [1, 0, 3]
+    assert train.images[0, 1, 2, 3] == pixels[2, 3, 1, 0]
+    assert train.classes == tuple("0123456789")
+
+
+def test_a_download_that_arrives_is_moved_to_its_place(tmp_path, monkeypatch):
+    kind = torchvision.datasets.CIFAR10
+    source = write_cifar(tmp_path / "elsewhere", kind, monkeypatch)
+
+    def arrive(self):
+        if not self._check_integrity():
+            target = f"{self.root}/{kind.base_folder}"
+            import shutil
+
+            shutil.copytree(source, target)
+            np.zeros(3).tofile(f"{self.root}/{kind.filename}")
+
+    monkeypatch.setattr(kind, "download", arrive)
+    data_dir = tmp_path / "data"
+    assert len(datasets.load("cifar10", data_dir, "train").targets) == 20
+    assert [path.name for path in data_dir.iterdir()] == [kind.base_folder]

@@ -1,0 +1,69 @@
+"""Which module may know which: the arrows of the code, read from its imports."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "version": set(),
+    "errors": set(),
+    "search_space": set(),
+    "files": {"errors"},
+    "draw": {"search_space"},
+    "genotype": {"search_space", "draw", "files", "errors"},
+    "operations": {"search_space"},
+    "supernet": {"search_space", "operations"},
+    "final_network": {"search_space", "operations", "genotype"},
+    "network_size": {"final_network", "genotype"},
+    "hypergradient": set(),
+    "augment": set(),
+    "datasets": {"errors"},
+    "training": {"augment", "datasets", "errors"},
+    "checkpoint": {"files", "errors"},
+    "config": {"errors"},
+    "run_folder": {"files", "errors", "version"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of nas that a file imports, at its top or inside its functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "nas":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nas."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("nas.")}
+    return found
+
+
+def test_every_module_has_its_arrows():
+    assert {path.stem for path in (ROOT / "nas").glob("*.py")} == {*ALLOWED, "__init__"}
+
+
+@pytest.mark.parametrize("module", ALLOWED)
+def test_arrows_go_one_way(module):
+    assert imported(ROOT / "nas" / f"{module}.py") <= ALLOWED[module]
+
+
+def test_search_and_retraining_do_not_mix():
+    assert imported(ROOT / "search.py").isdisjoint({"final_network", "checkpoint"})
+    assert imported(ROOT / "train_final.py").isdisjoint({"supernet", "hypergradient"})
+
+
+def test_the_baseline_is_independent():
+    assert imported(ROOT / "benchmarks" / "baseline.py") == set()
+
+
+def test_nobody_knows_the_scripts():
+    for path in [*(ROOT / "nas").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+        names = {
+            alias.name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
+        assert names.isdisjoint({"search", "train_final"}), path

@@ -1,0 +1,63 @@
+import math
+
+import pytest
+import torch
+
+from nas import datasets
+from nas.errors import InputError
+from nas.training import cosine, evaluate, pick_device, prepare
+
+
+def test_cosine_begins_at_the_start_and_ends_one_epoch_before_the_end():
+    rates = [cosine(epoch, 50, 0.025, 0.001) for epoch in range(50)]
+    assert rates[0] == 0.025
+    assert rates[25] == pytest.approx(0.013)
+    assert 0.001 < rates[-1] < 0.00103
+    assert rates == sorted(rates, reverse=True)
+    # torch's own schedule is the independent form.
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.025)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50, 0.001)
+    for rate in rates:
+        assert rate == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
+def digits(part="train"):
+    return datasets.load("digits", None, part)
+
+
+def test_a_batch_is_a_function_of_seed_purpose_and_step():
+    images = prepare(digits(), "digits", torch.device("cpu"))
+    first, again = images.batch(32, 0, "lower", 5), images.batch(32, 0, "lower", 5)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    for other in (images.batch(32, 1, "lower", 5), images.batch(32, 0, "upper", 5), images.batch(32, 0, "lower", 6)):
+        assert not torch.equal(first[0][:30], other[0][:30])
+
+
+def test_digits_are_never_mirrored_and_pictures_are():
+    assert not prepare(digits(), "digits", torch.device("cpu")).flip
+    assert not prepare(digits(), "svhn", torch.device("cpu")).flip
+    assert prepare(digits(), "cifar10", torch.device("cpu")).flip
+
+
+def test_accuracy_and_loss_over_all_images_whatever_the_batches():
+    images = prepare(digits("test"), "digits", torch.device("cpu"))
+    torch.manual_seed(0)
+    predict = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    logits = predict((images.split.images / 255 - images.mean) / images.std)
+    loss = torch.nn.functional.cross_entropy(logits, images.split.targets).item()
+    accuracy = (logits.argmax(1) == images.split.targets).float().mean().item()
+    for batch_size in (7, 360, 1000):
+        assert evaluate(predict, images, batch_size) == pytest.approx((loss, accuracy), rel=1e-5)
+    assert not math.isclose(accuracy, 0)
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    for name in ("cuda", "mps"):
+        with pytest.raises(InputError, match=f"--device {name}"):
+            pick_device(name)
