@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from nas.search_space import NUM_INPUTS
 
 HOW_TO_GET_PICTURES = (
-    "Graphviz was not found, so only the .gv files were written: pip install 'pygraphviz>=2.0' to get pictures."
+    "no pictures, only the .gv files: Graphviz is missing or failed here; pip install 'pygraphviz>=2.0' brings it."
 )
 
 # Fill of the label and colour of the arrow, by kind of primitive.
@@ -121,7 +121,8 @@ def _render(source: str, suffix: str) -> bytes | None:
         return None
     # A process of its own: Graphviz and fontconfig warn on standard error about other people's font settings.
     environment = os.environ | {"FONTCONFIG_FILE": str(_font_config())}
-    return subprocess.run(command, input=source.encode(), capture_output=True, check=True, env=environment).stdout
+    done = subprocess.run(command, input=source.encode(), capture_output=True, env=environment)
+    return done.stdout if done.returncode == 0 else None
 
 
 @functools.cache

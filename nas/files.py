@@ -38,7 +38,7 @@ def read_json(path: Path, what: str, newest_version: int) -> bytes:
     version = content.get("format_version") if isinstance(content, dict) else None
     if type(version) is int and version > newest_version:
         raise InputError(
-            f"{what} {path}: format_version is {version}, this nas reads {newest_version}: install a newer nas."
+            f"{what} {path}: format_version is {version!r:.40}, this nas reads {newest_version}: install a newer nas."
         )
     return data
 

@@ -2,20 +2,18 @@
 
 import math
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Protocol, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from nas import draw, files
+from nas import draw, files, genotype_text
 from nas.errors import InputError
 from nas.search_space import DERIVED_PRIMITIVES, EDGES_PER_NODE, NUM_INPUTS, PRIMITIVES, edges
 
 FORMAT_VERSION = 1
 MAX_NODES = 32
-MAX_TEXT = 100_000
 
 # In a checkout the published cells lie beside the package; an installed package carries them inside.
 SHIPPED = next(
@@ -86,7 +84,7 @@ class Genotype(BaseModel):
         Raises:
             ValueError: the shape is not that of a cell, or a value is not finite.
         """
-        cells = {name: _derive_cell(name, getattr(alphas, name).tolist()) for name in ("normal", "reduce")}
+        cells = {name: _derive_cell(name, getattr(alphas, name)) for name in ("normal", "reduce")}
         concats = {name: tuple(range(NUM_INPUTS, NUM_INPUTS + len(cell) // 2)) for name, cell in cells.items()}
         return cls(
             normal=cells["normal"],
@@ -124,19 +122,13 @@ class Genotype(BaseModel):
             InputError: the text is not of that form, or its cells are not cells.
         """
         try:
-            return cls(**_parse_text(text))
+            return cls(**genotype_text.parse(text))
         except ValidationError as error:
             raise InputError(f"genotype text: {_first_problem(error)}") from None
 
     def to_text(self) -> str:
         """The form that papers and repositories exchange; `from_text` reads it back."""
-        fields = []
-        for cell in ("normal", "reduce"):
-            concat = getattr(self, f"{cell}_concat")
-            is_range = list(concat) == list(range(concat[0], concat[-1] + 1))
-            written = f"range({concat[0]}, {concat[-1] + 1})" if is_range else str(list(concat))
-            fields += [f"{cell}={list(getattr(self, cell))}", f"{cell}_concat={written}"]
-        return f"Genotype({', '.join(fields)})"
+        return genotype_text.write(self.normal, self.normal_concat, self.reduce, self.reduce_concat)
 
     def draw(self, folder: str | os.PathLike) -> bool:
         """Write `normal` and `reduce` as .gv, and as .svg and .png where there is Graphviz.
@@ -154,7 +146,7 @@ class Genotype(BaseModel):
 class Provenance(BaseModel):
     """Where a cell comes from. Everything is optional; what is not known is left out."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     method: str | None = None
     source: str | None = None
@@ -181,7 +173,7 @@ class GenotypeFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    format_version: Literal[1]
+    format_version: Annotated[int, Field(ge=1, le=FORMAT_VERSION)]  # Literal[1] would let True and 1.0 in
     normal: _Cell
     reduce: _Cell
     provenance: Provenance = Provenance()
@@ -239,11 +231,12 @@ def known_names() -> list[str]:
     return sorted({path.stem for folder in (Path("genotypes"), SHIPPED) for path in folder.glob("*.json")})
 
 
-def _derive_cell(name: str, alphas: list[list[float]]) -> tuple[tuple[str, int], ...]:
-    num_nodes = next((n for n in range(1, MAX_NODES + 1) if len(edges(n)) == len(alphas)), None)
-    if num_nodes is None or any(len(row) != len(PRIMITIVES) for row in alphas):
-        shape = (len(alphas), *sorted({len(row) for row in alphas}))
+def _derive_cell(name: str, raw: Any) -> tuple[tuple[str, int], ...]:
+    shape = tuple(raw.shape)
+    num_nodes = next((n for n in range(1, MAX_NODES + 1) if (len(edges(n)), len(PRIMITIVES)) == shape), None)
+    if num_nodes is None:
         raise ValueError(f"alphas of the {name} cell: shape {shape}, but a cell of n nodes has (n * (n + 3) / 2, 8).")
+    alphas: list[list[float]] = raw.tolist()
     if not all(math.isfinite(alpha) for row in alphas for alpha in row):
         raise ValueError(f"alphas of the {name} cell: not all finite.")
     weights = dict(zip(edges(num_nodes), map(_softmax, alphas), strict=True))
@@ -259,7 +252,8 @@ def _derive_cell(name: str, alphas: list[list[float]]) -> tuple[tuple[str, int],
 
 def _softmax(row: list[float]) -> list[float]:
     exponentials = [math.exp(alpha - max(row)) for alpha in row]
-    return [exponential / sum(exponentials) for exponential in exponentials]
+    total = math.fsum(exponentials)  # exact, so the same in any order: equal weights stay equal
+    return [exponential / total for exponential in exponentials]
 
 
 def _check_cell(field: str, genes: Sequence[tuple], concat: Sequence[int], concat_field: str = "") -> None:
@@ -273,19 +267,24 @@ def _check_cell(field: str, genes: Sequence[tuple], concat: Sequence[int], conca
         node = index // EDGES_PER_NODE + NUM_INPUTS
         if source >= node:
             raise ValueError(
-                f"{field}[{index}]: {primitive} comes from state {source}, but node {node} takes only earlier states."
+                f"{field}[{index}]: {primitive} comes from state {source!r:.40}, "
+                f"but node {node} takes only earlier states."
             )
     last = NUM_INPUTS + num_nodes - 1
     if not concat or list(concat) != sorted(set(concat)) or concat[0] < NUM_INPUTS or concat[-1] > last:
         raise ValueError(
-            f"{concat_field}: {list(concat)}, but it must be some of the nodes {NUM_INPUTS} to {last}, rising."
+            f"{concat_field}: {list(concat)!r:.40}, but it must be some of the nodes {NUM_INPUTS} to {last}, rising."
         )
 
 
 def _first_problem(error: ValidationError) -> str:
     """One sentence on the first thing that is wrong: the field, what it holds, what it may hold."""
     problem = error.errors(include_url=False)[0]
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
+    # The file chose these names: one that is no identifier may hold a line break, or orders to a terminal.
+    field = "".join(
+        f".{part:.40}" if isinstance(part, str) and part.isidentifier() else f"[{part!r:.40}]"
+        for part in problem["loc"]
+    ).lstrip(".")
     match problem["type"]:
         case "value_error":
             return ": ".join(filter(None, (field, str(problem["ctx"]["error"]))))
@@ -295,57 +294,3 @@ def _first_problem(error: ValidationError) -> str:
             return f"{field}: unknown field."
         case _:
             return f"{field or 'content'}: {problem['msg']}, got {problem['input']!r:.40}."
-
-
-_NUMBER = r"[0-9]{1,4}"
-_RANGE = rf"range\(\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\)"
-_PAIR = re.compile(rf"""[\[(]\s*(?:'(\w{{1,40}})'|"(\w{{1,40}})")\s*,\s*({_NUMBER})\s*[\])]""")
-_HEAD = re.compile(r"\s*(?:\w+\s*=\s*)?Genotype\s*\(")
-_FIELD = re.compile(r"\s*(normal|normal_concat|reduce|reduce_concat)\s*=\s*")
-_GAP = re.compile(r"\s*(,?)\s*")
-
-
-def _parse_text(text: str) -> dict[str, Any]:
-    """The fields of a genotype text, by a scanner for this one form: a parser for Python would let more in."""
-    if len(text) > MAX_TEXT:
-        raise InputError(f"genotype text: longer than {MAX_TEXT:,} characters.")
-    position = 0
-
-    def take(pattern: str | re.Pattern) -> re.Match | None:
-        nonlocal position
-        match = re.compile(pattern).match(text, position)
-        position = match.end() if match else position
-        return match
-
-    def take_items(pattern: str | re.Pattern) -> list[re.Match]:
-        closing = {"[": r"\]", "(": r"\)"}[must(r"\s*([\[(])\s*", "'['")[1]]
-        items = []
-        while not take(rf"\s*{closing}"):
-            items.append(must(pattern, "an item of the list"))
-            if not must(_GAP, "")[1]:
-                must(closing, "',' or the end of the list")
-                break
-        return items
-
-    def must(pattern: str | re.Pattern, wanted: str) -> re.Match:
-        match = take(pattern)
-        if match is None:
-            raise InputError(f"genotype text, character {position}: expected {wanted}, found {text[position:][:20]!r}.")
-        return match
-
-    must(_HEAD, "'Genotype('")
-    fields: dict[str, Any] = {}
-    while not take(r"\s*\)\s*\Z"):
-        name = must(_FIELD, "normal=, normal_concat=, reduce= or reduce_concat=")[1]
-        if name in fields:
-            raise InputError(f"genotype text: {name} is given twice.")
-        if not name.endswith("_concat"):
-            fields[name] = tuple((pair[1] or pair[2], int(pair[3])) for pair in take_items(_PAIR))
-        elif span := take(_RANGE) or take(rf"list\(\s*{_RANGE}\s*\)"):
-            fields[name] = tuple(range(int(span[1]), int(span[2])))
-        else:
-            fields[name] = tuple(int(number[0]) for number in take_items(_NUMBER))
-        if not must(_GAP, "")[1]:
-            must(r"\)\s*\Z", "',' or ')' and the end of the text")
-            break
-    return fields

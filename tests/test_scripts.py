@@ -1,0 +1,297 @@
+"""The two commands, run for real at a small size, and a look at what they leave behind."""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from nas.genotype import Genotype, GenotypeFile
+from nas.network_size import network_size
+
+ROOT = Path(__file__).parent.parent
+# Small, and yet two epochs have enough steps for a record on every tenth step in each.
+SMALL = ["--dataset=digits", "--train-limit=96", "--init-channels=2", "--num-cells=3", "--batch-size=8"]
+
+
+def run(script, *arguments, cwd, code=0):
+    """Run a script of the repository from another folder; returns standard output, or standard error where it fails."""
+    # One thread: a second one of the same test process would wait for the first.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    command = [sys.executable, str(ROOT / script), *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A folder with one finished search in it, and what the search printed."""
+    folder = tmp_path_factory.mktemp("searched")
+    return folder, run("search.py", *SMALL, "--epochs=2", "--seed=3", "--name=small", cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def trained(searched):
+    """The same folder with a final network trained in it."""
+    folder, _ = searched
+    arguments = ["--genotype=small", "--epochs=2", "--holdout-fraction=0.25", "--name=final", *SMALL]
+    return folder, run("train_final.py", *arguments, cwd=folder)
+
+
+def metrics(path, name="step"):
+    """The records that have a scalar of that name."""
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if name in line]
+
+
+def test_search_leaves_what_a_run_folder_holds(searched):
+    folder, _ = searched
+    names = {path.name for path in (folder / "runs" / "small").iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "genotype.json", "cells", "tensorboard", "log.txt"}
+    assert {path.name for path in folder.iterdir()} >= {"runs", "genotypes"}
+    drawings = {path.name for path in (folder / "runs" / "small" / "cells").iterdir()}
+    assert {"normal.gv", "reduce.gv"} <= drawings
+    assert Genotype.load(folder / "genotypes" / "small.json") == Genotype.load(
+        folder / "runs" / "small" / "genotype.json"
+    )
+
+
+def test_search_says_where_the_cell_comes_from(searched):
+    folder, _ = searched
+    provenance = GenotypeFile.load(folder / "genotypes" / "small.json").provenance
+    assert (provenance.dataset, provenance.seed, provenance.epochs) == ("digits", 3, 2)
+    assert provenance.num_images == 96
+    assert provenance.versions["torch"] == torch.__version__.partition("+")[0] or provenance.versions["torch"]
+    assert 0 <= provenance.supernet_accuracy <= 1
+    last = metrics(folder / "runs" / "small", "upper/accuracy")[-1]
+    assert provenance.supernet_accuracy == last["upper/accuracy"]
+
+
+def test_search_ends_with_cell_size_files_and_the_command_that_retrains_it(searched):
+    folder, out = searched
+    lines = out.strip().splitlines()
+    genotype = Genotype.load(folder / "genotypes" / "small.json")
+    assert lines[-4] == genotype.to_text()
+    size = network_size(genotype, image_size=8, in_channels=1)
+    assert f"{size.weights:,} weights, {size.multiply_adds:,} multiply-adds" in lines[-3]
+    assert "genotypes/small.json" in lines[-2]
+    assert lines[-1] == "retrain it: python train_final.py --genotype genotypes/small.json --dataset digits"
+
+
+def test_metrics_and_tensorboard_hold_the_same_scalars(searched):
+    folder, _ = searched
+    lines = metrics(folder / "runs" / "small")
+    assert [line["epoch"] for line in lines if "upper/accuracy" in line] == [1, 2]
+    events = EventAccumulator(str(folder / "runs" / "small" / "tensorboard")).Reload()
+    recorded = {name for line in lines for name in line} - {"epoch", "step", "time_s"}
+    assert set(events.Tags()["scalars"]) == recorded
+    for name in recorded:
+        pairs = [(line["step"], line[name]) for line in lines if name in line]
+        assert [(event.step, event.value) for event in events.Scalars(name)] == [
+            (step, pytest.approx(value, rel=1e-6)) for step, value in pairs
+        ]
+    levels = {f"{level}/{what}" for level in ("lower", "upper") for what in ("loss", "accuracy", "step_loss")}
+    levels |= {f"{level}/{what}" for level in ("lower", "upper") for what in ("learning_rate", "gradient_norm")}
+    cells = {f"cells/{what}" for what in ("entropy_normal_nats", "entropy_reduce_nats", "skip_connections_normal")}
+    assert levels | cells | {"speed/images_per_s", "cells/skip_connections_reduce"} <= recorded
+    # One curve an edge and primitive: 2 cells, 14 edges, 8 primitives.
+    assert sum(name.startswith("edge_weights_") for name in recorded) == 2 * 14 * 8
+    assert {"heat_map/normal", "heat_map/reduce"} <= set(events.Tags()["images"])
+
+
+def test_pictures_are_in_the_folder_and_in_tensorboard(searched):
+    folder, _ = searched
+    if not (folder / "runs" / "small" / "cells" / "normal.png").exists():
+        pytest.skip("Graphviz is not installed")
+    for cell in ("normal", "reduce"):
+        assert Image.open(folder / "runs" / "small" / "cells" / f"{cell}.png").width > 300
+        assert "<svg" in (folder / "runs" / "small" / "cells" / f"{cell}.svg").read_text()
+    events = EventAccumulator(str(folder / "runs" / "small" / "tensorboard")).Reload()
+    assert [image.step for image in events.Images("cells/normal")] == [6, 12]
+
+
+def test_the_learning_rate_is_that_of_the_epoch(searched):
+    folder, _ = searched
+    lines = metrics(folder / "runs" / "small", "lower/learning_rate")
+    assert {line["epoch"]: line["lower/learning_rate"] for line in lines} == {1: 0.025, 2: pytest.approx(0.013)}
+
+
+def test_the_same_seed_gives_the_same_bits(searched, tmp_path):
+    folder, _ = searched
+    run("search.py", *SMALL, "--epochs=2", "--seed=3", "--name=again", cwd=tmp_path)
+
+    def without_times(path):
+        return [
+            {name: value for name, value in line.items() if name != "time_s" and not name.startswith("speed/")}
+            for line in metrics(path)
+        ]
+
+    assert without_times(folder / "runs" / "small") == without_times(tmp_path / "runs" / "again")
+    run("search.py", *SMALL, "--epochs=1", "--seed=4", "--name=other", cwd=tmp_path)
+    assert without_times(folder / "runs" / "small")[0] != without_times(tmp_path / "runs" / "other")[0]
+
+
+def test_first_order_and_its_own_number_of_nodes(tmp_path):
+    arguments = [*SMALL, "--epochs=1", "--hypergradient=first-order", "--num-nodes=2", "--upper-fraction=0.25"]
+    run("search.py", *arguments, "--name=a", "--run-dir=elsewhere", cwd=tmp_path)
+    assert len(Genotype.load(tmp_path / "genotypes" / "a.json").normal) == 4
+    assert "48" not in (tmp_path / "elsewhere" / "a" / "log.txt").read_text().splitlines()[0]
+
+
+def test_search_never_opens_the_test_set(tmp_path):
+    for name, colour in (("ant", 10), ("bee", 240)):
+        (tmp_path / "images" / "train" / name).mkdir(parents=True)
+        for index in range(8):
+            Image.new("RGB", (20, 16), (colour, index, 0)).save(tmp_path / "images" / "train" / name / f"{index}.png")
+    arguments = [
+        "--dataset=folder",
+        "--data-dir=images",
+        "--image-size=8",
+        "--epochs=1",
+        "--name=own",
+        "--batch-size=4",
+    ]
+    out = run("search.py", *arguments, "--init-channels=2", "--num-cells=3", cwd=tmp_path)
+    # There is no test folder at all.
+    command = "python train_final.py --genotype genotypes/own.json --dataset folder --data-dir images --image-size 8"
+    assert out.strip().endswith(command)
+    error = run("train_final.py", *command.split()[2:], cwd=tmp_path, code=2)
+    assert "no folder images/test" in error
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["own"]
+
+
+def test_final_training_leaves_what_it_takes_to_evaluate(trained):
+    folder, out = trained
+    path = folder / "runs" / "final"
+    names = {entry.name for entry in path.iterdir()}
+    expected = {
+        "config.json",
+        "metrics.jsonl",
+        "genotype.json",
+        "cells",
+        "tensorboard",
+        "log.txt",
+        "weights.safetensors",
+    }
+    assert names == expected
+    assert Genotype.load(path / "genotype.json") == Genotype.load(folder / "genotypes" / "small.json")
+    config = json.loads((path / "config.json").read_text())
+    assert config["trained_on"]["classes"] == list("0123456789")
+    assert all(tensor.isfinite().all() for tensor in load_file(path / "weights.safetensors").values())
+    accuracy = re.search(r"test accuracy after epoch 2: ([\d.]+)% of 360 images", out.strip().splitlines()[-1])
+    assert accuracy
+    again = run("train_final.py", "--evaluate=runs/final", cwd=folder)
+    assert f"test accuracy {accuracy[1]}% of 360 images" in again
+
+
+def test_test_accuracy_is_measured_once_after_the_last_epoch(trained):
+    folder, _ = trained
+    lines = metrics(folder / "runs" / "final")
+    assert [("test/accuracy" in line) for line in lines] == [False] * (len(lines) - 1) + [True]
+    assert [line["epoch"] for line in lines if "holdout/accuracy" in line] == [1, 2]
+    assert "72 training images (24 held out)" in (folder / "runs" / "final" / "log.txt").read_text().splitlines()[0]
+
+
+def test_drop_path_rises_linearly_from_zero(trained):
+    folder, _ = trained
+    by_epoch = {
+        line["epoch"]: line["train/drop_path"] for line in metrics(folder / "runs" / "final", "train/drop_path")
+    }
+    assert by_epoch == {1: 0.0, 2: 0.1}
+
+
+def test_retraining_is_the_same_bit_for_bit(trained, tmp_path):
+    folder, _ = trained
+    shutil.copytree(folder / "genotypes", tmp_path / "genotypes")
+    arguments = ["--genotype=genotypes/small.json", "--epochs=2", "--holdout-fraction=0.25", "--name=twice", *SMALL]
+    run("train_final.py", *arguments, cwd=tmp_path)
+    first = load_file(folder / "runs" / "final" / "weights.safetensors")
+    again = load_file(tmp_path / "runs" / "twice" / "weights.safetensors")
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_damaged_run_is_refused_by_name(trained, tmp_path):
+    folder, _ = trained
+    path = tmp_path / "run"
+    shutil.copytree(folder / "runs" / "final", path)
+    (path / "weights.safetensors").write_bytes(b"damaged")
+    assert "weights run/weights.safetensors" in run("train_final.py", "--evaluate=run", cwd=tmp_path, code=2)
+    config = json.loads((path / "config.json").read_text())
+    config["config"]["network"]["num_cells"] = 10**9
+    (path / "config.json").write_text(json.dumps(config))
+    error = run("train_final.py", "--evaluate=run", cwd=tmp_path, code=2)
+    assert "config run/config.json: network.num_cells: must be less than or equal to 200" in error
+
+
+BAD_CALLS = [
+    ("search.py", ["--epochs=0"], "--epochs: must be greater than or equal to 1, got 0"),
+    ("search.py", ["--dataset=folder", "--data-dir=nowhere"], "--data-dir nowhere: there is no folder nowhere/train"),
+    ("search.py", ["--dataset=digits", "--device=cuda"], "--device cuda: torch sees no such device here"),
+    (
+        "search.py",
+        ["--dataset=digits", "--upper-fraction=0.001"],
+        "--upper-fraction 0.001: 1436 images for",
+    ),
+    ("search.py", ["--dataset=digits", "--name=taken"], "--name taken: genotypes/taken.json exists already"),
+    ("search.py", ["--dataset=digits", "--name=made"], "--name made: runs/made exists already"),
+    ("train_final.py", [], "--genotype: missing"),
+    ("train_final.py", ["--genotype=DARTS_V3"], "known names: AmoebaNet, DARTS_V1, DARTS_V2"),
+    ("train_final.py", ["--genotype=genotypes/taken.json"], "genotype genotypes/taken.json: not JSON"),
+    ("train_final.py", ["--genotype=DARTS_V1", "--dataset=digits", "--cutout=9"], "--cutout 9: larger than the images"),
+    ("train_final.py", ["--evaluate=nowhere"], "config nowhere/config.json: cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("script", "arguments", "sentence"), BAD_CALLS)
+def test_a_bad_call_is_one_sentence_and_changes_nothing(tmp_path, monkeypatch, capsys, script, arguments, sentence):
+    if "cuda" in sentence and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    (tmp_path / "genotypes").mkdir()
+    (tmp_path / "genotypes" / "taken.json").write_text("mine")
+    (tmp_path / "runs" / "made").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    # In this process, as starting torch takes longer than failing.
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("error: ")
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "genotypes" / "taken.json").read_text() == "mine"
+
+
+def test_a_bad_call_in_a_process_of_its_own(tmp_path):
+    error = run("search.py", "--batchsize=3", cwd=tmp_path, code=2)
+    assert (
+        error == "error: Unrecognized options: --batchsize=3; perhaps you meant --batch-size; --help lists all flags.\n"
+    )
+
+
+def test_without_graphviz_the_source_is_written_and_one_line_says_how_to_get_pictures(tmp_path):
+    # A module that hides pygraphviz, and a PATH without dot.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u\nfind = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'pygraphviz' else find(name, *rest)\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path), "PATH": str(tmp_path)}
+    command = [sys.executable, str(ROOT / "search.py"), *SMALL, "--epochs=1", "--name=bare"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "runs" / "bare" / "cells").iterdir()) == ["normal.gv", "reduce.gv"]
+    assert [line for line in done.stdout.splitlines() if "pip install 'pygraphviz>=2.0'" in line]
