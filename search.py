@@ -96,6 +96,8 @@ def search(config: SearchConfig) -> None:
                 )
                 alpha_gradients = [alpha.grad for alpha in alphas.parameters() if alpha.grad is not None]
                 upper_norm = torch.nn.utils.get_total_norm(alpha_gradients)
+                if not torch.isfinite(upper_norm):
+                    raise FloatingPointError(f"step {step + 1}: the alphas' gradient is {upper_norm.item()}.")
                 alpha_optimizer.step()
 
                 # Lower level: the weights, at the new alphas.

@@ -125,32 +125,33 @@ class Onestage(FirstOrder):
         norm = torch.nn.utils.get_total_norm(v).item()
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient of the upper objective with respect to w′ has the norm {norm}.")
-        epsilon = self.r / norm if norm > 0 else math.inf
-        # For a zero vector (or one too short to be told from it) w⁺ = w⁻ = w, and the second term is 0.
-        if math.isfinite(epsilon):
+        # For a zero vector w⁺ = w⁻ = w, and the second term is 0.
+        if norm > 0:
+            # ε v as r (v / ‖v‖): ε itself overflows for a vector that is short enough.
+            step = [self.r * (part / norm) for part in v]
             state = State(train_data, train_target, self.upper_model, self.lower_model)
             # fork_rng gives the random state back, so that the second pass draws what the first one drew.
             with torch.random.fork_rng(**_random_devices(w_prime)):
-                plus = self._gradients_at(epsilon, names, v, state, alphas)
-            minus = self._gradients_at(-epsilon, names, v, state, alphas)
+                plus = self._gradients_at(1, names, step, state, alphas)
+            minus = self._gradients_at(-1, names, step, state, alphas)
             alpha_gradients = [
-                gradient - self.lower_learning_rate * (p - m) / (2 * epsilon)
+                gradient - self.lower_learning_rate * (p - m) * (norm / (2 * self.r))
                 for gradient, p, m in zip(alpha_gradients, plus, minus, strict=True)
             ]
         _add_gradients(alphas, alpha_gradients)
         return upper_loss.detach()
 
     def _gradients_at(
-        self, step: float, names: Sequence[str], v: Sequence[Tensor], state: State, alphas: Sequence[nn.Parameter]
+        self, sign: int, names: Sequence[str], step: Sequence[Tensor], state: State, alphas: Sequence[nn.Parameter]
     ) -> list[Tensor]:
-        """∇_α L_lower(w + step · v, α).
+        """∇_α L_lower(w + sign · step, α).
 
         The lower model's parameters and buffers are exchanged for others while the objective runs, never written to.
         """
         parameters = dict(self.lower_model.named_parameters())
         tensors = {name: parameter.detach() for name, parameter in parameters.items()}
         tensors |= {name: buffer.clone() for name, buffer in self.lower_model.named_buffers()}
-        tensors |= {name: parameters[name].detach() + step * part for name, part in zip(names, v, strict=True)}
+        tensors |= {name: parameters[name].detach() + sign * part for name, part in zip(names, step, strict=True)}
         held = _Held(self.lower_objective, self.lower_model)
         exchanged = {f"lower_model.{name}": tensor for name, tensor in tensors.items()}
         loss = torch.func.functional_call(held, exchanged, (state,))
@@ -223,7 +224,9 @@ def _gradients(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _add_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        # A new tensor: autograd may hand out one expanded tensor for several parameters.
+        before = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = before + gradient
 
 
 def _random_devices(tensors: Sequence[Tensor]) -> dict[str, Any]:

@@ -96,10 +96,11 @@ class Cell(nn.Module):
         self.reduction = reduction
         self.preprocess_0 = (FactorizedReduce if halved else ReLUConvBN)(before, channels, affine=False)
         self.preprocess_1 = ReLUConvBN(previous, channels, affine=False)
-        sources = torch.tensor([source for source, _ in edges(num_nodes)])
-        self.num_leaving = sources.bincount().tolist()
+        sources = [source for source, _ in edges(num_nodes)]
+        self.num_leaving = [sources.count(source) for source in range(num_nodes + 1)]
         self.by_source: Tensor
-        self.register_buffer("by_source", sources.argsort(stable=True), persistent=False)
+        by_source = sorted(range(len(sources)), key=sources.__getitem__)
+        self.register_buffer("by_source", torch.tensor(by_source), persistent=False)
         self.mixed_operations = nn.ModuleList(
             MixedOperations(channels, num_edges, 2 if reduction and source < NUM_INPUTS else 1)
             for source, num_edges in enumerate(self.num_leaving)

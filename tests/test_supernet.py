@@ -140,11 +140,13 @@ def test_gradients_through_a_scaled_batch_norm(memory_format, dtype):
     """Given a broadcast scale, torch's batch norm returns wrong gradients for images in channels_last."""
     num_edges, channels = 3, 5
     scales = torch.rand(num_edges, dtype=dtype, requires_grad=True)
-    inputs = [torch.randn(4, channels, 6, 6, dtype=dtype) for _ in range(num_edges)]
-    factors = torch.randn(num_edges, 4, channels, 6, 6, dtype=dtype)
+    inputs, factors = (
+        [torch.randn(4, channels, 6, 6, dtype=dtype).contiguous(memory_format=memory_format) for _ in range(num_edges)]
+        for _ in range(2)
+    )
     gradients = []
     for norm in (StackedNorm(num_edges, channels).to(dtype), batch_norm_by_hand):
-        leaves = [x.clone(memory_format=memory_format).requires_grad_() for x in inputs]
+        leaves = [x.clone().requires_grad_() for x in inputs]
         outputs = norm(leaves, scales)
         loss = sum((output * factor).sum() for output, factor in zip(outputs, factors, strict=True))
         gradients.append(torch.autograd.grad(loss, [scales, *leaves]))
