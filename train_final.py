@@ -70,7 +70,8 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
     held_out = f" ({len(holdout_images.split.targets)} held out)" if holdout_images else ""
     run.log(
         f"{path_or_name} on {data.dataset}: {num_images} training images{held_out}, "
-        f"{in_channels} × {image_size} × {image_size}, {num_classes} classes; {size.weights:,} weights, {size.multiply_adds:,} multiply-adds an image, on {device}"
+        f"{in_channels} × {image_size} × {image_size}, {num_classes} classes; "
+        f"{size.weights:,} weights, {size.multiply_adds:,} multiply-adds an image, on {device}"
     )
     run.log(f"{run.path}: tensorboard --logdir {run.path.parent} shows the training as it goes")
 
