@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from nas import datasets, draw
+from nas.checkpoint import save_state
 from nas.config import SearchConfig, data_flags, run_script
 from nas.errors import InputError
 from nas.genotype import Genotype, Provenance
@@ -153,6 +154,12 @@ def search(config: SearchConfig) -> None:
                 versions=versions(),
             )
             genotype.save(run.path / "genotype.json", provenance)
+            save_state(
+                run.path / "checkpoint.safetensors",
+                {"supernet": supernet, "alphas": alphas},
+                {"weight_optimizer": weight_optimizer, "alpha_optimizer": alpha_optimizer},
+                step + 1,
+            )
             drawn = genotype.draw(run.path / "cells")
             show(run, edge_weights, step + 1)
             run.log(

@@ -1,7 +1,10 @@
-"""Weights on disk as safetensors: tensors without code in them."""
+"""Tensors on disk as safetensors, a format without code in it: the weights of a network, the whole state of a run."""
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -42,3 +45,25 @@ def load_weights(path: Path, network: nn.Module) -> None:
         if found[name].dtype != tensor.dtype:
             raise InputError(f"weights {path}: {name} is {found[name].dtype}, not {tensor.dtype}.")
     network.load_state_dict(found, assign=True)
+
+
+def save_state(
+    path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], step: int
+) -> None:
+    """Write all that a run has learnt, replacing the file at `path` in one step; the previous one is kept beside it.
+
+    Tensors are named `<module>.<name in its state_dict>` and `<optimizer>.<number of the parameter>.<name>`. What is
+    random needs no place: it follows from seed and step.
+
+    Args:
+        step: steps taken, in the file's metadata.
+    """
+    values = {f"{part}.{name}": value for part in modules for name, value in modules[part].state_dict().items()}
+    for part, optimizer in optimizers.items():
+        for index, state in optimizer.state_dict()["state"].items():
+            values |= {f"{part}.{index}.{name}": value for name, value in state.items()}
+    # Without momentum SGD keeps None in the place of a buffer.
+    tensors = {name: value.detach().cpu().contiguous() for name, value in values.items() if value is not None}
+    if path.exists():
+        os.replace(path, path.with_stem(f"{path.stem}.previous"))
+    files.replace(path, lambda aside: save_file(tensors, aside, metadata={"step": str(step)}))

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nas.genotype import Genotype, GenotypeFile
 from nas.network_size import network_size
+from nas.supernet import Alphas, Supernet
 
 ROOT = Path(__file__).parent.parent
 # Small, and yet two epochs have enough steps for a record on every tenth step in each.
@@ -58,13 +60,36 @@ def metrics(path, name="step"):
 def test_search_leaves_what_a_run_folder_holds(searched):
     folder, _ = searched
     names = {path.name for path in (folder / "runs" / "small").iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "genotype.json", "cells", "tensorboard", "log.txt"}
+    states = {"checkpoint.safetensors", "checkpoint.previous.safetensors"}
+    assert names == {"config.json", "metrics.jsonl", "genotype.json", "cells", "tensorboard", "log.txt"} | states
     assert {path.name for path in folder.iterdir()} >= {"runs", "genotypes"}
     drawings = {path.name for path in (folder / "runs" / "small" / "cells").iterdir()}
     assert {"normal.gv", "reduce.gv"} <= drawings
     assert Genotype.load(folder / "genotypes" / "small.json") == Genotype.load(
         folder / "runs" / "small" / "genotype.json"
     )
+
+
+def test_the_checkpoint_holds_the_whole_state(searched):
+    folder, _ = searched
+    path = folder / "runs" / "small"
+    tensors = load_file(path / "checkpoint.safetensors")
+    supernet, alphas = Supernet(1, 2, 3), Alphas()
+    for part, module in (("supernet", supernet), ("alphas", alphas)):
+        module.load_state_dict({name: tensors.pop(f"{part}.{name}") for name in module.state_dict()})
+    assert Genotype.derive(alphas) == Genotype.load(path / "genotype.json")
+    for index, weight in enumerate(supernet.parameters()):
+        assert tensors.pop(f"weight_optimizer.{index}.momentum_buffer").shape == weight.shape
+    for index in range(2):
+        assert tensors.pop(f"alpha_optimizer.{index}.step") == 12
+        assert all(tensors.pop(f"alpha_optimizer.{index}.{name}").any() for name in ("exp_avg", "exp_avg_sq"))
+    assert not tensors
+    with safe_open(path / "checkpoint.safetensors", framework="pt") as file:
+        assert file.metadata() == {"step": "12"}
+    with safe_open(path / "checkpoint.previous.safetensors", framework="pt") as file:
+        assert file.metadata() == {"step": "6"}
+    # One forward pass a step moves the batch norms of the live supernet: the other four leave them alone.
+    assert supernet.stem[1].num_batches_tracked == 12
 
 
 def test_search_says_where_the_cell_comes_from(searched):
