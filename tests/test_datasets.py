@@ -42,7 +42,7 @@ def test_folder_of_any_format_and_size(tmp_path):
     root = folder_data(tmp_path, parts=("train",), suffix="png")
     Image.new("L", (40, 10), 7).save(root / "train" / "cat" / "grey.gif")
     Image.new("RGBA", (8, 8), (1, 2, 3, 4)).save(root / "train" / "dog" / "clear.webp", lossless=True)
-    Image.new("P", (30, 30)).save(root / "train" / "dog" / "palette.bmp")
+    Image.new("RGB", (30, 30)).convert("P").save(root / "train" / "dog" / "palette.bmp")
     Image.new("RGB", (64, 64), (9, 8, 7)).save(root / "train" / "dog" / "photo.jpg")
     (root / "train" / "dog" / ".DS_Store").write_bytes(b"not an image")
     (root / "train" / ".cache").mkdir()
