@@ -96,7 +96,7 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
                 total.backward()
                 norm = torch.nn.utils.clip_grad_norm_(network.parameters(), training.grad_clip)
                 if not torch.isfinite(norm):
-                    raise FloatingPointError(f"step {step + 1}: the gradient is {norm.item()}; try a smaller --lr.")
+                    raise FloatingPointError(f"step {step + 1}: the gradient is {norm.item()}.")
                 optimizer.step()
 
                 sums += torch.stack([loss.detach() * len(target), (logits.argmax(1) == target).sum()])

@@ -48,8 +48,8 @@ class Data:
     """Data set. digits is embedded and works offline; folder reads DATA_DIR/train/CLASS/* and DATA_DIR/test/CLASS/*."""
     data_dir: str = "data"
     """Folder of the images. The sets that torchvision knows are downloaded to it when they are missing."""
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 32
-    """Pixels a side, for folder: images are scaled and cropped to a square. The other sets have their own size."""
+    image_size: Annotated[Annotated[int, Field(ge=8, le=1024)] | None, _optional("INT", "32")] = None
+    """Pixels a side, for folder alone: images are scaled and cropped to squares. The other sets have their own size."""
     train_limit: Annotated[Annotated[int, Field(ge=4)] | None, _optional("INT", "all")] = None
     """Use so many training images, drawn by the seed."""
 
@@ -249,6 +249,11 @@ def validate(kind: type[Config], content: Any, path: Path | None = None) -> Conf
         field = ".".join(str(part) for part in problem["loc"])
         where = f"config {path}: {field}" if path else _flag(field.rpartition(".")[2])
         raise InputError(f"{where}: {_requirement(problem)}, got {problem['input']!r:.60}.") from None
+    if not isinstance(config, TrainedOn) and config.data.image_size is not None and config.data.dataset != "folder":
+        size, dataset = config.data.image_size, config.data.dataset
+        raise InputError(f"--image-size {size}: goes with --dataset folder; {dataset} has a size of its own.")
+    if isinstance(config, FinalConfig) and config.network.genotype and config.network.evaluate:
+        raise InputError("--evaluate: goes without --genotype; the run folder holds the genotype of its network.")
     if isinstance(config, SearchConfig) and config.lower.lower_lr_min > config.lower.lower_lr:
         raise InputError(
             f"--lower-lr-min: must be at most --lower-lr, {config.lower.lower_lr}, got {config.lower.lower_lr_min}."
@@ -264,7 +269,7 @@ def run_script(run: Any, kind: type[Config]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except FloatingPointError as error:
-        print(f"stopped: {error}", file=sys.stderr)
+        print(f"stopped: {error} A smaller learning rate may help.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped by Ctrl-C.", file=sys.stderr)
@@ -275,7 +280,7 @@ def run_script(run: Any, kind: type[Config]) -> int:
 def data_flags(data: Data) -> str:
     """The flags that name the same images again, each with a space before it."""
     flags = {"--dataset": data.dataset, "--data-dir": data.data_dir}
-    if data.dataset == "folder":
+    if data.image_size is not None:
         flags["--image-size"] = str(data.image_size)
     defaults = {"--dataset": Data.dataset, "--data-dir": Data.data_dir}
     return "".join(f" {flag} {shlex.quote(value)}" for flag, value in flags.items() if value != defaults.get(flag))

@@ -51,7 +51,9 @@ class Split(NamedTuple):
         return Split(self.images.to(device), self.targets.to(device), self.classes)
 
 
-def load(name: str, data_dir: Path, part: str, image_size: int = 32, limit: int | None = None, seed: int = 0) -> Split:
+def load(
+    name: str, data_dir: Path, part: str, image_size: int | None = None, limit: int | None = None, seed: int = 0
+) -> Split:
     """Read the training or the test images of a data set; the other part is not read.
 
     Args:
@@ -59,7 +61,8 @@ def load(name: str, data_dir: Path, part: str, image_size: int = 32, limit: int 
             `data_dir/train/<class>/*` and `data_dir/test/<class>/*`, any image format, as RGB.
         data_dir: where the files lie; a set that torchvision knows and that is missing is downloaded to it.
         part: "train" or "test".
-        image_size: pixels a side, for `folder`: images are scaled, and cropped about their centre to a square.
+        image_size: pixels a side, for `folder` alone (32 by default): images are scaled, and cropped about their centre
+            to a square.
         limit: at most so many images, drawn by the seed.
         seed: of that draw.
 
@@ -68,7 +71,7 @@ def load(name: str, data_dir: Path, part: str, image_size: int = 32, limit: int 
     """
     assert part in ("train", "test"), part
     if name == "folder":
-        return _load_folder(data_dir, part, image_size, limit, seed)
+        return _load_folder(data_dir, part, image_size or 32, limit, seed)
     split = _load_digits(part) if name == "digits" else _load_torchvision(name, data_dir, part)
     return split.select(_draw(len(split.targets), limit, seed)) if limit else split
 

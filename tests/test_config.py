@@ -62,6 +62,7 @@ BAD = [
     "--device tpu",
     "--dataset mnist",
     "--image-size 7",
+    "--image-size 16",
     "--train-limit 0",
     "--name ../elsewhere",
     "--name .hidden",
@@ -153,7 +154,7 @@ def test_data_flags_name_the_same_images_again():
     ("raised", "code", "said"),
     [
         (InputError("--name x: exists."), 2, "error: --name x: exists."),
-        (FloatingPointError("the loss is nan."), 1, "stopped: the loss is nan."),
+        (FloatingPointError("the loss is nan."), 1, "stopped: the loss is nan. A smaller learning rate may help."),
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C."),
         (None, 0, ""),
     ],

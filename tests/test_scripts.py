@@ -272,6 +272,7 @@ BAD_CALLS = [
     ("search.py", ["--dataset=digits", "--name=taken"], "--name taken: genotypes/taken.json exists already"),
     ("search.py", ["--dataset=digits", "--name=made"], "--name made: runs/made exists already"),
     ("train_final.py", [], "--genotype: missing"),
+    ("train_final.py", ["--genotype=DARTS_V1", "--evaluate=a"], "--evaluate: goes without --genotype"),
     ("train_final.py", ["--genotype=DARTS_V3"], "known names: AmoebaNet, DARTS_V1, DARTS_V2"),
     ("train_final.py", ["--genotype=genotypes/taken.json"], "genotype genotypes/taken.json: not JSON"),
     ("train_final.py", ["--genotype=DARTS_V1", "--dataset=digits", "--cutout=9"], "--cutout 9: larger than the images"),
