@@ -164,7 +164,7 @@ def search(config: SearchConfig) -> None:
             show(run, edge_weights, step + 1)
             run.log(
                 f"epoch {epoch + 1}/{lower.epochs}: lower loss {lower_loss_mean:.3f}, accuracy {lower_accuracy:.1%}; "
-                f"upper loss {upper_loss_mean:.3f}, accuracy {upper_accuracy:.1%}; skip connections "
+                f"upper loss {upper_loss_mean:.3f}, accuracy {upper_accuracy:.1%}; skips "
                 f"{cells['cells/skip_connections_normal']:.0f} + {cells['cells/skip_connections_reduce']:.0f}; "
                 f"{duration(levels['speed/epoch_s'])}"
             )
