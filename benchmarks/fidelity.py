@@ -3,8 +3,8 @@
 The supernet has kinks. Each ReLU or maximum that changes sides between w⁺ and w⁻ adds a jump to the difference, so that
 a small r is worse than a large one. On smooth models the same code is exact to r² (tests/test_hypergradient.py).
 
-8 channels, 5 cells, 16 images of 32 × 32, float64, near initialisation (torch 2.15, CPU): cosine -0.03 at r = 0.001, 0.41
-at r = 0.01, 0.55 at r = 0.1.
+8 channels, 5 cells, 16 images of 32 × 32, float64, near initialisation (torch 2.15, CPU): cosine -0.03 at r = 0.001,
+0.41 at r = 0.01, 0.55 at r = 0.1.
 """
 
 import higher
