@@ -64,8 +64,9 @@ def cell_source(edges: Sequence[tuple[str, int]], concat: Sequence[int], name: s
     inputs = ("<c<SUB>k-2</SUB>>", "<c<SUB>k-1</SUB>>")
     for state, label in enumerate(inputs):
         graph.node(f"s{state}", label, fillcolor="#cfe8cf", color="#3b7d3b")
-    with graph.subgraph(graph_attr={"rank": "same"}) as first:
-        first.edge("s0", "s1", style="invis")  # keeps the first input above the second
+    above = graphviz.Digraph(graph_attr={"rank": "same"})
+    above.edge("s0", "s1", style="invis")  # keeps the first input above the second
+    graph.subgraph(above)
     num_nodes = len(edges) // 2
     for node in range(num_nodes):
         graph.node(f"s{node + NUM_INPUTS}", str(node), fillcolor="#dfe3ea", color="#4a5568", shape="circle")
