@@ -17,8 +17,8 @@ demo: $(STAMP)
 	$(BIN)/python search.py --dataset digits --name $$name $(DEMO_SEARCH); \
 	$(BIN)/python train_final.py --dataset digits --genotype $$name --name $$name-final $(DEMO_FINAL); \
 	echo; \
-	echo "genotype: genotypes/$$name.json | pictures: runs/$$name/cells/ | accuracy and weights: runs/$$name-final/ |" \
-	     "curves: $(BIN)/tensorboard --logdir runs"
+	echo "genotype genotypes/$$name.json, pictures runs/$$name/cells/normal.png and reduce.png, accuracy and weights" \
+	     "runs/$$name-final/, curves: $(BIN)/tensorboard --logdir runs"
 
 # Small enough for two cores and a few minutes; images of 8 × 8 pixels want a small cutout.
 DEMO_SEARCH := --epochs 8 --batch-size 96 --init-channels 8 --num-cells 3 --alpha-lr 0.01
