@@ -61,7 +61,7 @@ def cell_source(edges: Sequence[tuple[str, int]], concat: Sequence[int], name: s
         node_attr=font | {"shape": "box", "style": "rounded,filled", "penwidth": "1.2", "fontsize": "16"},
         edge_attr=font | {"color": "#9a9a9a", "arrowsize": "0.7"},
     )
-    inputs = ("<c<SUB>k-2</SUB>>", "<c<SUB>k-1</SUB>>")
+    inputs = ('<c<SUB><FONT POINT-SIZE="12">k-2</FONT></SUB>>', '<c<SUB><FONT POINT-SIZE="12">k-1</FONT></SUB>>')
     for state, label in enumerate(inputs):
         graph.node(f"s{state}", label, fillcolor="#cfe8cf", color="#3b7d3b")
     above = graphviz.Digraph(graph_attr={"rank": "same"})
@@ -70,7 +70,7 @@ def cell_source(edges: Sequence[tuple[str, int]], concat: Sequence[int], name: s
     num_nodes = len(edges) // 2
     for node in range(num_nodes):
         graph.node(f"s{node + NUM_INPUTS}", str(node), fillcolor="#dfe3ea", color="#4a5568", shape="circle")
-    graph.node("output", "<c<SUB>k</SUB>>", fillcolor="#f6dfa8", color="#a87b12")
+    graph.node("output", '<c<SUB><FONT POINT-SIZE="12">k</FONT></SUB>>', fillcolor="#f6dfa8", color="#a87b12")
     for index, (primitive, source) in enumerate(edges):
         node = index // 2 + NUM_INPUTS
         fill, line = KINDS[primitive.split("_")[0]]
