@@ -176,7 +176,10 @@ def search(config: SearchConfig) -> None:
         f"as a final network (36 channels, 20 cells): {size.weights:,} weights, {size.multiply_adds:,} multiply-adds "
         "an image"
     )
-    run.log(f"written: {exported}, and in {run.path}: genotype.json, cells/, metrics.jsonl, tensorboard/, log.txt")
+    run.log(
+        f"written: {exported}, and in {run.path}: genotype.json, cells/, checkpoint.safetensors, metrics.jsonl, "
+        "tensorboard/, log.txt"
+    )
     if not drawn:
         run.log(draw.HOW_TO_GET_PICTURES)
     run.log(f"retrain it: python train_final.py --genotype {exported}{data_flags(data)}")
