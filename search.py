@@ -71,6 +71,7 @@ def search(config: SearchConfig) -> None:
     )
     run.log(f"{run.path}: tensorboard --logdir {run.path.parent} shows the search as it goes")
 
+    genotype = Genotype.derive(alphas)
     steps_an_epoch = datasets.num_batches(len(lower_images.split.targets), lower.batch_size)
     with run.progress(lower.epochs * steps_an_epoch) as advance:
         for epoch in range(lower.epochs):
@@ -133,7 +134,7 @@ def search(config: SearchConfig) -> None:
             upper_loss_mean, upper_accuracy = evaluate(predict, upper_images, 2 * lower.batch_size)
             supernet.train()
             lower_loss_mean, lower_accuracy = (sums / len(lower_images.split.targets)).tolist()
-            genotype = Genotype.derive(alphas)
+            previous, genotype = genotype, Genotype.derive(alphas)
             levels = {
                 "lower/loss": lower_loss_mean,
                 "lower/accuracy": lower_accuracy,
@@ -160,7 +161,8 @@ def search(config: SearchConfig) -> None:
                 {"weight_optimizer": weight_optimizer, "alpha_optimizer": alpha_optimizer},
                 step + 1,
             )
-            drawn = genotype.draw(run.path / "cells")
+            if epoch == 0 or genotype != previous:
+                drawn = genotype.draw(run.path / "cells")
             show(run, edge_weights, step + 1)
             run.log(
                 f"epoch {epoch + 1}/{lower.epochs}: lower loss {lower_loss_mean:.3f}, accuracy {lower_accuracy:.1%}; "

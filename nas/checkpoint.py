@@ -64,6 +64,10 @@ def save_state(
             values |= {f"{part}.{index}.{name}": value for name, value in state.items()}
     # Without momentum SGD keeps None in the place of a buffer.
     tensors = {name: value.detach().cpu().contiguous() for name, value in values.items() if value is not None}
-    if path.exists():
-        os.replace(path, path.with_stem(f"{path.stem}.previous"))
-    files.replace(path, lambda aside: save_file(tensors, aside, metadata={"step": str(step)}))
+
+    def write(aside: Path) -> None:
+        save_file(tensors, aside, metadata={"step": str(step)})
+        if path.exists():  # only now: a write that fails leaves both files as they are
+            os.replace(path, path.with_stem(f"{path.stem}.previous"))
+
+    files.replace(path, write)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from nas.errors import InputError
 
-NAMES = ("cifar10", "cifar100", "fashion-mnist", "svhn", "digits", "folder")
 # Sets in which the mirror image of a thing is not that thing.
 MIRRORED_IS_ANOTHER = ("digits", "svhn")
 DOWNLOAD_TIMEOUT_S = 30.0
@@ -57,8 +56,9 @@ def load(
     """Read the training or the test images of a data set; the other part is not read.
 
     Args:
-        name: one of `NAMES`. `digits` is embedded: 1,797 grey images of 8 × 8, every fifth one for testing. `folder` is
-            `data_dir/train/<class>/*` and `data_dir/test/<class>/*`, any image format, as RGB.
+        name: cifar10, cifar100, fashion-mnist, svhn, digits or folder. `digits` is embedded: 1,797 grey images of 8 × 8,
+            every fifth one for testing. `folder` is `data_dir/train/<class>/*` and `data_dir/test/<class>/*`, any image
+            format, as RGB.
         data_dir: where the files lie; a set that torchvision knows and that is missing is downloaded to it.
         part: "train" or "test".
         image_size: pixels a side, for `folder` alone (32 by default): images are scaled, and cropped about their centre

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from nas import files
-from nas.checkpoint import load_weights, save_weights
+from nas import checkpoint, files
+from nas.checkpoint import load_weights, save_state, save_weights
 from nas.errors import InputError
 
 json_values = st.recursive(
@@ -67,6 +67,23 @@ def test_weights_are_loaded_into_a_network_without_storage(tmp_path):
     loaded.to(memory_format=torch.channels_last)
     image = torch.rand(2, 1, 8, 8)
     assert torch.equal(loaded.eval()(image), saved.eval()(image))
+
+
+def test_a_state_that_cannot_be_written_leaves_the_last_two_as_they_are(tmp_path, monkeypatch):
+    path, modules = tmp_path / "checkpoint.safetensors", {"network": network()}
+    for step in (1, 2):
+        save_state(path, modules, {}, step)
+    before = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
+    assert set(before) == {"checkpoint.safetensors", "checkpoint.previous.safetensors"}
+
+    def full(_, aside, metadata):
+        aside.write_bytes(b"half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="disk is full"):
+        save_state(path, modules, {}, 3)
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
 
 
 def spoilt_weights():
