@@ -56,7 +56,7 @@ def load(
     """Read the training or the test images of a data set; the other part is not read.
 
     Args:
-        name: cifar10, cifar100, fashion-mnist, svhn, digits or folder. `digits` is embedded: 1,797 grey images of 8 × 8,
+        name: cifar10, cifar100, fashion-mnist, svhn, digits or folder. `digits` is embedded: 1,797 grey images, 8 × 8,
             every fifth one for testing. `folder` is `data_dir/train/<class>/*` and `data_dir/test/<class>/*`, any image
             format, as RGB.
         data_dir: where the files lie; a set that torchvision knows and that is missing is downloaded to it.
