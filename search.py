@@ -72,6 +72,7 @@ def search(config: SearchConfig) -> None:
     run.log(f"{run.path}: tensorboard --logdir {run.path.parent} shows the search as it goes")
 
     genotype = Genotype.derive(alphas)
+    drawn = genotype.draw(run.path / "cells")
     steps_an_epoch = datasets.num_batches(len(lower_images.split.targets), lower.batch_size)
     with run.progress(lower.epochs * steps_an_epoch) as advance:
         for epoch in range(lower.epochs):
@@ -161,7 +162,7 @@ def search(config: SearchConfig) -> None:
                 {"weight_optimizer": weight_optimizer, "alpha_optimizer": alpha_optimizer},
                 step + 1,
             )
-            if epoch == 0 or genotype != previous:
+            if genotype != previous:
                 drawn = genotype.draw(run.path / "cells")
             show(run, edge_weights, step + 1)
             run.log(
