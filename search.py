@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import math
 import sys
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import higher
 import torch
@@ -27,10 +29,119 @@ from nas.training import Images, cosine, evaluate, pick_device, prepare
 
 RECORD_EVERY_STEPS = 10
 
+Batch = tuple[Tensor, Tensor]  # images and targets
+
+
+class StepResult(NamedTuple):
+    """Scalars of one step, on their device."""
+
+    lower_loss: Tensor
+    lower_gradient_norm: Tensor
+    num_correct: Tensor
+    upper_loss: Tensor
+    upper_gradient_norm: Tensor
+
+
+# Of a step, and their names in metrics.jsonl and TensorBoard.
+QUANTITIES = {
+    "lower_loss": "lower/step_loss",
+    "lower_gradient_norm": "lower/gradient_norm",
+    "upper_loss": "upper/step_loss",
+    "upper_gradient_norm": "upper/gradient_norm",
+}
+
 
 def objective(state: State) -> Tensor:
     """Cross entropy of the supernet; the same at both levels."""
     return F.cross_entropy(state.lower_model(state.data, state.upper_model()), state.target)
+
+
+class Models(NamedTuple):
+    """The two models, and what moves them."""
+
+    alphas: Alphas
+    supernet: Supernet
+    alpha_optimizer: torch.optim.Adam
+    weight_optimizer: torch.optim.SGD
+    hypergradient: FirstOrder | Onestage
+    auxiliary: Any  # the supernet as `higher` wraps it, at w′
+    grad_clip: float
+
+
+def build(config: SearchConfig, in_channels: int, num_classes: int, device: torch.device) -> Models:
+    """Both models, started from the seed, with their optimizers."""
+    lower, upper, size = config.lower, config.upper, config.supernet
+    torch.manual_seed(config.run.seed)
+    alphas = Alphas(size.num_nodes).to(device)
+    supernet = Supernet(in_channels, size.init_channels, size.num_cells, num_classes, size.num_nodes).to(device)
+    method = {"onestage": Onestage, "first-order": FirstOrder}[upper.hypergradient]
+    return Models(
+        alphas,
+        supernet,
+        torch.optim.Adam(alphas.parameters(), upper.alpha_lr, (0.5, 0.999), weight_decay=upper.alpha_weight_decay),
+        torch.optim.SGD(supernet.parameters(), lower.lower_lr, lower.momentum, weight_decay=lower.weight_decay),
+        method(objective, alphas, objective, supernet, lower.lower_lr, upper.r),
+        # One wrapper for the whole search: making one takes longer than giving it new weights.
+        higher.monkeypatch(supernet, track_higher_grads=False),
+        lower.grad_clip,
+    )
+
+
+def exact_step(models: Models, train: Batch, validate: Batch, learning_rate: float) -> StepResult:
+    """Alphas, then weights, as published: w′ is a virtual step of the weights' optimizer (five passes)."""
+    weights = list(models.supernet.parameters())
+    models.auxiliary.update_params([weight.detach().requires_grad_() for weight in weights])
+    if isinstance(models.hypergradient, Onestage):
+        virtual_optimizer = higher.get_diff_optim(
+            models.weight_optimizer, weights, fmodel=models.auxiliary, track_higher_grads=False
+        )
+        virtual_optimizer.step(objective(State(*train, models.alphas, models.auxiliary)))
+    models.hypergradient.lower_learning_rate = learning_rate
+    upper_loss, upper_norm = upper_step(models, train, validate)
+    lower_loss, lower_norm, num_correct = lower_step(models, train)
+    return StepResult(lower_loss, lower_norm, num_correct, upper_loss, upper_norm)
+
+
+def shared_step(models: Models, train: Batch, validate: Batch, learning_rate: float) -> StepResult:
+    """Weights, then alphas: w′ is the step that the weights keep (four passes).
+
+    Other than in `exact_step` the alphas move at the new weights, and w′ is a step along the clipped gradient: ξ is the
+    learning rate times the factor of the clipping, which is taken as constant.
+    """
+    weights = [weight.detach() for weight in models.supernet.parameters()]
+    before = [weight.clone() for weight in weights]
+    lower_loss, lower_norm, num_correct = lower_step(models, train)
+    after = [weight.clone() for weight in weights]
+    models.auxiliary.update_params([weight.requires_grad_() for weight in after])
+    torch._foreach_copy_(weights, before)  # the finite differences are taken about w
+    clipping = (models.grad_clip / (lower_norm + 1e-6)).clamp(max=1.0)
+    models.hypergradient.lower_learning_rate = learning_rate * clipping
+    upper_loss, upper_norm = upper_step(models, train, validate)
+    with torch.no_grad():
+        torch._foreach_copy_(weights, after)
+    return StepResult(lower_loss, lower_norm, num_correct, upper_loss, upper_norm)
+
+
+def upper_step(models: Models, train: Batch, validate: Batch) -> tuple[Tensor, Tensor]:
+    """Move the alphas along their hypergradient; upper loss, and norm of the hypergradient."""
+    models.alpha_optimizer.zero_grad()
+    loss = models.hypergradient.compute_gradients(*validate, models.auxiliary, *train)
+    norm = torch.nn.utils.get_total_norm([alpha.grad for alpha in models.alphas.parameters() if alpha.grad is not None])
+    models.alpha_optimizer.step()
+    return loss, norm
+
+
+def lower_step(models: Models, train: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Move the weights; lower loss, norm of the gradient before clipping, and number of correct answers."""
+    data, target = train
+    weights = list(models.supernet.parameters())
+    models.weight_optimizer.zero_grad()
+    logits = models.supernet(data, models.alphas())
+    loss = F.cross_entropy(logits, target)
+    loss.backward(inputs=weights)
+    norm = torch.nn.utils.clip_grad_norm_(weights, models.grad_clip)
+    models.weight_optimizer.step()
+    return loss.detach(), norm, (logits.argmax(1) == target).sum()
 
 
 def search(config: SearchConfig) -> None:
@@ -43,31 +154,16 @@ def search(config: SearchConfig) -> None:
     images, lower_images, upper_images = load_images(config, device)
     _, in_channels, image_size, _ = images.split.images.shape
     num_classes = len(images.split.classes)
-
-    torch.manual_seed(seed)
-    alphas = Alphas(config.supernet.num_nodes).to(device)
-    supernet = Supernet(
-        in_channels,
-        config.supernet.init_channels,
-        config.supernet.num_cells,
-        num_classes,
-        config.supernet.num_nodes,
-    ).to(device)
-    weights = list(supernet.parameters())
-    weight_optimizer = torch.optim.SGD(weights, lower.lower_lr, lower.momentum, weight_decay=lower.weight_decay)
-    alpha_optimizer = torch.optim.Adam(
-        alphas.parameters(), upper.alpha_lr, betas=(0.5, 0.999), weight_decay=upper.alpha_weight_decay
-    )
-    # One wrapper for the whole search: making one takes longer than giving it new weights.
-    auxiliary = higher.monkeypatch(supernet, track_higher_grads=False)
-    method = {"onestage": Onestage, "first-order": FirstOrder}[upper.hypergradient]
-    hypergradient = method(objective, alphas, objective, supernet, lower.lower_lr, upper.r)
+    models = build(config, in_channels, num_classes, device)
+    alphas, supernet = models.alphas, models.supernet
+    take_step = shared_step if upper.share_lower_step else exact_step
 
     run = RunFolder(Path(config.run.run_dir, name), {"config": dataclasses.asdict(config)})
+    num_weights = sum(weight.numel() for weight in supernet.parameters())
     run.log(
         f"{data.dataset}: {len(lower_images.split.targets)} images for the weights, "
         f"{len(upper_images.split.targets)} for the alphas, {in_channels} × {image_size} × {image_size}, "
-        f"{num_classes} classes; supernet of {sum(weight.numel() for weight in weights):,} weights on {device}"
+        f"{num_classes} classes; supernet of {num_weights:,} weights on {device}"
     )
     run.log(f"{run.path}: tensorboard --logdir {run.path.parent} shows the search as it goes")
 
@@ -78,54 +174,25 @@ def search(config: SearchConfig) -> None:
         for epoch in range(lower.epochs):
             epoch_began = time.monotonic()
             learning_rate = cosine(epoch, lower.epochs, lower.lower_lr, lower.lower_lr_min)
-            weight_optimizer.param_groups[0]["lr"] = learning_rate
-            hypergradient.lower_learning_rate = learning_rate
+            models.weight_optimizer.param_groups[0]["lr"] = learning_rate
             sums = torch.zeros(2, device=device)  # lower loss and correct answers, over the images of the epoch
+            recent: list[Tensor] = []  # of the steps since values were read last: reading waits for the device
+            recent_began, recent_images = time.monotonic(), 0
             for step in range(epoch * steps_an_epoch, (epoch + 1) * steps_an_epoch):
-                step_began = time.monotonic()
-                train_data, train_target = lower_images.batch(lower.batch_size, seed, "lower", step)
-                validate_data, validate_target = upper_images.batch(lower.batch_size, seed, "upper", step)
-
-                # Upper level: w′ by a virtual step of the weights' optimizer, and there the alphas' hypergradient.
-                auxiliary.update_params([weight.detach().requires_grad_() for weight in weights])  # pyrefly: ignore
-                if upper.hypergradient == "onestage":
-                    virtual_optimizer = higher.get_diff_optim(
-                        weight_optimizer, weights, fmodel=auxiliary, track_higher_grads=False
-                    )
-                    virtual_optimizer.step(objective(State(train_data, train_target, alphas, auxiliary)))
-                alpha_optimizer.zero_grad()
-                upper_loss = hypergradient.compute_gradients(
-                    validate_data, validate_target, auxiliary, train_data, train_target
-                )
-                alpha_gradients = [alpha.grad for alpha in alphas.parameters() if alpha.grad is not None]
-                upper_norm = torch.nn.utils.get_total_norm(alpha_gradients)
-                if not torch.isfinite(upper_norm):
-                    raise FloatingPointError(f"step {step + 1}: the alphas' gradient is {upper_norm.item()}.")
-                alpha_optimizer.step()
-
-                # Lower level: the weights, at the new alphas.
-                weight_optimizer.zero_grad()
-                logits = supernet(train_data, alphas())
-                lower_loss = F.cross_entropy(logits, train_target)
-                lower_loss.backward(inputs=weights)
-                lower_norm = torch.nn.utils.clip_grad_norm_(weights, lower.grad_clip)
-                if not torch.isfinite(lower_norm):
-                    raise FloatingPointError(f"step {step + 1}: the weights' gradient is {lower_norm.item()}.")
-                weight_optimizer.step()
-
-                sums += torch.stack([lower_loss.detach() * len(logits), (logits.argmax(1) == train_target).sum()])
-                if step % RECORD_EVERY_STEPS == 0:
-                    num_images = len(train_target) + len(validate_target)
-                    scalars = {
-                        "lower/step_loss": lower_loss.item(),
-                        "lower/gradient_norm": lower_norm.item(),
-                        "lower/learning_rate": learning_rate,
-                        "upper/step_loss": upper_loss.item(),
-                        "upper/gradient_norm": upper_norm.item(),
-                        "upper/learning_rate": upper.alpha_lr,
-                        "speed/images_per_s": num_images / (time.monotonic() - step_began),
-                    }
-                    run.record(epoch + 1, step + 1, scalars)
+                train = lower_images.batch(lower.batch_size, seed, "lower", step)
+                validate = upper_images.batch(lower.batch_size, seed, "upper", step)
+                result = take_step(models, train, validate, learning_rate)
+                sums += torch.stack([result.lower_loss * len(train[1]), result.num_correct])
+                recent.append(torch.stack([getattr(result, quantity) for quantity in QUANTITIES]))
+                recent_images += len(train[1]) + len(validate[1])
+                if device.type == "cpu" or step % RECORD_EVERY_STEPS == 0 or (step + 1) % steps_an_epoch == 0:
+                    values = read(recent, step)
+                    if step % RECORD_EVERY_STEPS == 0:
+                        speed = recent_images / (time.monotonic() - recent_began)
+                        rates = {"lower/learning_rate": learning_rate, "upper/learning_rate": upper.alpha_lr}
+                        run.record(epoch + 1, step + 1, values | rates | {"speed/images_per_s": speed})
+                        recent_began, recent_images = time.monotonic(), 0
+                    recent.clear()
                 advance()
 
             with torch.no_grad():
@@ -159,7 +226,7 @@ def search(config: SearchConfig) -> None:
             save_state(
                 run.path / "checkpoint.safetensors",
                 {"supernet": supernet, "alphas": alphas},
-                {"weight_optimizer": weight_optimizer, "alpha_optimizer": alpha_optimizer},
+                {"weight_optimizer": models.weight_optimizer, "alpha_optimizer": models.alpha_optimizer},
                 step + 1,
             )
             if genotype != previous:
@@ -204,6 +271,20 @@ def load_images(config: SearchConfig, device: torch.device) -> tuple[Images, Ima
         images._replace(split=images.split.select(half.to(device))) for half in (lower_half, upper_half)
     )
     return images, lower_images, upper_images
+
+
+def read(recent: list[Tensor], step: int) -> dict[str, float]:
+    """The scalars of the last of the recent steps.
+
+    Raises:
+        FloatingPointError: one of them is not finite; it names the step.
+    """
+    rows = torch.stack(recent).tolist()
+    for ago, row in enumerate(reversed(rows)):
+        for quantity, value in zip(QUANTITIES, row, strict=True):
+            if not math.isfinite(value):
+                raise FloatingPointError(f"step {step + 1 - ago}: the {quantity.replace('_', ' ')} is {value}.")
+    return dict(zip(QUANTITIES.values(), rows[-1], strict=True))
 
 
 def describe(edge_weights: EdgeWeights, genotype: Genotype) -> dict[str, float]:

@@ -1,12 +1,14 @@
-"""The supernet in its textbook form, written to be read: one module an edge and primitive, nothing shared, NCHW.
+"""The search in its textbook form, written to be read: supernet, hypergradient and step as the original computes them.
 
-It shares no code with `nas.supernet`, so that either can be checked against the other: `copy_weights` gives the
-textbook form the weights of a `nas.Supernet`, and both then compute the same logits and gradients
-(tests/test_supernet.py).
-Source: Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", ICLR 2019.
+The supernet has one module an edge and primitive, shares nothing, and is in NCHW; the step builds a copy of it for w′
+and perturbs the weights in place. No code is shared with `nas`, so that either can be checked against the other:
+`copy_weights` gives the textbook form the weights of a `nas.Supernet`, and both then compute the same logits, gradients
+(tests/test_supernet.py) and steps (tests/test_search.py).
+Source: Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, equations 2, 7 and 8, algorithm 1.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 PRIMITIVES = ["none", "max_pool_3x3", "avg_pool_3x3", "skip_connect"]
@@ -110,6 +112,7 @@ class TextbookSupernet(nn.Module):
 
     def __init__(self, in_channels=3, init_channels=16, num_cells=8, num_classes=10, num_nodes=4):
         super().__init__()
+        self.arguments = (in_channels, init_channels, num_cells, num_classes, num_nodes)
         c = 3 * init_channels
         self.stem = nn.Sequential(conv(in_channels, c, 3, padding=1), nn.BatchNorm2d(c))
         c_before, c_previous, c = c, c, init_channels
@@ -131,6 +134,63 @@ class TextbookSupernet(nn.Module):
         for cell in self.cells:
             before, previous = previous, cell(before, previous, reduce if cell.reduction else normal)
         return self.classifier(self.pool(previous).flatten(1))
+
+
+def textbook_loss(network: TextbookSupernet, alphas: list[nn.Parameter], batch: tuple[Tensor, Tensor]) -> Tensor:
+    images, target = batch
+    normal, reduce = alphas
+    return F.cross_entropy(network(images, (normal.softmax(-1), reduce.softmax(-1))), target)
+
+
+def textbook_step(
+    network: TextbookSupernet,
+    alphas: list[nn.Parameter],
+    weight_optimizer: torch.optim.SGD,
+    alpha_optimizer: torch.optim.Adam,
+    train: tuple[Tensor, Tensor],
+    validate: tuple[Tensor, Tensor],
+    grad_clip: float = 5.0,
+    r: float = 1e-2,
+) -> tuple[Tensor, Tensor]:
+    """One step of algorithm 1, alphas and then weights; lower and upper loss. The alphas keep their gradient."""
+    weights = list(network.parameters())
+    options = weight_optimizer.param_groups[0]
+
+    # w′ = w − ξ (momentum + gradient + decay), in a network of its own
+    gradients = torch.autograd.grad(textbook_loss(network, alphas, train), weights)
+    virtual = TextbookSupernet(*network.arguments).to(weights[0])
+    virtual.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        for w_prime, w, gradient in zip(virtual.parameters(), weights, gradients, strict=True):
+            buffer = weight_optimizer.state[w].get("momentum_buffer", 0)
+            w_prime -= options["lr"] * (options["momentum"] * buffer + gradient + options["weight_decay"] * w)
+
+    # ∇_α L_val(w′, α) and v = ∇_w′ L_val(w′, α)
+    upper_loss = textbook_loss(virtual, alphas, validate)
+    gradients = torch.autograd.grad(upper_loss, [*alphas, *virtual.parameters()])
+    direct, v = gradients[: len(alphas)], gradients[len(alphas) :]
+
+    # ∇_α L_train(w ± ε v, α)
+    epsilon = r / torch.cat([part.flatten() for part in v]).norm()
+    perturbed = []
+    for factor in (epsilon, -2 * epsilon):
+        with torch.no_grad():
+            for w, part in zip(weights, v, strict=True):
+                w += factor * part
+        perturbed.append(torch.autograd.grad(textbook_loss(network, alphas, train), alphas))
+    with torch.no_grad():
+        for w, part in zip(weights, v, strict=True):
+            w += epsilon * part
+    for alpha, first, plus, minus in zip(alphas, direct, *perturbed, strict=True):
+        alpha.grad = first - options["lr"] * (plus - minus) / (2 * epsilon)
+    alpha_optimizer.step()
+
+    weight_optimizer.zero_grad()
+    lower_loss = textbook_loss(network, alphas, train)
+    lower_loss.backward(inputs=weights)
+    torch.nn.utils.clip_grad_norm_(weights, grad_clip)
+    weight_optimizer.step()
+    return lower_loss.detach(), upper_loss.detach()
 
 
 # Where the stacked tensors of nas.supernet.MixedOperations go: name there -> (primitive, place in the module here).

@@ -25,6 +25,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 BetweenZeroAndOne = Annotated[float, Field(gt=0, lt=1)]
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
@@ -120,6 +121,8 @@ class UpperLevel:
     """Share of the training images that the alphas learn from, not the weights (DARTS, section 3.1)."""
     hypergradient: Literal["onestage", "first-order"] = "onestage"
     """onestage: DARTS, equation 7, by finite differences. first-order: the same for a virtual step of 0, quicker."""
+    share_lower_step: Flag = False
+    """Quicker, not as published: w′ is the step that the weights keep, so that four passes make a step, not five."""
     r: Positive = 0.01
     """Length of the weights' perturbation in the finite differences (DARTS, section 2.3)."""
 
@@ -254,6 +257,8 @@ def validate(kind: type[Config], content: Any, path: Path | None = None) -> Conf
         raise InputError(f"--image-size {size}: goes with --dataset folder; {dataset} has a size of its own.")
     if isinstance(config, FinalConfig) and config.network.genotype and config.network.evaluate:
         raise InputError("--evaluate: goes without --genotype; the run folder holds the genotype of its network.")
+    if isinstance(config, SearchConfig) and config.upper.share_lower_step and config.upper.hypergradient != "onestage":
+        raise InputError("--share-lower-step: goes with --hypergradient onestage; first-order has no virtual step.")
     if isinstance(config, SearchConfig) and config.lower.lower_lr_min > config.lower.lower_lr:
         raise InputError(
             f"--lower-lr-min: must be at most --lower-lr, {config.lower.lower_lr}, got {config.lower.lower_lr_min}."

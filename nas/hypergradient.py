@@ -6,7 +6,6 @@
 value for ξ = 0. Neither knows what the models are.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -39,7 +38,7 @@ class FirstOrder:
         upper_model: nn.Module,
         lower_objective: Objective,
         lower_model: nn.Module,
-        lower_learning_rate: float,
+        lower_learning_rate: float | Tensor,
         r: float = 1e-2,
     ):
         self.upper_objective = upper_objective
@@ -84,7 +83,8 @@ class Onestage(FirstOrder):
         upper_model: its parameters are α.
         lower_objective: from a `State` to a scalar loss; its lower model is `lower_model`.
         lower_model: its parameters are w.
-        lower_learning_rate: ξ of the step that made w′ from w. Set the attribute when a schedule moves it.
+        lower_learning_rate: ξ of the step that made w′ from w, a number or a scalar tensor. Set the attribute when a
+            schedule moves it.
         r: length of the perturbation of w, as a Euclidean norm.
     """
 
@@ -114,7 +114,8 @@ class Onestage(FirstOrder):
         Raises:
             ValueError: no upper parameter requires gradients; the auxiliary model tracks higher gradients (the second
                 term would count twice) or is not a wrapping of the lower model; an objective is not scalar.
-            FloatingPointError: an objective, or the gradient with respect to w′, is not finite.
+            FloatingPointError: an objective, or the gradient with respect to w′, is not finite. On a CPU alone: other
+                devices are never waited for, and the gradients are then not finite either.
         """
         alphas = _trained(self.upper_model)
         upper_loss = self._upper_loss(validate_data, validate_target, auxiliary_model)
@@ -122,22 +123,21 @@ class Onestage(FirstOrder):
         gradients = _gradients(upper_loss, [*alphas, *w_prime])
         alpha_gradients, v = gradients[: len(alphas)], gradients[len(alphas) :]
 
-        norm = torch.nn.utils.get_total_norm(v).item()
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient of the upper objective with respect to w′ has the norm {norm}.")
+        norm = torch.nn.utils.get_total_norm(v)
+        _check_finite(norm, "the gradient of the upper objective with respect to w′ has the norm {}.")
         # For a zero vector w⁺ = w⁻ = w, and the second term is 0.
-        if norm > 0:
-            # ε v as r (v / ‖v‖): ε itself overflows for a vector that is short enough.
-            step = [self.r * (part / norm) for part in v]
-            state = State(train_data, train_target, self.upper_model, self.lower_model)
-            # fork_rng gives the random state back, so that the second pass draws what the first one drew.
-            with torch.random.fork_rng(**_random_devices(w_prime)):
-                plus = self._gradients_at(1, names, step, state, alphas)
-            minus = self._gradients_at(-1, names, step, state, alphas)
-            alpha_gradients = [
-                gradient - self.lower_learning_rate * (p - m) * (norm / (2 * self.r))
-                for gradient, p, m in zip(alpha_gradients, plus, minus, strict=True)
-            ]
+        norm = torch.where(norm > 0, norm, 1)
+        # ε v as r (v / ‖v‖): ε itself overflows for a vector that is short enough.
+        step = [self.r * (part / norm) for part in v]
+        state = State(train_data, train_target, self.upper_model, self.lower_model)
+        # fork_rng gives the random state back, so that the second pass draws what the first one drew.
+        with torch.random.fork_rng(**_random_devices(w_prime)):
+            plus = self._gradients_at(1, names, step, state, alphas)
+        minus = self._gradients_at(-1, names, step, state, alphas)
+        alpha_gradients = [
+            gradient - self.lower_learning_rate * (p - m) * (norm / (2 * self.r))
+            for gradient, p, m in zip(alpha_gradients, plus, minus, strict=True)
+        ]
         _add_gradients(alphas, alpha_gradients)
         return upper_loss.detach()
 
@@ -208,9 +208,14 @@ def _evaluate(objective: Objective, state: State, name: str) -> Tensor:
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         shape = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise ValueError(f"the {name} must return a scalar tensor, but its result is {shape}.")
-    if not torch.isfinite(loss).item():
-        raise FloatingPointError(f"the {name} is {loss.item()}.")
+    _check_finite(loss, f"the {name} is {{}}.")
     return loss
+
+
+def _check_finite(value: Tensor, complaint: str) -> None:
+    """On a CPU alone: elsewhere, to look at a value is to wait for all that was begun."""
+    if value.device.type == "cpu" and not torch.isfinite(value):
+        raise FloatingPointError(complaint.format(value.item()))
 
 
 def _gradients(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:

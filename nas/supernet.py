@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.depthwise import depthwise_conv2d
 from nas.operations import FactorizedReduce, ReLUConvBN, shift
 from nas.search_space import NUM_INPUTS, PRIMITIVES, edges, reduction_cells
 
@@ -118,11 +119,14 @@ class Cell(nn.Module):
             # The edges that leave a state go to the last nodes.
             for arriving, output in zip(incoming[-len(outputs) :], outputs, strict=True):
                 arriving.append(output)
-        return torch.cat([*states[NUM_INPUTS:], _sum(incoming[-1])], dim=1)
+        return _concatenate([*states[NUM_INPUTS:], _sum(incoming[-1])])
 
 
 class MixedOperations(nn.Module):
-    """The mixed operations (DARTS, equation 2) on all edges that leave one state: it is the input of each of them."""
+    """The mixed operations (DARTS, equation 2) on all edges that leave one state: it is the input of each of them.
+
+    Inside, the channels of the edges stand behind one another: (batch, edges * channels, height, width).
+    """
 
     def __init__(self, channels: int, num_edges: int, stride: int):
         super().__init__()
@@ -137,27 +141,30 @@ class MixedOperations(nn.Module):
         self.dil_5 = StackedDilConv(num_edges, channels, 5, stride, dilation=2)
 
     def forward(self, x: Tensor, weights: Tensor) -> list[Tensor]:
-        """One output an edge; `weights` are those of the edges, (edges, 8)."""
-        by_primitive = [column.unbind() for column in weights.unbind(dim=1)]
+        """One output an edge, (batch, channels, height, width); `weights` are those of the edges, (edges, 8)."""
+        (num_edges, num_primitives), channels = weights.shape, x.shape[1]
+        # Contiguous: batch norm's backward pass reads a broadcast scale wrongly in channels_last (torch 2.15).
+        scales = weights.t()[:, :, None].expand(num_primitives, num_edges, channels).contiguous().flatten(1)
         rectified = F.relu(x)
-        inputs = [rectified] * len(weights)
-        max_pooled = self.max_pool_norm(F.max_pool2d(x, 3, self.stride, 1))
-        avg_pooled = self.avg_pool_norm(F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False))
+        repeated = torch.cat(num_edges * [rectified], dim=1)
+        convolved = self.sep_3(repeated, scales[SEP_3])
+        convolved += self.sep_5(repeated, scales[SEP_5])
+        convolved += self.dil_3(repeated, scales[DIL_3])
+        convolved += self.dil_5(repeated, scales[DIL_5])
         if self.stride == 2:
-            skipped = self.skip(rectified, weights[:, SKIP])
-        else:
-            skipped = [weight * x for weight in by_primitive[SKIP]]
-        terms = zip(
-            [weight * max_pooled for weight in by_primitive[MAX_POOL]],
-            [weight * avg_pooled for weight in by_primitive[AVG_POOL]],
-            skipped,
-            self.sep_3(inputs, weights[:, SEP_3]),
-            self.sep_5(inputs, weights[:, SEP_5]),
-            self.dil_3(inputs, weights[:, DIL_3]),
-            self.dil_5(inputs, weights[:, DIL_5]),
-            strict=True,
-        )
-        return [_sum(list(term)) for term in terms]
+            convolved += self.skip(rectified, scales[SKIP])
+
+        terms = {
+            MAX_POOL: self.max_pool_norm(F.max_pool2d(x, 3, self.stride, 1)),
+            AVG_POOL: self.avg_pool_norm(F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)),
+        }
+        if self.stride == 1:
+            terms[SKIP] = x
+        outputs = list(convolved.split(channels, dim=1))
+        for primitive, term in terms.items():
+            weight_of_edge = weights[:, primitive].unbind()
+            outputs = [torch.addcmul(y, term, weight) for y, weight in zip(outputs, weight_of_edge, strict=True)]
+        return outputs
 
 
 class StackedNorm(nn.Module):
@@ -171,16 +178,10 @@ class StackedNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_edges, channels))
         self.register_buffer("running_var", torch.ones(num_edges, channels))
 
-    def forward(self, inputs: list[Tensor], scales: Tensor | None = None) -> list[Tensor]:
-        """`scales` has the shape (edges,)."""
-        gammas = [None] * len(inputs)
-        if scales is not None:
-            # Contiguous: batch norm's backward pass reads a broadcast scale wrongly in channels_last (torch 2.15).
-            gammas = scales[:, None].expand_as(self.running_mean).contiguous().unbind()
-        return [
-            F.batch_norm(x, mean, var, gamma, training=self.training)
-            for x, mean, var, gamma in zip(inputs, self.running_mean, self.running_var, gammas, strict=True)
-        ]
+    def forward(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
+        """`scales` has the shape (edges * channels,)."""
+        mean, var = self.running_mean.flatten(), self.running_var.flatten()
+        return F.batch_norm(x, mean, var, scales, training=self.training)
 
 
 class StackedDilConv(nn.Module):
@@ -188,17 +189,14 @@ class StackedDilConv(nn.Module):
 
     def __init__(self, num_edges: int, channels: int, kernel: int, stride: int, dilation: int):
         super().__init__()
-        self.geometry = {"stride": stride, "padding": dilation * (kernel // 2), "dilation": dilation}
+        self.num_edges, self.stride, self.dilation = num_edges, stride, dilation
         self.depthwise = _stacked_kernels(num_edges, channels, 1, kernel)
         self.pointwise = _stacked_kernels(num_edges, channels, channels, 1)
         self.norm = StackedNorm(num_edges, channels)
 
-    def forward(self, rectified: list[Tensor], scales: Tensor | None = None) -> list[Tensor]:
-        outputs = [
-            F.conv2d(F.conv2d(x, depthwise, groups=x.shape[1], **self.geometry), pointwise)
-            for x, depthwise, pointwise in zip(rectified, self.depthwise, self.pointwise, strict=True)
-        ]
-        return self.norm(outputs, scales)
+    def forward(self, rectified: Tensor, scales: Tensor | None = None) -> Tensor:
+        x = depthwise_conv2d(rectified, self.depthwise.flatten(0, 1), self.stride, self.dilation)
+        return self.norm(F.conv2d(x, self.pointwise.flatten(0, 1), groups=self.num_edges), scales)
 
 
 class StackedSepConv(nn.Module):
@@ -209,8 +207,8 @@ class StackedSepConv(nn.Module):
         self.first = StackedDilConv(num_edges, channels, kernel, stride, dilation=1)
         self.second = StackedDilConv(num_edges, channels, kernel, 1, dilation=1)
 
-    def forward(self, rectified: list[Tensor], scales: Tensor) -> list[Tensor]:
-        return self.second([F.relu(x) for x in self.first(rectified)], scales)
+    def forward(self, rectified: Tensor, scales: Tensor) -> Tensor:
+        return self.second(F.relu_(self.first(rectified)), scales)
 
 
 class StackedFactorizedReduce(nn.Module):
@@ -218,17 +216,18 @@ class StackedFactorizedReduce(nn.Module):
 
     def __init__(self, num_edges: int, channels: int):
         super().__init__()
+        self.num_edges = num_edges
         self.conv_1 = _stacked_kernels(num_edges, channels // 2, channels, 1)
         self.conv_2 = _stacked_kernels(num_edges, channels - channels // 2, channels, 1)
         self.norm = StackedNorm(num_edges, channels)
 
-    def forward(self, rectified: Tensor, scales: Tensor) -> list[Tensor]:
-        shifted = shift(rectified)
-        outputs = [
-            torch.cat([F.conv2d(rectified, conv_1, stride=2), F.conv2d(shifted, conv_2, stride=2)], dim=1)
-            for conv_1, conv_2 in zip(self.conv_1, self.conv_2, strict=True)
+    def forward(self, rectified: Tensor, scales: Tensor) -> Tensor:
+        halves = [
+            F.conv2d(x, kernels.flatten(0, 1), stride=2).unflatten(1, (self.num_edges, -1))
+            for x, kernels in ((rectified, self.conv_1), (shift(rectified), self.conv_2))
         ]
-        return self.norm(outputs, scales)
+        x = torch.cat(halves, dim=2).flatten(1, 2)
+        return self.norm(x.contiguous(memory_format=torch.channels_last), scales)
 
 
 def _stacked_kernels(num_edges: int, out_channels: int, in_channels: int, kernel: int) -> nn.Parameter:
@@ -242,3 +241,12 @@ def _sum(terms: list[Tensor]) -> Tensor:
     for term in terms[1:]:
         total = total + term
     return total
+
+
+def _concatenate(nodes: list[Tensor]) -> Tensor:
+    """The nodes of a cell, as its output."""
+    for node in nodes:
+        if node.requires_grad:
+            # Else it would get a slice as its gradient, for which torch's batch norm takes a slow way back.
+            node.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+    return torch.cat(nodes, dim=1)

@@ -1,4 +1,4 @@
-"""What one step of the search does, seen from inside: w′, its learning rate, and who moves what."""
+"""One step of the search, seen from inside: w′, its learning rate, who moves what, and what the textbook computes."""
 
 import itertools
 
@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 
 import search
+from benchmarks.baseline import TextbookSupernet, copy_weights, textbook_step
+from benchmarks.search_step import peak_bytes
 from nas.config import SearchConfig, parse
+from nas.errors import InputError
 from nas.hypergradient import Onestage
 from nas.training import cosine
 
@@ -80,3 +83,140 @@ def test_weights_and_alphas_move_in_every_step(steps):
         # Adam moves an alpha by about its learning rate.
         moved = (after["alphas"] - before["alphas"]).abs().max()
         assert 1e-5 < moved < 1e-3
+
+
+# Against the textbook form
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def both_forms(*flags):
+    """The product's models, and arguments for the textbook's step from the same weights and alphas."""
+    config = parse(SearchConfig, ["--init-channels=2", "--num-cells=3", *flags])
+    models = search.build(config, 3, 10, torch.device("cpu"))
+    textbook = TextbookSupernet(3, 2, 3)
+    copy_weights(models.supernet, textbook)
+    alphas = [torch.nn.Parameter(alpha.detach().clone()) for alpha in models.alphas.parameters()]
+    lower, upper = config.lower, config.upper
+    weight_optimizer = torch.optim.SGD(
+        textbook.parameters(), lower.lower_lr, lower.momentum, weight_decay=lower.weight_decay
+    )
+    alpha_optimizer = torch.optim.Adam(alphas, upper.alpha_lr, (0.5, 0.999), weight_decay=upper.alpha_weight_decay)
+    return models, (textbook, alphas, weight_optimizer, alpha_optimizer)
+
+
+def batches(size=8):
+    return [(torch.randn(size, 3, 8, 8), torch.randint(10, (size,))) for _ in range(2)]
+
+
+@pytest.mark.usefixtures("float64")
+def test_ten_steps_are_those_of_the_textbook_form():
+    torch.manual_seed(1)
+    models, textbook = both_forms("--alpha-lr=0.01")
+    for _ in range(10):
+        train, validate = batches()
+        result = search.exact_step(models, train, validate, 0.025)
+        lower_loss, upper_loss = textbook_step(*textbook, train, validate)
+        torch.testing.assert_close(result.lower_loss, lower_loss, rtol=1e-9, atol=0)
+        torch.testing.assert_close(result.upper_loss, upper_loss, rtol=1e-9, atol=0)
+        for alpha, expected in zip(models.alphas.parameters(), textbook[1], strict=True):
+            assert (alpha.grad - expected.grad).norm() <= 1e-9 * expected.grad.norm()
+            torch.testing.assert_close(alpha, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_step_holds_less_memory_than_the_textbook_form():
+    models, textbook = both_forms()
+    train, validate = ((torch.randn(16, 3, 32, 32), torch.randint(10, (16,))) for _ in range(2))
+    cpu = torch.device("cpu")
+    product = peak_bytes(lambda: search.exact_step(models, train, validate, 0.025), cpu)
+    assert product <= 0.7 * peak_bytes(lambda: textbook_step(*textbook, train, validate), cpu)
+
+
+# The shared lower step
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("grad_clip", [5.0, 0.1], ids=["loose", "clipping"])
+def test_shared_lower_step(grad_clip):
+    """The weights step by SGD, the alphas along the hypergradient there, with ξ cut as the gradient was."""
+    torch.manual_seed(2)
+    models, (textbook, alphas, weight_optimizer, _) = both_forms(f"--grad-clip={grad_clip}")
+    for _ in range(3):
+        train, validate = batches()
+        before = [alpha.detach().clone() for alpha in models.alphas.parameters()]
+        textbook_before = TextbookSupernet(*textbook.arguments)
+        copy_weights(models.supernet, textbook_before)
+        result = search.shared_step(models, train, validate, 0.025)
+
+        # The weights, at the old alphas.
+        weights = list(textbook.parameters())
+        weight_optimizer.zero_grad()
+        loss_at(textbook, before, train).backward()
+        norm = torch.nn.utils.clip_grad_norm_(weights, grad_clip)
+        assert (norm > grad_clip) == (grad_clip < 1)
+        weight_optimizer.step()
+        kept = TextbookSupernet(*textbook.arguments)
+        copy_weights(models.supernet, kept)
+        for value, expected in zip(kept.parameters(), weights, strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(result.lower_gradient_norm, norm)
+
+        # The hypergradient, at the weights before and after.
+        upper = loss_at(textbook, alphas_at(before, alphas), validate)
+        direct, v = split(torch.autograd.grad(upper, [*alphas, *weights]))
+        epsilon = 0.01 / torch.cat([part.flatten() for part in v]).norm()
+        differences = []
+        for sign in (1, -1):
+            moved = TextbookSupernet(*textbook.arguments)
+            with torch.no_grad():
+                for w, start, part in zip(moved.parameters(), textbook_before.parameters(), v, strict=True):
+                    w.copy_(start + sign * epsilon * part)
+            differences.append(torch.autograd.grad(loss_at(moved, alphas, train), alphas))
+        rate = 0.025 * min(1.0, grad_clip / (norm + 1e-6))
+        for alpha, first, plus, minus in zip(models.alphas.parameters(), direct, *differences, strict=True):
+            expected = first - rate * (plus - minus) / (2 * epsilon)
+            assert (alpha.grad - expected).norm() <= 1e-8 * expected.norm()
+        torch.testing.assert_close(result.upper_loss, upper.detach())
+
+
+def loss_at(network, alphas, batch):
+    return F.cross_entropy(network(batch[0], [alpha.softmax(-1) for alpha in alphas]), batch[1])
+
+
+def alphas_at(values, alphas):
+    with torch.no_grad():
+        for alpha, value in zip(alphas, values, strict=True):
+            alpha.copy_(value)
+    return alphas
+
+
+def split(gradients):
+    return gradients[:2], gradients[2:]
+
+
+@pytest.mark.parametrize(("step", "num_passes"), [("exact_step", 5), ("shared_step", 4)])
+def test_passes_a_step(step, num_passes):
+    models, _ = both_forms()
+    calls = []
+    models.alphas.register_forward_hook(lambda *_: calls.append(1))  # the edge weights are computed once a pass
+    getattr(search, step)(models, *batches(), 0.025)
+    assert len(calls) == num_passes
+
+
+def test_nothing_to_share_at_first_order():
+    with pytest.raises(InputError, match="--share-lower-step: goes with --hypergradient onestage"):
+        parse(SearchConfig, ["--share-lower-step", "--hypergradient=first-order"])
+
+
+def test_a_value_that_is_not_finite_names_its_step():
+    row = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert search.read([row, 2 * row], 7)["upper/gradient_norm"] == 8.0
+    spoilt = row.clone()
+    spoilt[1] = torch.inf
+    with pytest.raises(FloatingPointError, match=r"^step 6: the lower gradient norm is inf\.$"):
+        search.read([row, spoilt, row, row], 7)

@@ -1,0 +1,167 @@
+"""One step of the search, textbook form against product: python -m benchmarks.search_step
+
+See the end of a run for the figures.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.baseline import TextbookSupernet, copy_weights, textbook_step
+from nas.config import SearchConfig, parse
+from nas.training import pick_device
+from search import build, exact_step, shared_step
+
+SIZES = ((16, 8, 16), (16, 8, 64), (8, 5, 64))  # init channels, cells, batch
+
+
+def compare(size: Sequence[int], num_steps: int, device: torch.device) -> dict[str, Any]:
+    """The figures of one size; the forms take their steps in turn, on the same random images of 32 × 32."""
+    init_channels, num_cells, batch_size = size
+    config = parse(SearchConfig, [f"--init-channels={init_channels}", f"--num-cells={num_cells}"])
+    product, shared = (build(config, 3, 10, device) for _ in range(2))  # from one seed
+    textbook = TextbookSupernet(3, init_channels, num_cells).to(device)
+    copy_weights(product.supernet, textbook)
+    textbook_alphas = [nn.Parameter(alpha.detach().clone()) for alpha in product.alphas.parameters()]
+    optimizers = (
+        torch.optim.SGD(textbook.parameters(), 0.025, 0.9, weight_decay=3e-4),
+        torch.optim.Adam(textbook_alphas, 3e-4, (0.5, 0.999), weight_decay=1e-3),
+    )
+    train, validate = (
+        (torch.randn(batch_size, 3, 32, 32, device=device), torch.randint(10, (batch_size,), device=device))
+        for _ in range(2)
+    )
+    forms: dict[str, Callable[[], Any]] = {
+        "textbook": lambda: textbook_step(textbook, textbook_alphas, *optimizers, train, validate),
+        "product": lambda: exact_step(product, train, validate, 0.025),
+        "shared lower step": lambda: shared_step(shared, train, validate, 0.025),
+    }
+
+    # The first step warms up. From the same weights, it also shows how far apart the forms are.
+    peaks = {form: peak_bytes(take_step, device) for form, take_step in forms.items()}
+    distance = relative_distance(list(product.alphas.parameters()), textbook_alphas)
+    seconds: dict[str, list[float]] = {form: [] for form in forms}
+    for _ in range(num_steps):
+        for form, take_step in forms.items():
+            take_step()  # not timed: it pays for the memory that the form before it gave back
+            wait(device)
+            began = time.perf_counter()
+            take_step()
+            wait(device)
+            seconds[form].append(time.perf_counter() - began)
+
+    operators = {
+        "textbook": count_operators(textbook, tuple(a.softmax(-1) for a in textbook_alphas), train),
+        "product": count_operators(product.supernet, product.alphas(), train),
+    }
+    operators["shared lower step"] = operators["product"]
+    median = {form: statistics.median(times) for form, times in seconds.items()}
+    return {
+        "init_channels": init_channels,
+        "num_cells": num_cells,
+        "batch_size": batch_size,
+        "alphas_gradient_distance": distance,
+        "forms": {
+            form: {
+                "median_s": median[form],
+                "min_s": min(times),
+                "max_s": max(times),
+                "ratio": median["textbook"] / median[form],
+                "images_per_s": 2 * batch_size / median[form],
+                "peak_bytes": peaks[form],
+                "peak_ratio": peaks[form] / peaks["textbook"],
+                "forward_operators": operators[form][0],
+                "backward_operators": operators[form][1],
+            }
+            for form, times in seconds.items()
+        },
+    }
+
+
+def relative_distance(parameters: list[nn.Parameter], reference: list[nn.Parameter]) -> float:
+    """Of the gradients, as a share of the reference's norm."""
+    first, second = (
+        torch.cat([p.grad.flatten() for p in part if p.grad is not None]) for part in (parameters, reference)
+    )
+    return ((first - second).norm() / second.norm()).item()
+
+
+def peak_bytes(take_step: Callable[[], Any], device: torch.device) -> int:
+    """Most bytes of tensors that a step holds beyond those that were there before it, as the allocator counts them."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities, profile_memory=True) as profiler:
+        take_step()
+        wait(device)
+    events: Any = profiler.profiler.kineto_results.events()  # pyrefly: ignore
+    kind = torch.autograd.DeviceType.CUDA if device.type == "cuda" else torch.autograd.DeviceType.CPU
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.name() == "[memory]" and event.device_type() == kind:
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+class OperatorCounter(TorchDispatchMode):
+    """Counts the operators that reach the dispatcher. Views are among them; on a GPU all others launch a kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_operators = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num_operators += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count_operators(network: nn.Module, edge_weights: Any, batch: tuple[Tensor, Tensor]) -> tuple[int, int]:
+    """Of a pass forward and of a pass backward to all weights."""
+    images, target = batch
+    with OperatorCounter() as forward:
+        loss = F.cross_entropy(network(images, edge_weights), target)
+    with OperatorCounter() as backward:
+        torch.autograd.grad(loss, list(network.parameters()))
+    return forward.num_operators, backward.num_operators
+
+
+def wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['init_channels']} channels, {result['num_cells']} cells, batch {result['batch_size']}; "
+        f"alphas' gradients {result['alphas_gradient_distance']:.1e} apart (relative, float32)",
+        f"{'':18}{'s a step':>10}{'min':>8}{'max':>8}{'ratio':>8}{'images/s':>10}{'peak':>10}{'ratio':>8}"
+        f"{'operators':>16}",
+    ]
+    for form, row in result["forms"].items():
+        lines.append(
+            f"{form:18}{row['median_s']:10.2f}{row['min_s']:8.2f}{row['max_s']:8.2f}{row['ratio']:8.2f}"
+            f"{row['images_per_s']:10.1f}{row['peak_bytes'] / 1e9:7.2f} GB{row['peak_ratio']:8.2f}"
+            f"{row['forward_operators']:8}+{row['backward_operators']}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="One step of the search, textbook form against product.")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each form, after one to warm up")
+    parser.add_argument("--size", type=int, nargs=3, action="append", metavar=("CHANNELS", "CELLS", "BATCH"))
+    arguments = parser.parse_args()
+    device = pick_device(arguments.device)
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads", flush=True)
+    for size in arguments.size or SIZES:
+        result = compare(size, arguments.steps, device)
+        print(f"\n{table(result)}\n{json.dumps(result)}", flush=True)
