@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: install demo test test-lowest lint check
+.PHONY: install demo test test-lowest bench lint check
 
 install: $(STAMP)
 
@@ -34,6 +34,11 @@ test-lowest:
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
 	    --constraint .venv-lowest/constraints.txt --editable '.[dev]'
 	.venv-lowest/bin/python -m pytest
+
+# Textbook form against product; wants a quiet machine and half an hour.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.search_step
+	$(BIN)/python -m benchmarks.final_step
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

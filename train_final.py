@@ -71,12 +71,16 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
     run.log(
         f"{path_or_name} on {data.dataset}: {num_images} training images{held_out}, "
         f"{in_channels} × {image_size} × {image_size}, {num_classes} classes; "
-        f"{size.weights:,} weights, {size.multiply_adds:,} multiply-adds an image, on {device}"
+        f"{size.weights:,} weights, {size.multiply_adds:,} multiply-adds ({2 * size.multiply_adds / 1e9:.3f} GFLOP) an "
+        f"image, on {device}"
     )
     run.log(f"{run.path}: tensorboard --logdir {run.path.parent} shows the training as it goes")
 
     steps_an_epoch = datasets.num_batches(num_images, training.batch_size)
-    with run.progress(training.epochs * steps_an_epoch) as advance:
+    num_steps = training.epochs * steps_an_epoch
+    probed = min(RECORD_EVERY_STEPS, num_steps - 1)  # the step after which the speed is known
+    began = time.monotonic()
+    with run.progress(num_steps) as advance:
         for epoch in range(training.epochs):
             epoch_began = time.monotonic()
             learning_rate = cosine(epoch, training.epochs, training.lr, 0.0)
@@ -95,7 +99,8 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
                     total = loss + network_config.auxiliary_weight * F.cross_entropy(auxiliary_logits, target)
                 total.backward()
                 norm = torch.nn.utils.clip_grad_norm_(network.parameters(), training.grad_clip)
-                if not torch.isfinite(norm):
+                # To look at a value is to wait for the device.
+                if (device.type == "cpu" or step % RECORD_EVERY_STEPS == 0) and not torch.isfinite(norm):
                     raise FloatingPointError(f"step {step + 1}: the gradient is {norm.item()}.")
                 optimizer.step()
 
@@ -109,6 +114,12 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
                         "speed/images_per_s": len(target) / (time.monotonic() - step_began),
                     }
                     run.record(epoch + 1, step + 1, scalars)
+                if step == 0:
+                    began = time.monotonic()  # the first step is slower than the others
+                elif step == probed:
+                    step_s = (time.monotonic() - began) / probed
+                    speed = training.batch_size / step_s
+                    run.log(f"{speed:.1f} images a second: {duration(step_s * num_steps)} for {training.epochs} epochs")
                 advance()
 
             train_loss, train_accuracy = (sums / num_images).tolist()
@@ -125,9 +136,7 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
     save_weights(run.path / "weights.safetensors", network)
     # The test set serves here for the first time, and once: no epoch was chosen by it.
     test_loss, test_accuracy = accuracy_of(network, test_images, training.batch_size)
-    run.record(
-        training.epochs, training.epochs * steps_an_epoch, {"test/loss": test_loss, "test/accuracy": test_accuracy}
-    )
+    run.record(training.epochs, num_steps, {"test/loss": test_loss, "test/accuracy": test_accuracy})
     run.log(f"written in {run.path}: weights.safetensors, genotype.json, config.json, cells/, metrics.jsonl, log.txt")
     if not drawn:
         run.log(draw.HOW_TO_GET_PICTURES)

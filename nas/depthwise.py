@@ -10,7 +10,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """`depthwise_conv2d` as a module, without bias."""
+
+    def __init__(self, channels: int, kernel: int, stride: int = 1, dilation: int = 1):
+        padding = dilation * (kernel // 2)
+        super().__init__(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return depthwise_conv2d(input, self.weight, self.stride[0], self.dilation[0])
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.genotype import Genotype
-from nas.operations import FactorizedReduce, ReLUConvBN, make_operation
+from nas.operations import FactorizedReduce, ReLUConvBN, concatenate, make_operation
 from nas.search_space import EDGES_PER_NODE, NUM_INPUTS, reduction_cells
 
 
@@ -105,7 +105,7 @@ class FinalCell(nn.Module):
                 node = x if node is None else node + x
             assert node is not None
             states.append(node)
-        return torch.cat([states[state] for state in self.concat], dim=1)
+        return concatenate([states[state] for state in self.concat])
 
 
 class AuxiliaryHead(nn.Module):
@@ -132,4 +132,4 @@ class AuxiliaryHead(nn.Module):
 def _drop_path(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
     """Drop an operation's output for some images, and scale it for the others (Larsson et al., "FractalNet", 2017)."""
     kept = torch.rand(len(x), 1, 1, 1, device=x.device, dtype=x.dtype, generator=generator) >= probability
-    return x * kept / (1 - probability)
+    return x * (kept.to(x.dtype) / (1 - probability))

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.depthwise import DepthwiseConv2d
+
 
 class ReLUConvBN(nn.Module):
     """ReLU, convolution, batch norm."""
@@ -63,10 +65,7 @@ class DilConv(nn.Module):
 
     def __init__(self, channels: int, kernel: int, stride: int, dilation: int = 2, affine: bool = True):
         super().__init__()
-        padding = dilation * (kernel // 2)
-        self.depthwise = nn.Conv2d(
-            channels, channels, kernel, stride, padding, dilation=dilation, groups=channels, bias=False
-        )
+        self.depthwise = DepthwiseConv2d(channels, kernel, stride, dilation)
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
         self.norm = nn.BatchNorm2d(channels, affine=affine)
 
@@ -103,3 +102,12 @@ def make_operation(primitive: str, channels: int, stride: int) -> nn.Module:
         case "conv_7x1_1x7":
             return Conv7x1And1x7(channels, stride)
     raise AssertionError(primitive)
+
+
+def concatenate(nodes: list[Tensor]) -> Tensor:
+    """The output of a cell: its nodes, one after the other."""
+    for node in nodes:
+        if node.requires_grad:
+            # Else its gradient would be a slice, and the batch norms before it would go a slow way back on a CPU.
+            node.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+    return torch.cat(nodes, dim=1)

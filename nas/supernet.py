@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.depthwise import depthwise_conv2d
-from nas.operations import FactorizedReduce, ReLUConvBN, shift
+from nas.operations import FactorizedReduce, ReLUConvBN, concatenate, shift
 from nas.search_space import NUM_INPUTS, PRIMITIVES, edges, reduction_cells
 
 NONE, MAX_POOL, AVG_POOL, SKIP, SEP_3, SEP_5, DIL_3, DIL_5 = range(len(PRIMITIVES))
@@ -119,7 +119,7 @@ class Cell(nn.Module):
             # The edges that leave a state go to the last nodes.
             for arriving, output in zip(incoming[-len(outputs) :], outputs, strict=True):
                 arriving.append(output)
-        return _concatenate([*states[NUM_INPUTS:], _sum(incoming[-1])])
+        return concatenate([*states[NUM_INPUTS:], _sum(incoming[-1])])
 
 
 class MixedOperations(nn.Module):
@@ -241,12 +241,3 @@ def _sum(terms: list[Tensor]) -> Tensor:
     for term in terms[1:]:
         total = total + term
     return total
-
-
-def _concatenate(nodes: list[Tensor]) -> Tensor:
-    """The nodes of a cell, as its output."""
-    for node in nodes:
-        if node.requires_grad:
-            # Else it would get a slice as its gradient, for which torch's batch norm takes a slow way back.
-            node.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
-    return torch.cat(nodes, dim=1)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.final_step import TextbookFinalNetwork, copy_weights
 from nas import FinalNetwork, Genotype
 from nas.final_network import FinalCell
 from nas.search_space import reduction_cells
@@ -84,6 +85,25 @@ def test_drop_path_is_drawn_from_the_generator():
     assert torch.equal(torch.get_rng_state(), state)
     final(images, 0.0, generator := torch.Generator().manual_seed(1))
     assert torch.equal(generator.get_state(), torch.Generator().manual_seed(1).get_state())
+
+
+# Against the textbook form
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.3])
+@pytest.mark.parametrize("name", ["DARTS_V1", "DARTS_V2"])
+def test_same_logits_and_gradients_as_the_textbook_form(name, drop_path):
+    final = network(name, num_cells=4).double()
+    textbook = TextbookFinalNetwork(Genotype.load(name), CHANNELS, 4).double()
+    copy_weights(final, textbook)
+    images = torch.randn(4, 3, 16, 16).double()
+    logits = [model(images, drop_path, torch.Generator().manual_seed(3)) for model in (final, textbook)]
+    gradients = []
+    for (main, auxiliary), model in zip(logits, (final, textbook), strict=True):
+        loss = (main.square() + 0.4 * auxiliary.square()).sum()
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    for value, reference in zip([*logits[0], *gradients[0]], [*logits[1], *gradients[1]], strict=True):
+        assert (value - reference).norm() <= 1e-9 * (1e-6 + reference.norm())
 
 
 # The auxiliary head

@@ -225,7 +225,10 @@ def test_test_accuracy_is_measured_once_after_the_last_epoch(trained):
     lines = metrics(folder / "runs" / "final")
     assert [("test/accuracy" in line) for line in lines] == [False] * (len(lines) - 1) + [True]
     assert [line["epoch"] for line in lines if "holdout/accuracy" in line] == [1, 2]
-    assert "72 training images (24 held out)" in (folder / "runs" / "final" / "log.txt").read_text().splitlines()[0]
+    log = (folder / "runs" / "final" / "log.txt").read_text()
+    assert "72 training images (24 held out)" in log.splitlines()[0]
+    assert re.search(r"weights, [\d,]+ multiply-adds \(\d\.\d+ GFLOP\) an image", log.splitlines()[0])
+    assert re.search(r" [\d.]+ images a second: \d+:\d\d:\d\d for 2 epochs", log)
 
 
 def test_drop_path_rises_linearly_from_zero(trained):
