@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from nas import image_folder
 from nas.errors import InputError
 
 # Sets in which the mirror image of a thing is not that thing.
@@ -58,7 +58,7 @@ def load(
     Args:
         name: cifar10, cifar100, fashion-mnist, svhn, digits or folder. `digits` is embedded: 1,797 grey images, 8 × 8,
             every fifth one for testing. `folder` is `data_dir/train/<class>/*` and `data_dir/test/<class>/*`, any image
-            format, as RGB.
+            format, as RGB; a part read whole is kept beside it (see `nas.image_folder`).
         data_dir: where the files lie; a set that torchvision knows and that is missing is downloaded to it.
         part: "train" or "test".
         image_size: pixels a side, for `folder` alone (32 by default): images are scaled, and cropped about their centre
@@ -71,7 +71,7 @@ def load(
     """
     assert part in ("train", "test"), part
     if name == "folder":
-        return _load_folder(data_dir, part, image_size or 32, limit, seed)
+        return Split(*image_folder.load(data_dir, part, image_size or 32, lambda count: _draw(count, limit, seed)))
     split = _load_digits(part) if name == "digits" else _load_torchvision(name, data_dir, part)
     return split.select(_draw(len(split.targets), limit, seed)) if limit else split
 
@@ -182,37 +182,3 @@ def _download(name: str, data_dir: Path) -> None:
         ) from None
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _load_folder(data_dir: Path, part: str, image_size: int, limit: int | None, seed: int) -> Split:
-    layout = f"{data_dir}/{part}/CLASS/IMAGE"
-    root = data_dir / part
-    if not root.is_dir():
-        raise InputError(f"--data-dir {data_dir}: there is no folder {root}; images are expected as {layout}.")
-    classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
-    if len(classes) < 2:
-        raise InputError(
-            f"--data-dir {data_dir}: {root} holds {len(classes)} class folders, but two at least are needed: {layout}."
-        )
-    files: list[tuple[Path, int]] = []
-    for target, name in enumerate(classes):
-        images = sorted(path for path in (root / name).iterdir() if path.is_file() and not path.name.startswith("."))
-        if not images:
-            raise InputError(f"--data-dir {data_dir}: the class {root / name} holds no image; add some or remove it.")
-        files += [(path, target) for path in images]
-    chosen = [files[index] for index in _draw(len(files), limit, seed)]
-    images = torch.empty(len(chosen), 3, image_size, image_size, dtype=torch.uint8)
-    for index, (path, _) in enumerate(chosen):
-        images[index] = _read_image(path, image_size)
-    return Split(images, torch.tensor([target for _, target in chosen]), classes)
-
-
-def _read_image(path: Path, image_size: int) -> Tensor:
-    """RGB, (3, image_size, image_size), uint8."""
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            square = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as an image ({error}); remove or replace it.") from None
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1)

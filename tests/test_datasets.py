@@ -9,21 +9,9 @@ import torch
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from nas import datasets
 from nas.errors import InputError
-
-
-def folder_data(root, parts=("train", "test"), classes=("cat", "dog"), num_images=3, size=(12, 9), suffix="png"):
-    """An image folder in which an image's red channel tells its class, and green its number."""
-    for part in parts:
-        for red, name in enumerate(classes):
-            (root / part / name).mkdir(parents=True)
-            for green in range(num_images):
-                colour = (100 * red + 50, 12 * green, 0)
-                Image.new("RGB", size, colour).save(root / part / name / f"{green}.{suffix}")
-    return root
 
 
 def test_digits_are_split_without_overlap():
@@ -38,46 +26,6 @@ def test_digits_are_split_without_overlap():
     assert sum(image.numpy().tobytes() in seen for image in test.images) == 0
 
 
-def test_folder_of_any_format_and_size(tmp_path):
-    root = folder_data(tmp_path, parts=("train",), suffix="png")
-    Image.new("L", (40, 10), 7).save(root / "train" / "cat" / "grey.gif")
-    Image.new("RGBA", (8, 8), (1, 2, 3, 4)).save(root / "train" / "dog" / "clear.webp", lossless=True)
-    Image.new("RGB", (30, 30)).convert("P").save(root / "train" / "dog" / "palette.bmp")
-    Image.new("RGB", (64, 64), (9, 8, 7)).save(root / "train" / "dog" / "photo.jpg")
-    (root / "train" / "dog" / ".DS_Store").write_bytes(b"not an image")
-    (root / "train" / ".cache").mkdir()
-    split = datasets.load("folder", root, "train", image_size=16)
-    assert split.images.shape == (10, 3, 16, 16)
-    assert split.classes == ("cat", "dog")
-    assert split.targets.tolist() == [0] * 4 + [1] * 6
-    assert (split.images[0, 0] == 50).all()
-    assert (split.images[split.targets == 0][3] == 7).all()  # grey becomes RGB
-
-
-def test_folder_crops_about_the_centre_and_turns_upright(tmp_path):
-    root = folder_data(tmp_path, parts=("train",))
-    wide = Image.new("RGB", (32, 16), (255, 0, 0))
-    wide.paste((0, 255, 0), (8, 0, 24, 16))
-    wide.save(root / "train" / "cat" / "wide.png")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
-    turned = Image.new("RGB", (16, 16), (0, 0, 0))
-    turned.paste((255, 255, 255), (0, 0, 16, 8))
-    turned.save(root / "train" / "cat" / "z.jpg", exif=exif, quality=100)
-    images = datasets.load("folder", root, "train", image_size=16).images
-    assert (images[3] == torch.tensor([0, 255, 0], dtype=torch.uint8)[:, None, None]).all()
-    assert images[4, 0, :, 12:].min() > 200
-    assert images[4, 0, :, :4].max() < 50
-
-
-def test_search_never_opens_the_test_folder(tmp_path):
-    root = folder_data(tmp_path)
-    (root / "test" / "cat" / "0.png").write_bytes(b"damaged")
-    assert len(datasets.load("folder", root, "train").targets) == 6
-    with pytest.raises(InputError, match=r"0\.png"):
-        datasets.load("folder", root, "test")
-
-
 def test_limit_is_drawn_by_the_seed():
     def draw(seed):
         return datasets.load("digits", None, "train", limit=200, seed=seed)
@@ -87,44 +35,6 @@ def test_limit_is_drawn_by_the_seed():
     assert not torch.equal(draw(0).images, draw(1).images)
     assert len(draw(0).targets.unique()) == 10
     assert len(datasets.load("digits", None, "train", limit=10**6).targets) == 1437
-
-
-def test_limit_reads_no_other_image(tmp_path):
-    root = folder_data(tmp_path, parts=("train",), num_images=20)
-    chosen = datasets.load("folder", root, "train", limit=4, seed=3)
-    read = {(int(image[0, 0, 0]), int(image[1, 0, 0])) for image in chosen.images}
-    for red, name in enumerate(("cat", "dog")):
-        for green in range(20):
-            if (100 * red + 50, 12 * green) not in read:
-                path = root / "train" / name / f"{green}.png"
-                path.write_bytes(b"damaged")
-    assert torch.equal(datasets.load("folder", root, "train", limit=4, seed=3).images, chosen.images)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "sentence"),
-    [
-        (lambda root: None, r"--data-dir .*there is no folder .*train.*CLASS/IMAGE"),
-        (lambda root: (root / "train" / "cat").mkdir(parents=True), r"holds 1 class folders, but two at least"),
-        (lambda root: folder_data(root) and (root / "train" / "ant").mkdir(), r"class .*ant holds no image"),
-        (
-            lambda root: folder_data(root) and (root / "train" / "cat" / "x.jpg").write_text("hello"),
-            r"x\.jpg: cannot be read as an image",
-        ),
-    ],
-)
-def test_a_bad_folder_is_one_sentence(tmp_path, spoil, sentence):
-    spoil(tmp_path)
-    with pytest.raises(InputError, match=sentence) as error:
-        datasets.load("folder", tmp_path, "train")
-    assert "\n" not in str(error.value)
-
-
-def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
-    root = folder_data(tmp_path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(InputError, match=r"0\.png: cannot be read as an image .*decompression bomb"):
-        datasets.load("folder", root, "train")
 
 
 @given(st.integers(4, 3000), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
