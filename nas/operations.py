@@ -17,10 +17,24 @@ class ReLUConvBN(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, affine: bool = True):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels, affine=affine)
+        self.norm = nn.BatchNorm2d(out_channels) if affine else PlanarBatchNorm2d(out_channels, affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(F.relu(x)))
+
+
+class PlanarBatchNorm2d(nn.BatchNorm2d):
+    """A batch norm on a copy that is not channels_last: of images that are, torch (2.15) adds up in float32 on a CPU.
+
+    For the inputs of the supernet's cells, where the gradients of all edges meet: what their sums lose reaches every
+    earlier cell.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = super().forward(input.contiguous())
+        if x.requires_grad:
+            x.register_hook(lambda gradient: gradient.contiguous())
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 class FactorizedReduce(nn.Module):
@@ -28,24 +42,26 @@ class FactorizedReduce(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, affine: bool = True):
         super().__init__()
-        self.conv_1 = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
-        self.conv_2 = nn.Conv2d(in_channels, out_channels - out_channels // 2, 1, stride=2, bias=False)
+        self.conv_1 = nn.Conv2d(in_channels, out_channels // 2, 1, bias=False)
+        self.conv_2 = nn.Conv2d(in_channels, out_channels - out_channels // 2, 1, bias=False)
         self.norm = nn.BatchNorm2d(out_channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
-        return self.norm(torch.cat([self.conv_1(x), self.conv_2(shift(x))], dim=1))
+        first, second = every_second_pixel(F.relu(x))
+        return self.norm(torch.cat([self.conv_1(first), self.conv_2(second)], dim=1))
 
 
-def shift(x: Tensor) -> Tensor:
-    """The image from its second row and column on, so that a strided 1x1 convolution sees the pixels in between.
+def every_second_pixel(x: Tensor) -> tuple[Tensor, Tensor]:
+    """What the strided 1x1 convolutions of a factorised reduction see: even rows and columns, and odd ones.
 
-    An odd size gets a row and a column of zeros at its end, so that both halves of a factorised reduction are equal.
+    An odd size gets a row and a column of zeros at its end, so that both are equally large. They are taken out here, as
+    oneDNN's weight gradient of a strided 1x1 convolution writes beyond its memory where images of fewer than 8 channels
+    are channels_last and the CPU has no more than AVX2 (torch 2.15).
     """
     height, width = x.shape[2:]
-    if height % 2 or width % 2:
-        x = F.pad(x, (0, width % 2, 0, height % 2))
-    return x[:, :, 1:, 1:]
+    padded = F.pad(x, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x
+    first, second = x[:, :, ::2, ::2], padded[:, :, 1::2, 1::2]
+    return first.contiguous(memory_format=torch.channels_last), second.contiguous(memory_format=torch.channels_last)
 
 
 class SepConv(nn.Module):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.depthwise import depthwise_conv2d
-from nas.operations import FactorizedReduce, ReLUConvBN, concatenate, shift
+from nas.operations import FactorizedReduce, ReLUConvBN, concatenate, every_second_pixel
 from nas.search_space import NUM_INPUTS, PRIMITIVES, edges, reduction_cells
 
 NONE, MAX_POOL, AVG_POOL, SKIP, SEP_3, SEP_5, DIL_3, DIL_5 = range(len(PRIMITIVES))
@@ -223,8 +223,8 @@ class StackedFactorizedReduce(nn.Module):
 
     def forward(self, rectified: Tensor, scales: Tensor) -> Tensor:
         halves = [
-            F.conv2d(x, kernels.flatten(0, 1), stride=2).unflatten(1, (self.num_edges, -1))
-            for x, kernels in ((rectified, self.conv_1), (shift(rectified), self.conv_2))
+            F.conv2d(x, kernels.flatten(0, 1)).unflatten(1, (self.num_edges, -1))
+            for x, kernels in zip(every_second_pixel(rectified), (self.conv_1, self.conv_2), strict=True)
         ]
         x = torch.cat(halves, dim=2).flatten(1, 2)
         return self.norm(x.contiguous(memory_format=torch.channels_last), scales)

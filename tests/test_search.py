@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import search
 from benchmarks.baseline import TextbookSupernet, copy_weights, textbook_step
 from benchmarks.search_step import peak_bytes
+from nas import hypergradient
 from nas.config import SearchConfig, parse
 from nas.errors import InputError
 from nas.hypergradient import Onestage
@@ -99,7 +100,7 @@ def both_forms(*flags):
     """The product's models, and arguments for the textbook's step from the same weights and alphas."""
     config = parse(SearchConfig, ["--init-channels=2", "--num-cells=3", *flags])
     models = search.build(config, 3, 10, torch.device("cpu"))
-    textbook = TextbookSupernet(3, 2, 3)
+    textbook = TextbookSupernet(3, 2, 3, 10, config.supernet.num_nodes)
     copy_weights(models.supernet, textbook)
     alphas = [torch.nn.Parameter(alpha.detach().clone()) for alpha in models.alphas.parameters()]
     lower, upper = config.lower, config.upper
@@ -117,7 +118,7 @@ def batches(size=8):
 @pytest.mark.usefixtures("float64")
 def test_ten_steps_are_those_of_the_textbook_form():
     torch.manual_seed(1)
-    models, textbook = both_forms("--alpha-lr=0.01")
+    models, textbook = both_forms("--alpha-lr=0.01", "--num-nodes=3")
     for _ in range(10):
         train, validate = batches()
         result = search.exact_step(models, train, validate, 0.025)
@@ -145,7 +146,7 @@ def test_a_step_holds_less_memory_than_the_textbook_form():
 def test_shared_lower_step(grad_clip):
     """The weights step by SGD, the alphas along the hypergradient there, with ξ cut as the gradient was."""
     torch.manual_seed(2)
-    models, (textbook, alphas, weight_optimizer, _) = both_forms(f"--grad-clip={grad_clip}")
+    models, (textbook, alphas, weight_optimizer, _) = both_forms(f"--grad-clip={grad_clip}", "--num-nodes=2")
     for _ in range(3):
         train, validate = batches()
         before = [alpha.detach().clone() for alpha in models.alphas.parameters()]
@@ -208,15 +209,48 @@ def test_passes_a_step(step, num_passes):
     assert len(calls) == num_passes
 
 
+@pytest.mark.parametrize("step", ["exact_step", "shared_step"])
+def test_a_step_reads_no_value(step, monkeypatch):
+    """On the device `meta`, which has no values: what a step did with them there, a GPU would be waited for."""
+    monkeypatch.setattr(hypergradient, "_random_devices", lambda _: {"devices": []})  # meta has no generator
+    meta = torch.device("meta")
+    models = search.build(parse(SearchConfig, ["--init-channels=2", "--num-cells=3", "--num-nodes=2"]), 3, 10, meta)
+    train, validate = ((torch.empty(8, 3, 8, 8, device=meta), torch.empty(8, dtype=int, device=meta)) for _ in range(2))
+    for _ in range(2):
+        result = getattr(search, step)(models, train, validate, 0.025)
+    assert all(scalar.is_meta for scalar in result)
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        result.upper_loss.item()
+
+
 def test_nothing_to_share_at_first_order():
     with pytest.raises(InputError, match="--share-lower-step: goes with --hypergradient onestage"):
         parse(SearchConfig, ["--share-lower-step", "--hypergradient=first-order"])
 
 
-def test_a_value_that_is_not_finite_names_its_step():
-    row = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    assert search.read([row, 2 * row], 7)["upper/gradient_norm"] == 8.0
-    spoilt = row.clone()
-    spoilt[1] = torch.inf
-    with pytest.raises(FloatingPointError, match=r"^step 6: the lower gradient norm is inf\.$"):
-        search.read([row, spoilt, row, row], 7)
+@pytest.mark.parametrize(
+    ("quantity", "name"),
+    [
+        ("lower_loss", "lower/step_loss"),
+        ("lower_gradient_norm", "lower/gradient_norm"),
+        ("upper_loss", "upper/step_loss"),
+        ("upper_gradient_norm", "upper/gradient_norm"),
+    ],
+)
+def test_a_quantity_that_is_not_finite_is_named(quantity, name):
+    models, _ = both_forms()
+    result = search.StepResult(*(torch.tensor(value) for value in (1.0, 2.0, 3, 4.0, 5.0)))
+    scalars, num_correct = search.read(result, models)
+    assert (scalars["lower/step_loss"], num_correct, scalars["upper/gradient_norm"]) == (1.0, 3.0, 5.0)
+    with pytest.raises(FloatingPointError, match=f"^{name} is nan"):
+        search.read(result._replace(**{quantity: torch.tensor(float("nan"))}), models)
+
+
+def test_weights_and_alphas_that_are_not_finite_are_named():
+    models, _ = both_forms()
+    result = search.StepResult(*(torch.tensor(value) for value in (1.0, 2.0, 3, 4.0, 5.0)))
+    for model, name in ((models.alphas, "upper/alphas_norm"), (models.supernet, "lower/weights_norm")):
+        with torch.no_grad():
+            next(model.parameters()).view(-1)[0] = torch.inf
+        with pytest.raises(FloatingPointError, match=f"^{name} is inf"):
+            search.read(result, models)

@@ -1,6 +1,10 @@
 """The supernet: exact counts, equal to the textbook form and to the single operations, and fit for `higher`."""
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import higher
 import pytest
@@ -157,10 +161,7 @@ def test_gradients_through_a_scaled_batch_norm(memory_format, dtype):
 
 
 def test_a_pass_in_float32_is_the_textbook_form_to_rounding(monkeypatch):
-    """Without kinks: at each, rounding alone moves gradients by a thousandth, the textbook form's as well.
-
-    torch's batch norm adds up in float32 where images are in channels_last: that is what is left between the two.
-    """
+    """Without kinks: at each, rounding alone moves gradients by a thousandth, the textbook form's as well."""
     monkeypatch.setattr(F, "relu", lambda x, inplace=False: F.softplus(x))
     monkeypatch.setattr(F, "relu_", F.softplus)
     monkeypatch.setattr(
@@ -181,7 +182,7 @@ def test_a_pass_in_float32_is_the_textbook_form_to_rounding(monkeypatch):
     alphas_gradients = [torch.cat(part[:2]) for part in gradients]
     assert equal_to(*alphas_gradients, 1e-5)
     value, reference = (torch.cat([x.flatten() for x in part]) for part in (mapped.parameters(), gradients[1][2:]))
-    assert equal_to(value, reference, 3e-5)
+    assert equal_to(value, reference, 1e-5)
 
 
 # What makes it quick
@@ -194,7 +195,7 @@ def test_far_fewer_operators_than_the_textbook_form():
 
 
 class Layouts(TorchDispatchMode):
-    """Collects the operators on images that meet an image that is not in channels_last."""
+    """Collects the operators on images that meet images of two layouts, or pools that are not in channels_last."""
 
     def __init__(self):
         super().__init__()
@@ -204,12 +205,13 @@ class Layouts(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in ("native_batch_norm", "native_batch_norm_backward", "max_pool2d_with_indices"):
             images = [x for x in args[:2] if isinstance(x, torch.Tensor) and x.dim() == 4 and min(x.shape[1:]) > 1]
-            if not all(x.is_contiguous(memory_format=torch.channels_last) for x in images):
+            layouts = [torch.channels_last] + [torch.contiguous_format] * ("batch_norm" in name)
+            if not any(all(x.is_contiguous(memory_format=layout) for x in images) for layout in layouts):
                 self.slow.add((name, *(tuple(x.shape) for x in images)))
         return func(*args, **(kwargs or {}))
 
 
-def test_batch_norms_and_pools_see_channels_last_alone():
+def test_batch_norms_and_pools_see_one_layout():
     """One image in another layout sends all that follows it, or the way back, down code that is ten times slower."""
     supernet, alphas = Supernet(3, 4, 8), Alphas()
     with Layouts() as layouts:
@@ -353,9 +355,30 @@ def test_higher_can_wrap_the_supernet():
 
 def test_fidelity_of_the_second_term(capsys):
     """A measurement: kinks keep the cosine from 1, and a larger step averages over them."""
-    size = {"num_cells": 3, "image_size": 16, "batch_size": 8}
+    size = {"init_channels": 4, "num_cells": 3, "image_size": 16, "batch_size": 8}
     small, large = fidelity(0.001, **size), fidelity(0.1, **size)
     with capsys.disabled():
         print(f"\ncosine of the second term with the exact one: {small:.3f} at r = 0.001, {large:.3f} at r = 0.1")
     assert -1 <= small < large <= 1
     assert large > 0.3
+
+
+NARROW = """
+import torch
+from nas.operations import FactorizedReduce
+from nas.supernet import StackedFactorizedReduce
+
+for _ in range(200):
+    x = torch.randn(4, 2, 8, 8).contiguous(memory_format=torch.channels_last)
+    FactorizedReduce(2, 4)(x).sum().backward()
+    StackedFactorizedReduce(3, 2)(x, torch.ones(6)).sum().backward()
+    torch.randn(9)
+"""
+
+
+def test_narrow_factorised_reductions_write_within_their_memory():
+    """With the kernels of a CPU that has AVX2 alone; those of torch 2.15 corrupted the heap, and the process died."""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", NARROW]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
