@@ -1,14 +1,28 @@
 """One step of the search, textbook form against product: python -m benchmarks.search_step
 
 Forms take their steps in turn in one process; `ratio` is the textbook form's figure through the form's. Two cores of an
-AMD EPYC, torch 2.15.0, medians of 5 steps (min to max), 16 channels, 8 cells, batch 16:
+AMD EPYC with AVX-512, torch 2.14.1, medians of 5 steps (min to max); the last column counts the operators of a
+supernet's pass forward and backward:
 
-    textbook            12.95 s (12.60 to 15.26)   2.06 GB   8345 operators in a pass forward
-    product              4.71 s ( 4.36 to  4.97)   1.25 GB   3903, 2.75 times as quick
-    shared lower step    3.64 s ( 3.32 to  3.98)   1.26 GB   3903, 3.56 times as quick
+    16 channels, 8 cells, batch 16
+    textbook            15.69 s (13.51 to 16.66)                         2.06 GB              8345+6003
+    product              4.29 s ( 4.07 to  4.79)  3.65 times as quick    1.25 GB, 0.61 of it  3955+5901
+    shared lower step    3.45 s ( 3.01 to  3.68)  4.54                   1.26 GB, 0.61        3955+5901
 
-The alphas' gradients are 0.13 apart in float32, where finite differences amplify rounding at kinks; in float64
-they are equal to 1e-9 (tests/test_search.py). Nothing was measured on a GPU.
+    16 channels, 8 cells, batch 64
+    textbook            46.39 s (45.52 to 50.27)                         8.18 GB              8345+6003
+    product             15.81 s (15.48 to 16.58)  2.93 times as quick    4.96 GB, 0.61 of it  3955+5901
+    shared lower step   11.95 s (10.61 to 12.72)  3.88                   4.97 GB, 0.61        3955+5901
+
+    8 channels, 5 cells, batch 64
+    textbook            15.35 s (14.35 to 17.08)                         2.54 GB              5282+3828
+    product              4.80 s ( 4.29 to  6.06)  3.20 times as quick    1.53 GB, 0.60 of it  2512+3677
+    shared lower step    3.53 s ( 3.32 to  4.64)  4.35                   1.53 GB, 0.60        2512+3677
+
+The machine is shared: other runs of the first size gave 3.27 (3.49) here, 2.75 (3.56) with torch 2.15.0, and 3.21 (3.80)
+on an older EPYC with AVX2 alone.
+The alphas' gradients are 0.14, 0.14 and 0.06 apart in float32, where finite differences amplify rounding at kinks; in
+float64 they are equal to 1e-9 (tests/test_search.py). Nothing was measured on a GPU.
 """
 
 import argparse
