@@ -1,11 +1,8 @@
 """Search a cell: the weights and the alphas of a supernet learn in turn (DARTS, ICLR 2019, algorithm 1)."""
 
-import dataclasses
 import functools
-import math
 import sys
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,18 +13,31 @@ from PIL import Image
 from torch import Tensor
 
 from nas import datasets, draw
-from nas.checkpoint import save_state
+from nas.checkpoint import state_tensors
 from nas.config import SearchConfig, data_flags, run_script
-from nas.errors import InputError
-from nas.genotype import Genotype, Provenance
+from nas.environment import versions
+from nas.errors import InputError, Stopped
+from nas.genotype import Genotype, GenotypeFile, Provenance
 from nas.hypergradient import FirstOrder, Onestage, State
+from nas.interrupts import Interrupts
 from nas.network_size import network_size
-from nas.run_folder import RunFolder, duration, versions
+from nas.run_folder import RunFolder, duration, folder_of_run, is_finished
 from nas.search_space import PRIMITIVES, edges
 from nas.supernet import Alphas, EdgeWeights, Supernet
-from nas.training import Images, cosine, evaluate, pick_device, prepare
+from nas.training import (
+    Images,
+    check_finite,
+    cosine,
+    evaluate,
+    pick_device,
+    prepare,
+    start_states,
+    too_many_bad_steps,
+    undone_if_not_finite,
+)
 
 RECORD_EVERY_STEPS = 10
+LEVELS = ("lower", "upper")
 
 Batch = tuple[Tensor, Tensor]  # images and targets
 
@@ -40,15 +50,6 @@ class StepResult(NamedTuple):
     num_correct: Tensor
     upper_loss: Tensor
     upper_gradient_norm: Tensor
-
-
-# Of a step, and their names in metrics.jsonl and TensorBoard.
-QUANTITIES = {
-    "lower_loss": "lower/step_loss",
-    "lower_gradient_norm": "lower/gradient_norm",
-    "upper_loss": "upper/step_loss",
-    "upper_gradient_norm": "upper/gradient_norm",
-}
 
 
 def objective(state: State) -> Tensor:
@@ -74,12 +75,20 @@ def build(config: SearchConfig, in_channels: int, num_classes: int, device: torc
     torch.manual_seed(config.run.seed)
     alphas = Alphas(size.num_nodes).to(device)
     supernet = Supernet(in_channels, size.init_channels, size.num_cells, num_classes, size.num_nodes).to(device)
+    alpha_optimizer = torch.optim.Adam(
+        alphas.parameters(), upper.alpha_lr, (0.5, 0.999), weight_decay=upper.alpha_weight_decay
+    )
+    weight_optimizer = torch.optim.SGD(
+        supernet.parameters(), lower.lower_lr, lower.momentum, weight_decay=lower.weight_decay
+    )
+    start_states(alpha_optimizer)
+    start_states(weight_optimizer)
     method = {"onestage": Onestage, "first-order": FirstOrder}[upper.hypergradient]
     return Models(
         alphas,
         supernet,
-        torch.optim.Adam(alphas.parameters(), upper.alpha_lr, (0.5, 0.999), weight_decay=upper.alpha_weight_decay),
-        torch.optim.SGD(supernet.parameters(), lower.lower_lr, lower.momentum, weight_decay=lower.weight_decay),
+        alpha_optimizer,
+        weight_optimizer,
         method(objective, alphas, objective, supernet, lower.lower_lr, upper.r),
         # One wrapper for the whole search: making one takes longer than giving it new weights.
         higher.monkeypatch(supernet, track_higher_grads=False),
@@ -145,121 +154,153 @@ def lower_step(models: Models, train: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def search(config: SearchConfig) -> None:
-    data, lower, upper, seed = config.data, config.lower, config.upper, config.run.seed
-    device = pick_device(config.run.device)
-    name = config.run.name or f"search-{data.dataset}-seed{seed}-{datetime.now():%Y%m%d-%H%M%S}"
-    exported = Path("genotypes", f"{name}.json")
-    if exported.exists():
-        raise InputError(f"--name {name}: {exported} exists already; choose another --name.")
+    data, lower, upper, options = config.data, config.lower, config.upper, config.run
+    path = folder_of_run(options, f"search-{data.dataset}")
+    exported = Path("genotypes", f"{path.resolve().name}.json")
+    if options.resume is None and exported.exists():
+        raise InputError(f"--name {path.name}: {exported} exists already; choose another --name.")
+    if options.resume is not None and is_finished(path, lower.epochs):
+        return
+    device = pick_device(options.device)
+    if options.deterministic:  # only then, as the call itself takes seconds to import what it sets
+        torch.use_deterministic_algorithms(True)
+    run = RunFolder.reopen(path, config) if options.resume is not None else None
     images, lower_images, upper_images = load_images(config, device)
-    _, in_channels, image_size, _ = images.split.images.shape
-    num_classes = len(images.split.classes)
+    num_images, in_channels, image_size, _ = images.split.images.shape
+    num_lower, num_classes = len(lower_images.split.targets), len(images.split.classes)
     models = build(config, in_channels, num_classes, device)
     alphas, supernet = models.alphas, models.supernet
+    state = state_tensors(
+        {"supernet": supernet, "alphas": alphas},
+        {"weight_optimizer": models.weight_optimizer, "alpha_optimizer": models.alpha_optimizer},
+    )
     take_step = shared_step if upper.share_lower_step else exact_step
+    steps_an_epoch = datasets.num_batches(num_lower, lower.batch_size)
 
-    run = RunFolder(Path(config.run.run_dir, name), {"config": dataclasses.asdict(config)})
-    num_weights = sum(weight.numel() for weight in supernet.parameters())
-    run.log(
-        f"{data.dataset}: {len(lower_images.split.targets)} images for the weights, "
-        f"{len(upper_images.split.targets)} for the alphas, {in_channels} × {image_size} × {image_size}, "
-        f"{num_classes} classes; supernet of {num_weights:,} weights on {device}"
-    )
-    run.log(f"{run.path}: tensorboard --logdir {run.path.parent} shows the search as it goes")
+    with run or RunFolder.create(path, config) as run, Interrupts() as interrupts:
+        fingerprint = datasets.fingerprint(images.split)
+        progress = run.restore(state, fingerprint)
+        if exported.exists() and GenotypeFile.load(exported).provenance.date != run.started:
+            raise InputError(f"--resume {path}: {exported} comes from another run; move it away.")
+        num_weights = sum(weight.numel() for weight in supernet.parameters())
+        run.log(
+            f"{data.dataset}: {num_lower} images for the weights, {len(upper_images.split.targets)} for the alphas, "
+            f"{in_channels} × {image_size} × {image_size}, {num_classes} classes; "
+            f"supernet of {num_weights:,} weights on {device}"
+        )
+        run.log(f"{run.path}: tensorboard --logdir {run.path.parent} shows the search as it goes")
+        genotype = Genotype.derive(alphas)
+        drawn = genotype.draw(run.path / "cells")
 
-    genotype = Genotype.derive(alphas)
-    drawn = genotype.draw(run.path / "cells")
-    steps_an_epoch = datasets.num_batches(len(lower_images.split.targets), lower.batch_size)
-    with run.progress(lower.epochs * steps_an_epoch) as advance:
-        for epoch in range(lower.epochs):
-            epoch_began = time.monotonic()
-            learning_rate = cosine(epoch, lower.epochs, lower.lower_lr, lower.lower_lr_min)
-            models.weight_optimizer.param_groups[0]["lr"] = learning_rate
-            sums = torch.zeros(2, device=device)  # lower loss and correct answers, over the images of the epoch
-            recent: list[Tensor] = []  # of the steps since values were read last: reading waits for the device
-            recent_began, recent_images = time.monotonic(), 0
-            for step in range(epoch * steps_an_epoch, (epoch + 1) * steps_an_epoch):
-                train = lower_images.batch(lower.batch_size, seed, "lower", step)
-                validate = upper_images.batch(lower.batch_size, seed, "upper", step)
-                result = take_step(models, train, validate, learning_rate)
-                sums += torch.stack([result.lower_loss * len(train[1]), result.num_correct])
-                recent.append(torch.stack([getattr(result, quantity) for quantity in QUANTITIES]))
-                recent_images += len(train[1]) + len(validate[1])
-                if device.type == "cpu" or step % RECORD_EVERY_STEPS == 0 or (step + 1) % steps_an_epoch == 0:
-                    values = read(recent, step)
+        def save(finished: bool = False) -> None:
+            run.save(state, fingerprint, genotype.to_text(), progress, finished)
+
+        def stop_if_asked() -> None:
+            if interrupts.received is not None:
+                save()
+                raise Stopped(f"after step {progress.steps}; go on: {run.go_on}", interrupts.exit_code)
+
+        if progress.steps == 0:
+            save()
+        with run.progress(lower.epochs * steps_an_epoch, progress.steps) as advance:
+            for epoch in range(progress.epochs, lower.epochs):
+                if progress.steps == epoch * steps_an_epoch:
+                    progress.begin_epoch(run.elapsed_s())
+                learning_rate = cosine(epoch, lower.epochs, lower.lower_lr, lower.lower_lr_min)
+                models.weight_optimizer.param_groups[0]["lr"] = learning_rate
+                recent_began, recent_images = time.monotonic(), 0
+                for step in range(progress.steps, (epoch + 1) * steps_an_epoch):
+                    train = lower_images.batch(lower.batch_size, options.seed, "lower", step)
+                    validate = upper_images.batch(lower.batch_size, options.seed, "upper", step)
+                    scalars: dict[str, float] = {}
+                    try:
+                        with undone_if_not_finite(state):
+                            scalars, num_correct = read(take_step(models, train, validate, learning_rate), models)
+                        progress.good_step(scalars["lower/step_loss"], num_correct, len(train[1]))
+                        progress.see({f"{level}/step_loss_max": scalars[f"{level}/step_loss"] for level in LEVELS})
+                    except FloatingPointError as error:
+                        run.bad_step(progress, f"{error} {images_of(config, num_images, step)}")
+                        if progress.bad_steps_in_a_row >= options.max_bad_steps:
+                            save()
+                            flag = "--alpha-lr" if "alphas" in str(error) else "--lower-lr"
+                            raise Stopped(too_many_bad_steps(progress.bad_steps_in_a_row, error, flag)) from None
+                    recent_images += len(train[1]) + len(validate[1])
                     if step % RECORD_EVERY_STEPS == 0:
-                        speed = recent_images / (time.monotonic() - recent_began)
                         rates = {"lower/learning_rate": learning_rate, "upper/learning_rate": upper.alpha_lr}
-                        run.record(epoch + 1, step + 1, values | rates | {"speed/images_per_s": speed})
+                        rates["speed/images_per_s"] = recent_images / (time.monotonic() - recent_began)
+                        run.record(epoch + 1, step + 1, scalars | rates | progress.take_peaks())
                         recent_began, recent_images = time.monotonic(), 0
-                    recent.clear()
-                advance()
+                    if time.monotonic() - run.saved_at >= 60 * options.checkpoint_minutes:
+                        save()
+                    stop_if_asked()
+                    advance()
 
-            with torch.no_grad():
-                edge_weights = alphas()
-            supernet.eval()
-            predict = functools.partial(supernet, edge_weights=edge_weights)
-            upper_loss_mean, upper_accuracy = evaluate(predict, upper_images, 2 * lower.batch_size)
-            supernet.train()
-            lower_loss_mean, lower_accuracy = (sums / len(lower_images.split.targets)).tolist()
-            previous, genotype = genotype, Genotype.derive(alphas)
-            levels = {
-                "lower/loss": lower_loss_mean,
-                "lower/accuracy": lower_accuracy,
-                "upper/loss": upper_loss_mean,
-                "upper/accuracy": upper_accuracy,
-                "speed/epoch_s": time.monotonic() - epoch_began,
-            }
-            cells = describe(edge_weights, genotype)
-            run.record(epoch + 1, step + 1, levels | cells)
-            provenance = Provenance(
-                method=f"nas search, {upper.hypergradient}",
-                dataset=data.dataset,
-                num_images=len(images.split.targets),
-                seed=seed,
-                epochs=epoch + 1,
-                supernet_accuracy=upper_accuracy,
-                date=datetime.now().astimezone().isoformat(timespec="seconds"),
-                versions=versions(),
-            )
-            genotype.save(run.path / "genotype.json", provenance)
-            save_state(
-                run.path / "checkpoint.safetensors",
-                {"supernet": supernet, "alphas": alphas},
-                {"weight_optimizer": models.weight_optimizer, "alpha_optimizer": models.alpha_optimizer},
-                step + 1,
-            )
-            if genotype != previous:
-                drawn = genotype.draw(run.path / "cells")
-            show(run, edge_weights, step + 1)
-            run.log(
-                f"epoch {epoch + 1}/{lower.epochs}: lower loss {lower_loss_mean:.3f}, accuracy {lower_accuracy:.1%}; "
-                f"upper loss {upper_loss_mean:.3f}, accuracy {upper_accuracy:.1%}; skips "
-                f"{cells['cells/skip_connections_normal']:.0f} + {cells['cells/skip_connections_reduce']:.0f}; "
-                f"{duration(levels['speed/epoch_s'])}"
-            )
+                with torch.no_grad():
+                    edge_weights = alphas()
+                supernet.eval()
+                predict = functools.partial(supernet, edge_weights=edge_weights)
+                upper_loss, upper_accuracy = evaluate(predict, upper_images, 2 * lower.batch_size, stop_if_asked)
+                supernet.train()
+                lower_loss, lower_accuracy = progress.means()
+                previous, genotype = genotype, Genotype.derive(alphas)
+                epoch_s = run.elapsed_s() - progress.epoch_began_s
+                levels = {
+                    "lower/loss": lower_loss,
+                    "lower/accuracy": lower_accuracy,
+                    "upper/loss": upper_loss,
+                    "upper/accuracy": upper_accuracy,
+                    "speed/epoch_s": epoch_s,
+                }
+                cells = describe(edge_weights, genotype)
+                run.record(epoch + 1, progress.steps, levels | cells)
+                provenance = Provenance(
+                    method=f"nas search, {upper.hypergradient}",
+                    dataset=data.dataset,
+                    num_images=num_images,
+                    seed=options.seed,
+                    epochs=epoch + 1,
+                    supernet_accuracy=upper_accuracy,
+                    date=run.started,
+                    versions=versions(),
+                )
+                genotype.save(run.path / "genotype.json", provenance)
+                if genotype != previous:
+                    drawn = genotype.draw(run.path / "cells")
+                show(run, edge_weights, progress.steps)
+                run.log(
+                    f"epoch {epoch + 1}/{lower.epochs}: lower loss {lower_loss:.3f}, accuracy {lower_accuracy:.1%}; "
+                    f"upper loss {upper_loss:.3f}, accuracy {upper_accuracy:.1%}; skips "
+                    f"{cells['cells/skip_connections_normal']:.0f} + {cells['cells/skip_connections_reduce']:.0f}; "
+                    f"{duration(epoch_s)}"
+                )
+                progress.epochs = epoch + 1
+                save()
 
-    genotype.save(exported, provenance)
-    size = network_size(genotype, image_size, in_channels, num_classes=num_classes)
-    run.log(genotype.to_text())
-    run.log(
-        f"as a final network (36 channels, 20 cells): {size.weights:,} weights, {size.multiply_adds:,} multiply-adds "
-        "an image"
-    )
-    run.log(
-        f"written: {exported}, and in {run.path}: genotype.json, cells/, checkpoint.safetensors, metrics.jsonl, "
-        "tensorboard/, log.txt"
-    )
-    if not drawn:
-        run.log(draw.HOW_TO_GET_PICTURES)
-    run.log(f"retrain it: python train_final.py --genotype {exported}{data_flags(data)}")
-    run.close()
+        found = GenotypeFile.load(run.path / "genotype.json")
+        genotype = Genotype(**found.cells())
+        genotype.save(exported, found.provenance)
+        size = network_size(genotype, image_size, in_channels, num_classes=num_classes)
+        run.log(genotype.to_text())
+        run.log(
+            f"as a final network (36 channels, 20 cells): {size.weights:,} weights, {size.multiply_adds:,} "
+            "multiply-adds an image"
+        )
+        run.log(
+            f"written: {exported}, and in {run.path}: genotype.json, cells/, checkpoint.safetensors, metrics.jsonl, "
+            "tensorboard/, log.txt"
+        )
+        if not drawn:
+            run.log(draw.HOW_TO_GET_PICTURES)
+        run.log(f"retrain it: python train_final.py --genotype {exported}{data_flags(data)}")
+        save(finished=True)
 
 
 def load_images(config: SearchConfig, device: torch.device) -> tuple[Images, Images, Images]:
     """All training images, those of the lower level and those of the upper level; the test set is not read."""
     data, fraction, seed = config.data, config.upper.upper_fraction, config.run.seed
-    train = datasets.load(data.dataset, Path(data.data_dir), "train", data.image_size, data.train_limit, seed)
+    train = datasets.load(
+        data.dataset, Path(data.data_dir), "train", data.image_size, data.train_limit, seed, data.skip_bad_images
+    )
     lower_half, upper_half = datasets.halves(len(train.targets), fraction, seed)
     if min(len(lower_half), len(upper_half)) < 2:
         raise InputError(
@@ -273,18 +314,36 @@ def load_images(config: SearchConfig, device: torch.device) -> tuple[Images, Ima
     return images, lower_images, upper_images
 
 
-def read(recent: list[Tensor], step: int) -> dict[str, float]:
-    """The scalars of the last of the recent steps.
+def read(result: StepResult, models: Models) -> tuple[dict[str, float], float]:
+    """The scalars of a step by name, and the number of its correct answers.
+
+    Here, once a step, the device is waited for: a step that went wrong is undone before the next one.
 
     Raises:
-        FloatingPointError: one of them is not finite; it names the step.
+        FloatingPointError: one of them is not finite; it is named.
     """
-    rows = torch.stack(recent).tolist()
-    for ago, row in enumerate(reversed(rows)):
-        for quantity, value in zip(QUANTITIES, row, strict=True):
-            if not math.isfinite(value):
-                raise FloatingPointError(f"step {step + 1 - ago}: the {quantity.replace('_', ' ')} is {value}.")
-    return dict(zip(QUANTITIES.values(), rows[-1], strict=True))
+    scalars = {
+        "lower/step_loss": result.lower_loss,
+        "lower/gradient_norm": result.lower_gradient_norm,
+        "lower/weights_norm": torch.nn.utils.get_total_norm(list(models.supernet.parameters())),
+        "upper/step_loss": result.upper_loss,
+        "upper/gradient_norm": result.upper_gradient_norm,
+        "upper/alphas_norm": torch.nn.utils.get_total_norm(list(models.alphas.parameters())),
+    }
+    *values, num_correct = torch.stack([*scalars.values(), result.num_correct]).tolist()
+    quantities = dict(zip(scalars, values, strict=True))
+    check_finite(quantities)
+    return quantities, num_correct
+
+
+def images_of(config: SearchConfig, num_images: int, step: int) -> str:
+    """Which images of the training set the two batches of a step consist of."""
+    halves = datasets.halves(num_images, config.upper.upper_fraction, config.run.seed)
+    weights, alphas = (
+        half[datasets.batch(len(half), config.lower.batch_size, config.run.seed, level, step)].tolist()
+        for half, level in zip(halves, LEVELS, strict=True)
+    )
+    return f"images for the weights {weights}, for the alphas {alphas}"
 
 
 def describe(edge_weights: EdgeWeights, genotype: Genotype) -> dict[str, float]:

@@ -4,21 +4,32 @@ import dataclasses
 import shlex
 import sys
 import time
-from datetime import datetime
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from nas import datasets, draw
-from nas.checkpoint import load_weights, save_weights
-from nas.config import Data, FinalConfig, TrainedOn, run_script, validate
-from nas.errors import InputError
+from nas.checkpoint import load_weights, save_weights, state_tensors
+from nas.config import Data, FinalConfig, TrainedOn, read_config, run_script, validate
+from nas.errors import InputError, Stopped
 from nas.final_network import FinalNetwork
 from nas.genotype import Genotype, GenotypeFile, find
+from nas.interrupts import Interrupts
 from nas.network_size import network_size
-from nas.run_folder import RunFolder, duration, read_config
-from nas.training import Images, cosine, evaluate, pick_device, prepare
+from nas.run_folder import RunFolder, duration, folder_of_run, is_finished
+from nas.training import (
+    Images,
+    check_finite,
+    cosine,
+    evaluate,
+    pick_device,
+    prepare,
+    start_states,
+    too_many_bad_steps,
+    undone_if_not_finite,
+)
 
 RECORD_EVERY_STEPS = 10
 
@@ -33,16 +44,30 @@ def main(config: FinalConfig) -> None:
 
 
 def train_final(config: FinalConfig, path_or_name: str) -> None:
-    data, network_config, training, seed = config.data, config.network, config.training, config.run.seed
-    device = pick_device(config.run.device)
+    data, network_config, training, options = config.data, config.network, config.training, config.run
+    if options.resume is None:
+        path = folder_of_run(options, f"final-{find(path_or_name).stem}")
+    else:
+        path = folder_of_run(options, "")
+        if is_finished(path, training.epochs):
+            return
+        if (path / "genotype.json").exists():
+            path_or_name = str(path / "genotype.json")
+    device = pick_device(options.device)
+    if options.deterministic:  # only then, as the call itself takes seconds to import what it sets
+        torch.use_deterministic_algorithms(True)
+    run = RunFolder.reopen(path, config) if options.resume is not None else None
     file = GenotypeFile.load(path_or_name)
     genotype = Genotype(**file.cells())
-    name = config.run.name or f"final-{find(path_or_name).stem}-seed{seed}-{datetime.now():%Y%m%d-%H%M%S}"
     images, holdout_images = load_images(config, device)
     num_images, in_channels, image_size, _ = images.split.images.shape
     num_classes = len(images.split.classes)
+    trained_on = TrainedOn(
+        images.split.classes, in_channels, image_size, tuple(images.mean.tolist()), tuple(images.std.tolist())
+    )
+    test_images = load_test_images(data, trained_on, device)
 
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     network = FinalNetwork(
         genotype,
         in_channels,
@@ -55,104 +80,155 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
     optimizer = torch.optim.SGD(
         network.parameters(), training.lr, training.momentum, weight_decay=training.weight_decay
     )
-
-    trained_on = TrainedOn(
-        images.split.classes, in_channels, image_size, tuple(images.mean.tolist()), tuple(images.std.tolist())
-    )
-    test_images = load_test_images(data, trained_on, device)
-    description = {"config": dataclasses.asdict(config), "trained_on": dataclasses.asdict(trained_on)}
-    run = RunFolder(Path(config.run.run_dir, name), description)
-    genotype.save(run.path / "genotype.json", file.provenance)
-    drawn = genotype.draw(run.path / "cells")
-    size = network_size(
-        genotype, image_size, in_channels, network_config.init_channels, network_config.num_cells, num_classes
-    )
-    held_out = f" ({len(holdout_images.split.targets)} held out)" if holdout_images else ""
-    run.log(
-        f"{path_or_name} on {data.dataset}: {num_images} training images{held_out}, "
-        f"{in_channels} × {image_size} × {image_size}, {num_classes} classes; "
-        f"{size.weights:,} weights, {size.multiply_adds:,} multiply-adds ({2 * size.multiply_adds / 1e9:.3f} GFLOP) an "
-        f"image, on {device}"
-    )
-    run.log(f"{run.path}: tensorboard --logdir {run.path.parent} shows the training as it goes")
-
+    start_states(optimizer)
+    state = state_tensors({"network": network}, {"optimizer": optimizer})
     steps_an_epoch = datasets.num_batches(num_images, training.batch_size)
     num_steps = training.epochs * steps_an_epoch
-    probed = min(RECORD_EVERY_STEPS, num_steps - 1)  # the step after which the speed is known
-    began = time.monotonic()
-    with run.progress(num_steps) as advance:
-        for epoch in range(training.epochs):
-            epoch_began = time.monotonic()
-            learning_rate = cosine(epoch, training.epochs, training.lr, 0.0)
-            optimizer.param_groups[0]["lr"] = learning_rate
-            drop_path = network_config.drop_path * epoch / training.epochs
-            sums = torch.zeros(2, device=device)  # loss and correct answers, over the images of the epoch
-            for step in range(epoch * steps_an_epoch, (epoch + 1) * steps_an_epoch):
-                step_began = time.monotonic()
-                batch, target = images.batch(training.batch_size, seed, "final", step)
-                dropped = datasets.generator("drop path", seed, step, device=str(device))
-                optimizer.zero_grad()
-                logits, auxiliary_logits = network(batch, drop_path, dropped)
-                loss = F.cross_entropy(logits, target)
-                total = loss
-                if auxiliary_logits is not None:
-                    total = loss + network_config.auxiliary_weight * F.cross_entropy(auxiliary_logits, target)
-                total.backward()
-                norm = torch.nn.utils.clip_grad_norm_(network.parameters(), training.grad_clip)
-                # To look at a value is to wait for the device.
-                if (device.type == "cpu" or step % RECORD_EVERY_STEPS == 0) and not torch.isfinite(norm):
-                    raise FloatingPointError(f"step {step + 1}: the gradient is {norm.item()}.")
-                optimizer.step()
 
-                sums += torch.stack([loss.detach() * len(target), (logits.argmax(1) == target).sum()])
-                if step % RECORD_EVERY_STEPS == 0:
-                    scalars = {
-                        "train/step_loss": loss.item(),
-                        "train/gradient_norm": norm.item(),
-                        "train/learning_rate": learning_rate,
-                        "train/drop_path": drop_path,
-                        "speed/images_per_s": len(target) / (time.monotonic() - step_began),
-                    }
-                    run.record(epoch + 1, step + 1, scalars)
-                if step == 0:
-                    began = time.monotonic()  # the first step is slower than the others
-                elif step == probed:
-                    step_s = (time.monotonic() - began) / probed
-                    speed = training.batch_size / step_s
-                    run.log(f"{speed:.1f} images a second: {duration(step_s * num_steps)} for {training.epochs} epochs")
-                advance()
+    with run or RunFolder.create(path, config, trained_on) as run, Interrupts() as interrupts:
+        fingerprint = datasets.fingerprint(images.split, test_images.split)
+        progress = run.restore(state, fingerprint, genotype.to_text())
+        genotype.save(run.path / "genotype.json", file.provenance)
+        drawn = genotype.draw(run.path / "cells")
+        size = network_size(
+            genotype, image_size, in_channels, network_config.init_channels, network_config.num_cells, num_classes
+        )
+        held_out = f" ({len(holdout_images.split.targets)} held out)" if holdout_images else ""
+        run.log(
+            f"{path_or_name} on {data.dataset}: {num_images} training images{held_out}, "
+            f"{in_channels} × {image_size} × {image_size}, {num_classes} classes; "
+            f"{size.weights:,} weights, {size.multiply_adds:,} multiply-adds "
+            f"({2 * size.multiply_adds / 1e9:.3f} GFLOP) an image, on {device}"
+        )
+        run.log(f"{run.path}: tensorboard --logdir {run.path.parent} shows the training as it goes")
 
-            train_loss, train_accuracy = (sums / num_images).tolist()
-            line = f"epoch {epoch + 1}/{training.epochs}: loss {train_loss:.3f}, accuracy {train_accuracy:.1%}"
-            scalars = {"train/loss": train_loss, "train/accuracy": train_accuracy}
-            if holdout_images is not None:
-                holdout_loss, holdout_accuracy = accuracy_of(network, holdout_images, training.batch_size)
-                line += f"; held out: loss {holdout_loss:.3f}, accuracy {holdout_accuracy:.1%}"
-                scalars |= {"holdout/loss": holdout_loss, "holdout/accuracy": holdout_accuracy}
-            epoch_s = time.monotonic() - epoch_began
-            run.record(epoch + 1, step + 1, scalars | {"speed/epoch_s": epoch_s})
-            run.log(f"{line}; {duration(epoch_s)}")
+        def save(finished: bool = False) -> None:
+            run.save(state, fingerprint, genotype.to_text(), progress, finished)
 
-    save_weights(run.path / "weights.safetensors", network)
-    # The test set serves here for the first time, and once: no epoch was chosen by it.
-    test_loss, test_accuracy = accuracy_of(network, test_images, training.batch_size)
-    run.record(training.epochs, num_steps, {"test/loss": test_loss, "test/accuracy": test_accuracy})
-    run.log(f"written in {run.path}: weights.safetensors, genotype.json, config.json, cells/, metrics.jsonl, log.txt")
-    if not drawn:
-        run.log(draw.HOW_TO_GET_PICTURES)
-    moved = "" if data.data_dir == Data.data_dir else f" --data-dir {shlex.quote(data.data_dir)}"
-    run.log(f"measure it again: python train_final.py --evaluate {shlex.quote(str(run.path))}{moved}")
-    run.log(
-        f"test accuracy after epoch {training.epochs}: {test_accuracy:.2%} of {len(test_images.split.targets)} images "
-        f"(loss {test_loss:.3f})"
-    )
-    run.close()
+        def stop_if_asked() -> None:
+            if interrupts.received is not None:
+                save()
+                raise Stopped(f"after step {progress.steps}; go on: {run.go_on}", interrupts.exit_code)
+
+        if progress.steps == 0:
+            save()
+        first = progress.steps  # of this process; it is slower than the others
+        probed = min(first + RECORD_EVERY_STEPS, num_steps - 1)  # the step after which the speed is known
+        began = time.monotonic()
+        with run.progress(num_steps, progress.steps) as advance:
+            for epoch in range(progress.epochs, training.epochs):
+                if progress.steps == epoch * steps_an_epoch:
+                    progress.begin_epoch(run.elapsed_s())
+                learning_rate = cosine(epoch, training.epochs, training.lr, 0.0)
+                optimizer.param_groups[0]["lr"] = learning_rate
+                drop_path = network_config.drop_path * epoch / training.epochs
+                for step in range(progress.steps, (epoch + 1) * steps_an_epoch):
+                    step_began = time.monotonic()
+                    batch, target = images.batch(training.batch_size, options.seed, "final", step)
+                    dropped = datasets.generator("drop path", options.seed, step, device=str(device))
+                    scalars: dict[str, float] = {}
+                    try:
+                        with undone_if_not_finite(state):
+                            optimizer.zero_grad()
+                            logits, auxiliary_logits = network(batch, drop_path, dropped)
+                            loss = F.cross_entropy(logits, target)
+                            total = loss
+                            if auxiliary_logits is not None:
+                                auxiliary_loss = F.cross_entropy(auxiliary_logits, target)
+                                total = loss + network_config.auxiliary_weight * auxiliary_loss
+                            total.backward()
+                            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), training.grad_clip)
+                            optimizer.step()
+                            scalars, num_correct = read(network, loss, norm, (logits.argmax(1) == target).sum())
+                        progress.good_step(scalars["train/step_loss"], num_correct, len(target))
+                        progress.see({"train/step_loss_max": scalars["train/step_loss"]})
+                    except FloatingPointError as error:
+                        run.bad_step(progress, f"{error} {images_of(config, images, holdout_images, step)}")
+                        if progress.bad_steps_in_a_row >= options.max_bad_steps:
+                            save()
+                            sentence = too_many_bad_steps(progress.bad_steps_in_a_row, error, "--lr")
+                            raise Stopped(sentence) from None
+                    if step % RECORD_EVERY_STEPS == 0:
+                        rates = {"train/learning_rate": learning_rate, "train/drop_path": drop_path}
+                        rates["speed/images_per_s"] = len(target) / (time.monotonic() - step_began)
+                        run.record(epoch + 1, step + 1, scalars | rates | progress.take_peaks())
+                    if step == first:
+                        began = time.monotonic()
+                    elif step == probed:
+                        step_s = (time.monotonic() - began) / (probed - first)
+                        left = duration(step_s * (num_steps - first))
+                        run.log(
+                            f"{training.batch_size / step_s:.1f} images a second: {left} for {training.epochs} epochs"
+                        )
+                    if time.monotonic() - run.saved_at >= 60 * options.checkpoint_minutes:
+                        save()
+                    stop_if_asked()
+                    advance()
+
+                train_loss, train_accuracy = progress.means()
+                line = f"epoch {epoch + 1}/{training.epochs}: loss {train_loss:.3f}, accuracy {train_accuracy:.1%}"
+                scalars = {"train/loss": train_loss, "train/accuracy": train_accuracy}
+                if holdout_images is not None:
+                    loss, accuracy = accuracy_of(network, holdout_images, training.batch_size, stop_if_asked)
+                    line += f"; held out: loss {loss:.3f}, accuracy {accuracy:.1%}"
+                    scalars |= {"holdout/loss": loss, "holdout/accuracy": accuracy}
+                epoch_s = run.elapsed_s() - progress.epoch_began_s
+                run.record(epoch + 1, progress.steps, scalars | {"speed/epoch_s": epoch_s})
+                run.log(f"{line}; {duration(epoch_s)}")
+                progress.epochs = epoch + 1
+                save()
+
+        save_weights(run.path / "weights.safetensors", network)
+        # The test set serves here for the first time, and once: no epoch was chosen by it.
+        test_loss, test_accuracy = accuracy_of(network, test_images, training.batch_size, stop_if_asked)
+        run.record(training.epochs, num_steps, {"test/loss": test_loss, "test/accuracy": test_accuracy})
+        run.log(
+            f"written in {run.path}: weights.safetensors, genotype.json, config.json, cells/, metrics.jsonl, log.txt"
+        )
+        if not drawn:
+            run.log(draw.HOW_TO_GET_PICTURES)
+        moved = "" if data.data_dir == Data.data_dir else f" --data-dir {shlex.quote(data.data_dir)}"
+        run.log(f"measure it again: python train_final.py --evaluate {shlex.quote(str(run.path))}{moved}")
+        run.log(
+            f"test accuracy after epoch {training.epochs}: {test_accuracy:.2%} of {len(test_images.split.targets)} "
+            f"images (loss {test_loss:.3f})"
+        )
+        save(finished=True)
+
+
+def images_of(config: FinalConfig, images: Images, holdout_images: Images | None, step: int) -> str:
+    """Which images of the training set the batch of a step consists of."""
+    num_images, num_held_out = (len(part.split.targets) if part else 0 for part in (images, holdout_images))
+    seed, training = config.run.seed, config.training
+    kept, _ = datasets.halves(num_images + num_held_out, training.holdout_fraction, seed)
+    return f"training images {kept[datasets.batch(num_images, training.batch_size, seed, 'final', step)].tolist()}"
+
+
+def read(
+    network: FinalNetwork, loss: torch.Tensor, norm: torch.Tensor, num_correct: torch.Tensor
+) -> tuple[dict[str, float], float]:
+    """The scalars of a step by name, and the number of its correct answers; here the device is waited for.
+
+    Raises:
+        FloatingPointError: one of them is not finite; it is named.
+    """
+    scalars = {
+        "train/step_loss": loss.detach(),
+        "train/gradient_norm": norm,
+        "train/weights_norm": torch.nn.utils.get_total_norm(list(network.parameters())),
+    }
+    *values, correct = torch.stack([*scalars.values(), num_correct]).tolist()
+    quantities = dict(zip(scalars, values, strict=True))
+    check_finite(quantities)
+    return quantities, correct
 
 
 def load_images(config: FinalConfig, device: torch.device) -> tuple[Images, Images | None]:
     """Images to train on, and those held out of the training set, if any."""
     data, training, seed = config.data, config.training, config.run.seed
-    train = datasets.load(data.dataset, Path(data.data_dir), "train", data.image_size, data.train_limit, seed)
+    train = datasets.load(
+        data.dataset, Path(data.data_dir), "train", data.image_size, data.train_limit, seed, data.skip_bad_images
+    )
     image_size = train.images.shape[-1]
     cutout = image_size // 2 if training.cutout is None else training.cutout
     if cutout > image_size:
@@ -167,7 +243,7 @@ def load_images(config: FinalConfig, device: torch.device) -> tuple[Images, Imag
 
 def load_test_images(data: Data, trained_on: TrainedOn, device: torch.device) -> Images:
     """The test set, prepared as the training images were."""
-    test = datasets.load(data.dataset, Path(data.data_dir), "test", data.image_size)
+    test = datasets.load(data.dataset, Path(data.data_dir), "test", data.image_size, skip_bad=data.skip_bad_images)
     if test.classes != trained_on.classes:
         other = sorted(set(test.classes) ^ set(trained_on.classes))
         raise InputError(
@@ -177,10 +253,12 @@ def load_test_images(data: Data, trained_on: TrainedOn, device: torch.device) ->
     return Images(test.to(device), mean, std, flip=False)
 
 
-def accuracy_of(network: FinalNetwork, images: Images, batch_size: int) -> tuple[float, float]:
+def accuracy_of(
+    network: FinalNetwork, images: Images, batch_size: int, before_batch: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
     """Loss and accuracy without drop path and auxiliary head, by the batch norms' running statistics."""
     network.eval()
-    result = evaluate(lambda batch: network(batch)[0], images, 2 * batch_size)
+    result = evaluate(lambda batch: network(batch)[0], images, 2 * batch_size, before_batch)
     network.train()
     return result
 
@@ -191,9 +269,11 @@ def evaluate_run(path: Path, config: FinalConfig) -> None:
     What was trained, and on what, is read from the folder; --data-dir tells where the images lie now.
     """
     device = pick_device(config.run.device)
-    parts = read_config(path / "config.json", ("config", "trained_on"))
-    trained = validate(FinalConfig, parts[0], path / "config.json")
-    trained_on = validate(TrainedOn, parts[1], path / "config.json")
+    file = read_config(path)
+    if file.trained_on is None:
+        raise InputError(f"--evaluate {path}: a run of search.py; give that of a trained network.")
+    trained = validate(FinalConfig, file.config, path / "config.json")
+    trained_on = validate(TrainedOn, file.trained_on, path / "config.json")
     if not len(trained_on.mean) == len(trained_on.std) == trained_on.in_channels or min(trained_on.std) <= 0:
         raise InputError(f"config {path / 'config.json'}: trained_on: mean and std need one positive value a channel.")
     with torch.device("meta"):  # the weights come from the file

@@ -1,22 +1,34 @@
 """Tensors on disk as safetensors, a format without code in it: the weights of a network, the whole state of a run."""
 
-import os
+import hashlib
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
+import safetensors.torch
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from nas import files
 from nas.errors import InputError
 
+FORMAT_VERSION = 1
+CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
+MAX_HEADER_BYTES = 8 << 20  # manifest, and name, dtype and shape of each tensor: some hundred KB
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Count = Annotated[int, Field(ge=0, le=10**15)]
+
 
 def save_weights(path: Path, network: nn.Module) -> None:
     """Write a network's parameters and buffers, replacing the file at `path` in one step."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    files.replace(path, lambda aside: save_file(tensors, aside))
+    content = safetensors.torch.save(_on_cpu(network.state_dict()))
+    files.replace(path, lambda aside: aside.write_bytes(content))
 
 
 def load_weights(path: Path, network: nn.Module) -> None:
@@ -29,45 +41,224 @@ def load_weights(path: Path, network: nn.Module) -> None:
         raise InputError(f"weights {path}: no such file; the run may not have been finished.")
     wanted = network.state_dict()
     try:
-        with safe_open(path, framework="pt") as file:
-            difference = sorted(set(wanted) ^ set(file.keys()))
-            if difference:
-                raise InputError(f"weights {path}: another network's; {difference[0]} is in one of the two alone.")
-            for name, tensor in wanted.items():
-                # Looked at in the header, before anything is read.
-                shape = tuple(file.get_slice(name).get_shape())
-                if shape != tuple(tensor.shape):
-                    raise InputError(f"weights {path}: {name} has the shape {shape}, not {tuple(tensor.shape)}.")
+        with _open(path) as file:
+            _check_header(f"weights {path}", file, wanted)
             found = {name: file.get_tensor(name) for name in wanted}
     except (SafetensorError, OSError) as error:
         raise InputError(f"weights {path}: not a safetensors file, or a damaged one ({error}).") from None
-    for name, tensor in wanted.items():
-        if found[name].dtype != tensor.dtype:
-            raise InputError(f"weights {path}: {name} is {found[name].dtype}, not {tensor.dtype}.")
     network.load_state_dict(found, assign=True)
 
 
-def save_state(
-    path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], step: int
-) -> None:
-    """Write all that a run has learnt, replacing the file at `path` in one step; the previous one is kept beside it.
+# The state of a run
 
-    Tensors are named `<module>.<name in its state_dict>` and `<optimizer>.<number of the parameter>.<name>`. What is
-    random needs no place: it follows from seed and step.
 
-    Args:
-        step: steps taken, in the file's metadata.
+@dataclass
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        epochs: finished, with all that an epoch ends with.
+        steps: taken since the start, those that were not applied included; the batches follow from it and the seed.
+        bad_steps: those that were not applied, as something in them was not finite.
+        bad_steps_in_a_row: the last ones of these.
+        loss, num_correct, num_images: sums over the epoch so far.
+        peaks: largest values since the last record, by name.
+        epoch_began_s: of the run's seconds.
     """
-    values = {f"{part}.{name}": value for part in modules for name, value in modules[part].state_dict().items()}
+
+    __pydantic_config__ = _STRICT
+
+    epochs: Count = 0
+    steps: Count = 0
+    bad_steps: Count = 0
+    bad_steps_in_a_row: Count = 0
+    loss: float = 0.0
+    num_correct: float = 0.0
+    num_images: Count = 0
+    peaks: dict[str, float] = field(default_factory=dict)
+    epoch_began_s: Annotated[float, Field(ge=0)] = 0.0
+
+    def begin_epoch(self, elapsed_s: float) -> None:
+        """Start the sums of an epoch."""
+        self.loss, self.num_correct, self.num_images, self.epoch_began_s = 0.0, 0.0, 0, elapsed_s
+
+    def good_step(self, loss: float, num_correct: float, num_images: int) -> None:
+        """Count a step that was applied; `loss` is the mean over its images."""
+        self.steps += 1
+        self.bad_steps_in_a_row = 0
+        self.loss += loss * num_images
+        self.num_correct += num_correct
+        self.num_images += num_images
+
+    def bad_step(self) -> None:
+        """Count a step that was not applied."""
+        self.steps += 1
+        self.bad_steps += 1
+        self.bad_steps_in_a_row += 1
+
+    def see(self, values: Mapping[str, float]) -> None:
+        """Keep the largest values by name."""
+        for name, value in values.items():
+            self.peaks[name] = max(value, self.peaks.get(name, value))
+
+    def take_peaks(self) -> dict[str, float]:
+        """The largest values since the last call, and how many steps were not applied."""
+        peaks, self.peaks = self.peaks, {}
+        return peaks | {"bad_steps": self.bad_steps}
+
+    def means(self) -> tuple[float, float]:
+        """Loss and accuracy over the images of the epoch; not a number where no step was applied."""
+        if not self.num_images:
+            return math.nan, math.nan
+        return self.loss / self.num_images, self.num_correct / self.num_images
+
+
+class Manifest(BaseModel):
+    """What a checkpoint holds beside tensors. Random numbers need no place: they follow from seed and step.
+
+    Attributes:
+        config: of the run, as plain data.
+        data: fingerprint of the images.
+        genotype: the derived or trained one, as text.
+        progress: where the run is.
+        elapsed_s: seconds that the run has taken.
+        sizes: of the files in the run folder that only grow, in bytes.
+        finished: whether nothing is left to do.
+    """
+
+    model_config = _STRICT
+
+    format_version: Annotated[int, Field(ge=1, le=FORMAT_VERSION)] = FORMAT_VERSION
+    config: dict[str, Any]
+    data: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    genotype: Annotated[str, Field(max_length=100_000)]
+    progress: Progress
+    elapsed_s: Annotated[float, Field(ge=0)]
+    sizes: dict[
+        Annotated[str, Field(pattern=r"^(metrics\.jsonl|tensorboard/events\.out\.tfevents\.[0-9.]{1,40})$")], Count
+    ]
+    finished: bool
+
+
+def state_tensors(
+    modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
+) -> dict[str, Tensor]:
+    """All tensors that the steps of a run move, by name and not copied.
+
+    They are named `<module>.<name in its state_dict>` and `<optimizer>.<number of the parameter>.<name>`.
+    """
+    tensors = {f"{part}.{name}": tensor for part in modules for name, tensor in modules[part].state_dict().items()}
     for part, optimizer in optimizers.items():
-        for index, state in optimizer.state_dict()["state"].items():
-            values |= {f"{part}.{index}.{name}": value for name, value in state.items()}
-    # Without momentum SGD keeps None in the place of a buffer.
-    tensors = {name: value.detach().cpu().contiguous() for name, value in values.items() if value is not None}
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for index, parameter in enumerate(parameters):
+            tensors |= {f"{part}.{index}.{name}": value for name, value in optimizer.state[parameter].items()}
+    return tensors
 
-    def write(aside: Path) -> None:
-        save_file(tensors, aside, metadata={"step": str(step)})
-        if path.exists():  # only now: a write that fails leaves both files as they are
-            os.replace(path, path.with_stem(f"{path.stem}.previous"))
 
-    files.replace(path, write)
+def save(folder: Path, tensors: Mapping[str, Tensor], manifest: Manifest) -> None:
+    """Write the state of a run into its folder; the checkpoint that was there is kept as the previous one."""
+    on_cpu, text = _on_cpu(tensors), manifest.model_dump_json()
+    content = safetensors.torch.save(on_cpu, {"manifest": text, "checksum": _checksum(on_cpu, text)})
+    files.replace(folder / CURRENT, lambda aside: aside.write_bytes(content), folder / PREVIOUS)
+
+
+def load(path: Path, tensors: Mapping[str, Tensor]) -> Manifest:
+    """Read a checkpoint into the tensors of a run; they are as they were if it cannot be read.
+
+    Raises:
+        InputError: no checkpoint, a damaged one, of a newer version, or of another run's tensors.
+    """
+    try:
+        with _open(path) as file:
+            manifest = _manifest(path, file)
+            _check_header(f"checkpoint {path}", file, tensors)
+            found = {name: file.get_tensor(name) for name in tensors}
+            metadata = file.metadata()
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"checkpoint {path}: damaged ({error}).") from None
+    if metadata.get("checksum") != _checksum(found, metadata["manifest"]):
+        raise InputError(f"checkpoint {path}: damaged (its checksum is another one).")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(found[name])
+    return manifest
+
+
+def load_newest(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[Manifest | None, list[str]]:
+    """Read the last checkpoint of a run, or the one before it where that is damaged.
+
+    Returns:
+        Its manifest, None where the run was stopped before its first checkpoint; and what was wrong with the last one.
+
+    Raises:
+        InputError: there are some, but none that can be read.
+    """
+    problems: list[str] = []
+    for path in (folder / CURRENT, folder / PREVIOUS):
+        if path.exists():
+            try:
+                return load(path, tensors), problems
+            except InputError as error:
+                problems.append(str(error))
+    if problems:
+        raise InputError(" ".join(problems) + " There is no other one: begin a new run.")
+    return None, []
+
+
+def finished(folder: Path) -> Manifest | None:
+    """The manifest of a run's last checkpoint, if the run is at its end and the file can be read."""
+    try:
+        with _open(folder / CURRENT) as file:
+            manifest = _manifest(folder / CURRENT, file)
+    except (SafetensorError, OSError, InputError):
+        return None
+    return manifest if manifest.finished else None
+
+
+def _open(path: Path) -> Any:
+    """Open a file of safetensors, whose header is not longer than it may be."""
+    with path.open("rb") as file:
+        if int.from_bytes(file.read(8), "little") > MAX_HEADER_BYTES:
+            raise SafetensorError("its header is too long")
+    return safe_open(path, framework="pt")
+
+
+def _manifest(path: Path, file: Any) -> Manifest:
+    text = (file.metadata() or {}).get("manifest", "")
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise InputError(f"checkpoint {path}: its manifest cannot be read ({where!r:.60}: {problem['msg']}).") from None
+
+
+def _check_header(what: str, file: Any, wanted: Mapping[str, Tensor]) -> None:
+    """Compare names, shapes and dtypes with what is wanted, before any tensor is read."""
+    difference = sorted(set(wanted) ^ set(file.keys()))
+    if difference:
+        raise InputError(f"{what}: another network's; {difference[0]!r:.100} is in one of the two alone.")
+    for name, tensor in wanted.items():
+        header = file.get_slice(name)
+        shape, dtype = tuple(header.get_shape()), header.get_dtype()
+        if shape != tuple(tensor.shape):
+            raise InputError(f"{what}: {name} has the shape {shape!s:.60}, not {tuple(tensor.shape)}.")
+        if dtype != _DTYPES[tensor.dtype]:
+            raise InputError(f"{what}: {name} is of dtype {dtype}, not {_DTYPES[tensor.dtype]}.")
+
+
+_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """Of names and values of the tensors, and of a text."""
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous().reshape(-1)
+        digest.update(f"{name} {tuple(tensors[name].shape)} {tensor.dtype}".encode())
+        digest.update(tensor.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -6,16 +6,21 @@ import io
 import json
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from nas.errors import InputError
+from nas import files
+from nas.errors import InputError, Stopped
+
+CONFIG_VERSION = 1
 
 Channels = Annotated[int, Field(ge=1, le=1024)]
 Cells = Annotated[int, Field(ge=1, le=200)]
@@ -53,6 +58,8 @@ class Data:
     """Pixels a side, for folder alone: images are scaled and cropped to squares. The other sets have their own size."""
     train_limit: Annotated[Annotated[int, Field(ge=4)] | None, _optional("INT", "all")] = None
     """Use so many training images, drawn by the seed."""
+    skip_bad_images: Flag = False
+    """Leave out files of folder that cannot be read as images, and say how many, where they would end the run."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,14 @@ class Run:
     """Folder of the run folders."""
     name: Annotated[Annotated[str, Field(pattern=_NAME)] | None, _optional("STR", "data set, seed and time")] = None
     """Name of the run folder: letters, digits, '.', '_', '-'."""
+    resume: Annotated[str | None, _optional("RUN_DIR", "none")] = None
+    """Go on with a run from its last checkpoint, bit for bit, with its flags; --epochs alone may grow."""
+    checkpoint_minutes: NotNegative = 5.0
+    """Minutes between checkpoints within an epoch; each epoch ends with one. 0: after every step."""
+    max_bad_steps: Annotated[int, Field(ge=1)] = 10
+    """So many steps in a row whose loss, gradient or weights are not finite end the run. None of them is applied."""
+    deterministic: Flag = False
+    """Refuse operations that may give other bits the next time. On a CPU there are none."""
 
 
 @dataclass(frozen=True)
@@ -218,11 +233,16 @@ class TrainedOn:
 Config = TypeVar("Config", SearchConfig, FinalConfig, TrainedOn)
 
 
+# What may be given anew with --resume: nothing that changes the mathematics.
+MAY_CHANGE = ("epochs", "data_dir", "device", "checkpoint_minutes", "max_bad_steps", "deterministic", "resume")
+
+
 def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
-    """The config that command-line arguments stand for.
+    """The config that command-line arguments stand for; with --resume, that of the run as far as they leave it alone.
 
     Raises:
-        InputError: an unknown flag, or a value of the wrong type or out of range; it names the flag.
+        InputError: an unknown flag, a value of the wrong type or out of range, or one that the run to be resumed does
+            not go with; it names the flag.
         SystemExit: with code 0, after --help was printed.
     """
     complaint = io.StringIO()
@@ -233,7 +253,78 @@ def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
         if stop.code in (0, None):
             raise
         raise InputError(_as_sentence(complaint.getvalue())) from None
-    return validate(kind, dataclasses.asdict(config))
+    config = validate(kind, dataclasses.asdict(config))
+    if isinstance(config, TrainedOn) or config.run.resume is None:
+        return config
+    given = {argument[2:].partition("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
+    return _resumed(kind, config, given, Path(config.run.resume))
+
+
+def _resumed(kind: type[Config], config: Any, given: set[str], folder: Path) -> Any:
+    """The config of a run folder, with those of the given flags that may change."""
+    file = read_config(folder)
+    if (file.trained_on is None) != (kind is SearchConfig):
+        raise InputError(f"--resume {folder}: a run of another script: python {file.script} --resume {folder}")
+    content = dataclasses.asdict(validate(kind, file.config, folder / "config.json"))
+    for group, flags in dataclasses.asdict(config).items():
+        for name in given & flags.keys():
+            before, now = content[group][name], flags[name]
+            if name == "epochs" and now < before:
+                raise InputError(f"--epochs {now}: the run has {before} already; it may get more, not fewer.")
+            if name not in MAY_CHANGE and now != before:
+                raise InputError(
+                    f"{_flag(name)} {now}: the run in {folder} has {before}; another value would make another run; "
+                    "leave the flag out, or begin a new run."
+                )
+            content[group][name] = now
+    return validate(kind, content)
+
+
+def _iso_date(environment: dict[str, Any]) -> dict[str, Any]:
+    try:
+        datetime.fromisoformat(environment["date"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("date: missing, or not a date of ISO 8601") from None
+    return environment
+
+
+class ConfigFile(BaseModel):
+    """The content of a run's config.json.
+
+    Attributes:
+        config: the flags, still to be validated.
+        trained_on: of a final network alone: the images, still to be validated.
+        environment: when, how and where the run was begun.
+        resumed: the same of each time it went on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format_version: Annotated[int, Field(ge=1, le=CONFIG_VERSION)]
+    config: dict[str, Any]
+    trained_on: dict[str, Any] | None = None
+    environment: Annotated[dict[str, Any], AfterValidator(_iso_date)]
+    resumed: list[dict[str, Any]] = []
+
+    @property
+    def script(self) -> str:
+        """That made the run."""
+        return "search.py" if self.trained_on is None else "train_final.py"
+
+
+def read_config(folder: Path) -> ConfigFile:
+    """The config.json of a run folder.
+
+    Raises:
+        InputError: there is none, or not such a one; it names file and field.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        raise InputError(f"{folder}: no run folder, as it holds no config.json.")
+    try:
+        return ConfigFile.model_validate_json(files.read_json(path, "config", CONFIG_VERSION))
+    except ValidationError as error:
+        raise InputError(_complaint(error, path)) from None
 
 
 def validate(kind: type[Config], content: Any, path: Path | None = None) -> Config:
@@ -248,13 +339,14 @@ def validate(kind: type[Config], content: Any, path: Path | None = None) -> Conf
     try:
         config = TypeAdapter(kind).validate_json(json.dumps(content))
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        where = f"config {path}: {field}" if path else _flag(field.rpartition(".")[2])
-        raise InputError(f"{where}: {_requirement(problem)}, got {problem['input']!r:.60}.") from None
+        raise InputError(_complaint(error, path)) from None
     if not isinstance(config, TrainedOn) and config.data.image_size is not None and config.data.dataset != "folder":
         size, dataset = config.data.image_size, config.data.dataset
         raise InputError(f"--image-size {size}: goes with --dataset folder; {dataset} has a size of its own.")
+    if not isinstance(config, TrainedOn) and config.data.skip_bad_images and config.data.dataset != "folder":
+        raise InputError(f"--skip-bad-images: goes with --dataset folder; {config.data.dataset} is read as a whole.")
+    if isinstance(config, FinalConfig) and config.network.evaluate and config.run.resume:
+        raise InputError("--evaluate: goes without --resume; the one measures a trained network, the other trains on.")
     if isinstance(config, FinalConfig) and config.network.genotype and config.network.evaluate:
         raise InputError("--evaluate: goes without --genotype; the run folder holds the genotype of its network.")
     if isinstance(config, SearchConfig) and config.upper.share_lower_step and config.upper.hypergradient != "onestage":
@@ -268,17 +360,27 @@ def validate(kind: type[Config], content: Any, path: Path | None = None) -> Conf
 
 def run_script(run: Any, kind: type[Config]) -> int:
     """Parse the command line, run, and turn a mistake of the user's into one sentence. Returns the exit code."""
+
+    def terminate(*_: object) -> None:
+        raise Stopped("by SIGTERM.", 143)
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without × is no reason to stop
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         run(parse(kind, sys.argv[1:]))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except FloatingPointError as error:
-        print(f"stopped: {error} A smaller learning rate may help.", file=sys.stderr)
-        return 1
+    except Stopped as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C.", file=sys.stderr)
+        print("stopped: by Ctrl-C.", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 
@@ -289,6 +391,16 @@ def data_flags(data: Data) -> str:
         flags["--image-size"] = str(data.image_size)
     defaults = {"--dataset": Data.dataset, "--data-dir": Data.data_dir}
     return "".join(f" {flag} {shlex.quote(value)}" for flag, value in flags.items() if value != defaults.get(flag))
+
+
+def _complaint(error: ValidationError, path: Path | None) -> str:
+    """Its first problem, as one sentence that names the flag, or the file and the field."""
+    problem = error.errors(include_url=False)[0]
+    # A file may have chosen these names: one that is no identifier may hold a line break, or orders to a terminal.
+    names = [part if str(part).isidentifier() else repr(part) for part in problem["loc"]]
+    field = ".".join(f"{name:.60}" for name in map(str, names))
+    where = f"config {path}: {field}" if path else _flag(field.rpartition(".")[2])
+    return f"{where}: {_requirement(problem)}, got {problem['input']!r:.60}."
 
 
 def _flag(name: str) -> str:
@@ -304,7 +416,9 @@ def _requirement(problem: Any) -> str:
 def _as_sentence(box: str) -> str:
     """What tyro says in a box, as one line: the complaint, and the flags it may have meant."""
     lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    rules = [index for index, line in enumerate(lines) if line and not line.strip("─")] or [len(lines)]
+    # Where standard output knows no UTF-8 there is a heading and a rule instead of a box.
+    lines = lines or [line.strip() for line in box.splitlines()[2:]]
+    rules = [index for index, line in enumerate(lines) if line and not line.strip("─-")] or [len(lines)]
     complaint = re.sub(r"^Error parsing ", "", " ".join(lines[: rules[0]])).rstrip(".")
     rest = " ".join(lines[rules[0] :])
     similar = re.findall(r"--[a-z][a-z-]*", rest.partition("Perhaps you meant")[2].partition("For full helptext")[0])

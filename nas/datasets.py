@@ -1,5 +1,6 @@
 """Data sets as uint8 tensors in memory, their splits, and batches that are a function of (seed, epoch, step)."""
 
+import functools
 import hashlib
 import socket
 import tempfile
@@ -51,7 +52,13 @@ class Split(NamedTuple):
 
 
 def load(
-    name: str, data_dir: Path, part: str, image_size: int | None = None, limit: int | None = None, seed: int = 0
+    name: str,
+    data_dir: Path,
+    part: str,
+    image_size: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    skip_bad: bool = False,
 ) -> Split:
     """Read the training or the test images of a data set; the other part is not read.
 
@@ -65,15 +72,27 @@ def load(
             to a square.
         limit: at most so many images, drawn by the seed.
         seed: of that draw.
+        skip_bad: for `folder` alone: leave out files that cannot be read as images.
 
     Raises:
         InputError: files are missing or cannot be read; it names the folder and the files.
     """
     assert part in ("train", "test"), part
     if name == "folder":
-        return Split(*image_folder.load(data_dir, part, image_size or 32, lambda count: _draw(count, limit, seed)))
+        choose = functools.partial(_draw, limit=limit, seed=seed)
+        return Split(*image_folder.load(data_dir, part, image_size or 32, choose, skip_bad))
     split = _load_digits(part) if name == "digits" else _load_torchvision(name, data_dir, part)
     return split.select(_draw(len(split.targets), limit, seed)) if limit else split
+
+
+def fingerprint(*splits: Split) -> str:
+    """A digest of images, targets and classes, 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for images, targets, classes in splits:
+        digest.update(repr((tuple(images.shape), classes)).encode())
+        for tensor in (images, targets):
+            digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:

@@ -124,7 +124,7 @@ def _render(source: str, suffix: str) -> bytes | None:
         return None
     # A process of its own: Graphviz and fontconfig warn on standard error about other people's font settings.
     environment = os.environ | {"FONTCONFIG_FILE": str(_font_config())}
-    done = subprocess.run(command, input=source.encode(), capture_output=True, env=environment)
+    done = subprocess.run(command, input=source.encode(), capture_output=True, env=environment, start_new_session=True)
     return done.stdout if done.returncode == 0 else None
 
 

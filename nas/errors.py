@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake of the user."""
+"""The two ways in which a script ends early, each with one sentence for who runs it."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,15 @@ class InputError(ValueError):
 
     Raised where input enters: command line, files, folders. The scripts print it and exit with code 2.
     """
+
+
+class Stopped(Exception):  # noqa: N818, as it is no mistake of anybody's
+    """Why a run ends before its end, and how to go on, in one sentence.
+
+    Args:
+        code: exit code of the script.
+    """
+
+    def __init__(self, sentence: str, code: int = 1):
+        super().__init__(sentence)
+        self.code = code

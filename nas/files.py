@@ -51,12 +51,36 @@ def write_json(path: Path, content: Any) -> None:
     replace(path, lambda aside: aside.write_text(text + "\n", encoding="utf-8"))
 
 
-def replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file aside, and put it in the place of the one at `path` in one step."""
+def replace(path: Path, write: Callable[[Path], Any], previous: Path | None = None) -> None:
+    """Let `write` make a file aside, and put it in the place of the one at `path` in one step, safe from a power cut.
+
+    Args:
+        previous: where the file that was at `path` is kept; for an instant there is none at `path` then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(aside)
+        sync(aside)
+        if previous and path.exists():  # only now: a write that fails leaves both as they are
+            os.replace(path, previous)
         os.replace(aside, path)
+        sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's list of names, on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_asides(path: Path) -> None:
+    """Remove what a process that was killed inside `replace` left beside `path`."""
+    for aside in path.parent.glob(f".{path.name}.*"):
+        if aside.suffix[1:].isdigit():
+            aside.unlink()

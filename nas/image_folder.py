@@ -20,7 +20,7 @@ CACHE_VERSION = 1
 
 
 def load(
-    data_dir: Path, part: str, image_size: int, choose: Callable[[int], Tensor]
+    data_dir: Path, part: str, image_size: int, choose: Callable[[int], Tensor], skip_bad: bool = False
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Images (num_images, 3, image_size, image_size), uint8, targets (num_images,), int64, and names of the classes.
 
@@ -30,6 +30,7 @@ def load(
     Args:
         part: images are `data_dir/part/<class>/*`, RGB or not, sorted by class and name.
         choose: from the number of files to the indices of those to load; without a cache no other is opened.
+        skip_bad: leave out files that cannot be read as images, and say so.
 
     Raises:
         InputError: a folder is missing or empty, or an image cannot be read; it names the file.
@@ -41,11 +42,21 @@ def load(
     images = _read_cache(cache, fingerprint, (len(paths), 3, image_size, image_size))
     if images is not None:
         images = images[chosen]  # a copy, so that what happens to the file later does not matter
-    elif len(chosen) < len(paths):
-        images = _read([paths[index] for index in chosen], image_size)
-    else:
+        return images, torch.tensor(targets)[chosen], classes
+    whole = len(chosen) == len(paths)
+    if whole:
         print(f"Reading {len(paths)} images of {data_dir / part}, and keeping them as {cache}.", flush=True)
-        images = _read(paths, image_size)
+    images, bad = _read([paths[index] for index in chosen], image_size, skip_bad)
+    if bad:
+        good = [index for index in range(len(chosen)) if index not in bad]
+        print(f"Left out {len(bad)} of {len(chosen)} files: {', '.join(map(str, list(bad.values())[:5]))}.", flush=True)
+        lost = {targets[index] for index in chosen} - {targets[index] for index in chosen[good]}
+        if lost:
+            raise InputError(
+                f"--skip-bad-images: no image is left of the class {data_dir / part / classes[min(lost)]}."
+            )
+        images, chosen = images[good], chosen[good]
+    elif whole:  # with bad files among them they are read anew each time, and named again
         _write_cache(cache, fingerprint, images)
     return images, torch.tensor(targets)[chosen], classes
 
@@ -73,11 +84,18 @@ def _list(data_dir: Path, part: str) -> tuple[tuple[str, ...], list[Path], list[
     return classes, paths, targets
 
 
-def _read(paths: list[Path], image_size: int) -> Tensor:
+def _read(paths: list[Path], image_size: int, skip_bad: bool) -> tuple[Tensor, dict[int, Path]]:
+    """The images, and by index the files that are none."""
     images = torch.empty(len(paths), 3, image_size, image_size, dtype=torch.uint8)
+    bad: dict[int, Path] = {}
     for index, path in enumerate(paths):
-        images[index] = _read_image(path, image_size)
-    return images
+        try:
+            images[index] = _read_image(path, image_size)
+        except InputError:
+            if not skip_bad:
+                raise
+            bad[index] = path
+    return images, bad
 
 
 def _read_image(path: Path, image_size: int) -> Tensor:
@@ -87,7 +105,9 @@ def _read_image(path: Path, image_size: int) -> Tensor:
             upright = ImageOps.exif_transpose(image).convert("RGB")
             square = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as an image ({error}); remove or replace it.") from None
+        raise InputError(
+            f"{path}: cannot be read as an image ({error}); remove or replace it, or --skip-bad-images."
+        ) from None
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 

@@ -1,7 +1,8 @@
 """What the loops of the two scripts share: device, learning rate, augmented batches, accuracy."""
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -64,15 +65,61 @@ def prepare(train: datasets.Split, dataset: str, device: torch.device, cutout: i
     return Images(train.to(device), mean.to(device), std.to(device), flip, cutout)
 
 
+def start_states(optimizer: torch.optim.SGD | torch.optim.Adam) -> None:
+    """Give an optimizer the state that its first step would make, so that it has one set of tensors from then on."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if isinstance(optimizer, torch.optim.Adam):
+                moments = {name: torch.zeros_like(parameter.detach()) for name in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[parameter] = {"step": torch.tensor(0.0)} | moments
+            elif group["momentum"] > 0:
+                # The same as none: 0 times the momentum, plus the gradient.
+                optimizer.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter.detach())}
+
+
+@contextlib.contextmanager
+def undone_if_not_finite(state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give the tensors of `state` their values back, bit for bit, where a FloatingPointError is raised; it goes on."""
+    before = [tensor.clone() for tensor in state.values()]
+    try:
+        yield
+    except FloatingPointError:
+        for tensor, value in zip(state.values(), before, strict=True):
+            tensor.copy_(value)
+        raise
+
+
+def check_finite(scalars: Mapping[str, float]) -> None:
+    """Raise FloatingPointError, with the name, at the first scalar that is not finite."""
+    for name, value in scalars.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{name} is {value}.")
+
+
+def too_many_bad_steps(num_steps: int, error: FloatingPointError, flag: str) -> str:
+    """Why a run stops whose last `num_steps` steps were not finite."""
+    return (
+        f"{num_steps} steps in a row were not finite, the last one because {error} A new run with a smaller {flag} is "
+        "the likely cure; the checkpoint of this one holds the last good state."
+    )
+
+
 @torch.no_grad()
-def evaluate(predict: Callable[[Tensor], Tensor], images: Images, batch_size: int) -> tuple[float, float]:
+def evaluate(
+    predict: Callable[[Tensor], Tensor],
+    images: Images,
+    batch_size: int,
+    before_batch: Callable[[], None] = lambda: None,
+) -> tuple[float, float]:
     """Mean cross entropy and accuracy (a fraction) on images as they are, without augmentation.
 
     Args:
         predict: from images to logits.
+        before_batch: called before each batch; to stop, it raises.
     """
     sums = torch.zeros(2, dtype=torch.float64, device="cpu")
     for batch, target in datasets.in_order(images.split, batch_size):
+        before_batch()
         logits = predict(normalise(batch, images.mean, images.std))
         loss = F.cross_entropy(logits, target, reduction="sum")
         sums += torch.stack([loss, (logits.argmax(1) == target).sum()]).cpu()

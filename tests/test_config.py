@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nas.config import Data, FinalConfig, SearchConfig, TrainedOn, data_flags, parse, run_script, validate
-from nas.errors import InputError
+from nas.errors import InputError, Stopped
 
 
 def test_the_defaults_are_the_published_ones():
@@ -28,75 +28,6 @@ def test_flags_reach_their_fields():
     assert (config.data.dataset, config.data.train_limit, config.supernet.num_nodes) == ("svhn", 100, 5)
     assert (config.lower.lower_lr, config.run.seed) == (0.1, 7)
     assert parse(SearchConfig, []) == SearchConfig()
-
-
-BAD = [
-    "--batch-size 0",
-    "--batch-size -3",
-    "--batch-size 2.5",
-    "--epochs 0",
-    "--epochs many",
-    "--init-channels 0",
-    "--init-channels 100000",
-    "--num-cells 0",
-    "--num-nodes 0",
-    "--num-nodes 9",
-    "--lower-lr 0",
-    "--lower-lr -1",
-    "--lower-lr nan",
-    "--lower-lr inf",
-    "--lower-lr-min 0.5",
-    "--momentum 1",
-    "--momentum -0.1",
-    "--weight-decay -1",
-    "--grad-clip 0",
-    "--alpha-lr 0",
-    "--alpha-weight-decay -1",
-    "--upper-fraction 0",
-    "--upper-fraction 1",
-    "--hypergradient exact",
-    "--r 0",
-    "--r -0.01",
-    "--seed -1",
-    "--seed 4294967296",
-    "--device tpu",
-    "--dataset mnist",
-    "--image-size 7",
-    "--image-size 16",
-    "--train-limit 0",
-    "--name ../elsewhere",
-    "--name .hidden",
-    "--name a/b",
-    "--name",
-]
-
-
-@pytest.mark.parametrize("arguments", BAD)
-def test_a_bad_value_is_one_sentence_that_names_the_flag(arguments):
-    with pytest.raises(InputError) as error:
-        parse(SearchConfig, arguments.split())
-    sentence = str(error.value)
-    assert arguments.split()[0] in sentence
-    assert "\n" not in sentence
-    if len(arguments.split()) > 1:
-        assert arguments.split()[1].rstrip("0").rstrip(".") in sentence
-
-
-BAD_FINAL = [
-    "--auxiliary-weight -1",
-    "--drop-path 1",
-    "--lr 0",
-    "--cutout -1",
-    "--holdout-fraction 1",
-    "--holdout-fraction -0.5",
-    "--batch-size 1",
-]
-
-
-@pytest.mark.parametrize("arguments", BAD_FINAL)
-def test_a_bad_value_of_the_final_training(arguments):
-    with pytest.raises(InputError, match=arguments.split()[0]):
-        parse(FinalConfig, arguments.split())
 
 
 def test_an_unknown_flag_is_answered_with_the_nearest_one():
@@ -154,8 +85,8 @@ def test_data_flags_name_the_same_images_again():
     ("raised", "code", "said"),
     [
         (InputError("--name x: exists."), 2, "error: --name x: exists."),
-        (FloatingPointError("the loss is nan."), 1, "stopped: the loss is nan. A smaller learning rate may help."),
-        (KeyboardInterrupt(), 130, "stopped by Ctrl-C."),
+        (Stopped("after step 3.", 143), 143, "stopped: after step 3."),
+        (KeyboardInterrupt(), 130, "stopped: by Ctrl-C."),
         (None, 0, ""),
     ],
 )

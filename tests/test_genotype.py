@@ -499,7 +499,7 @@ def spliced(draw, text):
     return text
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.fuzz
 @given(text=mutated_contents().map(json.dumps) | spliced(json.dumps(CONTENT)))
 def test_any_file_gives_a_genotype_or_a_sentence(text, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "mutated.json"
@@ -507,7 +507,7 @@ def test_any_file_gives_a_genotype_or_a_sentence(text, tmp_path_factory):
     check(outcome(Genotype.load, path))
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.fuzz
 @given(text=spliced(TEXT))
 def test_any_text_gives_a_genotype_or_a_sentence(text):
     check(outcome(Genotype.from_text, text))

@@ -228,3 +228,69 @@ def test_where_no_cache_can_be_written_the_images_are_read_all_the_same(tmp_path
         assert ".nas-train-16.safetensors cannot be written" in capsys.readouterr().out
     assert len(num_read) == 12
     assert sorted(path.name for path in root.iterdir()) == [".nas-train-16.safetensors", "test", "train"]
+
+
+# Bad images
+
+
+def spoil(root, *names):
+    for name in names:
+        (root / "train" / name).write_bytes(b"\x89PNG no more")
+
+
+def test_a_bad_image_ends_the_run_by_name_and_the_flag_is_named(tmp_path):
+    root = folder_data(tmp_path)
+    spoil(root, "dog/1.png")
+    with pytest.raises(InputError, match=r"train/dog/1\.png: cannot be read as an image .*--skip-bad-images") as error:
+        datasets.load("folder", root, "train")
+    assert "\n" not in str(error.value)
+
+
+def test_bad_images_can_be_left_out_and_are_counted_and_named(tmp_path, capsys):
+    root = folder_data(tmp_path)
+    whole = datasets.load("folder", root, "train", image_size=16)
+    spoil(root, "cat/0.png", "dog/1.png")
+    for _ in range(2):  # no cache hides them the second time
+        capsys.readouterr()
+        split = datasets.load("folder", root, "train", image_size=16, skip_bad=True)
+        out = capsys.readouterr().out
+        assert f"Left out 2 of 6 files: {root / 'train/cat/0.png'}, {root / 'train/dog/1.png'}.\n" in out
+        assert torch.equal(split.images, whole.images[[1, 2, 3, 5]])
+        assert split.targets.tolist() == [0, 0, 1, 1]
+        assert split.classes == ("cat", "dog")
+    with pytest.raises(InputError, match=r"cat/0\.png"):
+        datasets.load("folder", root, "train", image_size=16)
+
+
+def test_many_bad_images_are_counted_and_some_are_named(tmp_path, capsys):
+    root = folder_data(tmp_path, num_images=9)
+    spoil(root, *(f"cat/{index}.png" for index in range(8)))
+    datasets.load("folder", root, "train", skip_bad=True)
+    out = capsys.readouterr().out
+    assert "Left out 8 of 18 files: " in out
+    assert out.count("cat/") == 5
+
+
+def test_bad_images_among_those_that_were_drawn_are_left_out(tmp_path, capsys):
+    root = folder_data(tmp_path, num_images=20)
+    whole = datasets.load("folder", root, "train", limit=8, seed=3)
+    spoil(root, f"{whole.classes[int(whole.targets[0])]}/{int(whole.images[0, 1, 0, 0]) // 12}.png")
+    split = datasets.load("folder", root, "train", limit=8, seed=3, skip_bad=True)
+    assert "Left out 1 of 8 files" in capsys.readouterr().out
+    assert torch.equal(split.images, whole.images[1:])
+    assert torch.equal(split.targets, whole.targets[1:])
+
+
+def test_a_class_of_bad_images_alone_is_refused(tmp_path):
+    root = folder_data(tmp_path)
+    spoil(root, "cat/0.png", "cat/1.png", "cat/2.png")
+    with pytest.raises(InputError, match=r"--skip-bad-images: no image is left of the class .*train/cat\."):
+        datasets.load("folder", root, "train", skip_bad=True)
+
+
+def test_good_images_are_kept_in_the_cache_whatever_the_flag(tmp_path, num_read, capsys):
+    root = folder_data(tmp_path)
+    for _ in range(2):
+        assert len(datasets.load("folder", root, "train", skip_bad=True).targets) == 6
+        assert "Left out" not in capsys.readouterr().out
+    assert len(num_read) == 6

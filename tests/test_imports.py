@@ -25,8 +25,11 @@ ALLOWED = {
     "datasets": {"image_folder", "errors"},
     "training": {"augment", "datasets", "errors"},
     "checkpoint": {"files", "errors"},
-    "config": {"errors"},
-    "run_folder": {"files", "errors", "version"},
+    "config": {"files", "errors"},
+    "environment": {"version"},
+    "event_file": set(),
+    "interrupts": set(),
+    "run_folder": {"checkpoint", "config", "environment", "event_file", "files", "errors"},
 }
 
 

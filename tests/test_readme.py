@@ -1,5 +1,6 @@
 """README is true: its commands exist, its code runs, its map is that of the tree."""
 
+import contextlib
 import re
 import runpy
 import shlex
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from nas.config import FinalConfig, SearchConfig, parse
+from nas.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,7 +28,10 @@ def test_there_are_commands():
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python")])
 def test_the_flags_of_each_command_are_understood(command):
     _, script, *arguments = shlex.split(command)
-    parse({"search.py": SearchConfig, "train_final.py": FinalConfig}[script], arguments)
+    # A run that there is not is noticed after all flags were understood.
+    there_is_none = pytest.raises(InputError, match="no run folder")
+    with there_is_none if "--resume" in arguments else contextlib.nullcontext():
+        parse({"search.py": SearchConfig, "train_final.py": FinalConfig}[script], arguments)
 
 
 def test_make_has_each_target_and_ci_calls_one_of_them():

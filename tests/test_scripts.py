@@ -16,9 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from nas.checkpoint import Manifest
 from nas.genotype import Genotype, GenotypeFile
 from nas.network_size import network_size
 from nas.supernet import Alphas, Supernet
+from tests import bad_calls
+from tests.in_process import call
 
 ROOT = Path(__file__).parent.parent
 # Small, and yet two epochs have enough steps for a record on every tenth step in each.
@@ -61,7 +64,9 @@ def test_search_leaves_what_a_run_folder_holds(searched):
     folder, _ = searched
     names = {path.name for path in (folder / "runs" / "small").iterdir()}
     states = {"checkpoint.safetensors", "checkpoint.previous.safetensors"}
-    assert names == {"config.json", "metrics.jsonl", "genotype.json", "cells", "tensorboard", "log.txt"} | states
+    assert (
+        names == {"config.json", "metrics.jsonl", "genotype.json", "cells", "tensorboard", "log.txt", "lock"} | states
+    )
     assert {path.name for path in folder.iterdir()} >= {"runs", "genotypes"}
     drawings = {path.name for path in (folder / "runs" / "small" / "cells").iterdir()}
     assert {"normal.gv", "reduce.gv"} <= drawings
@@ -85,9 +90,11 @@ def test_the_checkpoint_holds_the_whole_state(searched):
         assert all(tensors.pop(f"alpha_optimizer.{index}.{name}").any() for name in ("exp_avg", "exp_avg_sq"))
     assert not tensors
     with safe_open(path / "checkpoint.safetensors", framework="pt") as file:
-        assert file.metadata() == {"step": "12"}
-    with safe_open(path / "checkpoint.previous.safetensors", framework="pt") as file:
-        assert file.metadata() == {"step": "6"}
+        manifest = Manifest.model_validate_json(file.metadata()["manifest"])
+    assert (manifest.progress.steps, manifest.progress.epochs, manifest.finished) == (12, 2, True)
+    assert manifest.genotype == Genotype.load(path / "genotype.json").to_text()
+    assert manifest.config["lower"]["epochs"] == 2
+    assert manifest.sizes["metrics.jsonl"] == (path / "metrics.jsonl").stat().st_size
     # One forward pass a step moves the batch norms of the live supernet: the other four leave them alone.
     assert supernet.stem[1].num_batches_tracked == 12
 
@@ -163,18 +170,18 @@ def test_the_same_seed_gives_the_same_bits(searched, tmp_path):
         ]
 
     assert without_times(folder / "runs" / "small") == without_times(tmp_path / "runs" / "again")
-    run("search.py", *SMALL, "--epochs=1", "--seed=4", "--name=other", cwd=tmp_path)
+    assert call("search", tmp_path, *SMALL, "--epochs=1", "--seed=4", "--name=other") == 0
     assert without_times(folder / "runs" / "small")[0] != without_times(tmp_path / "runs" / "other")[0]
 
 
 def test_first_order_and_its_own_number_of_nodes(tmp_path):
     arguments = [*SMALL, "--epochs=1", "--hypergradient=first-order", "--num-nodes=2", "--upper-fraction=0.25"]
-    run("search.py", *arguments, "--name=a", "--run-dir=elsewhere", cwd=tmp_path)
+    assert call("search", tmp_path, *arguments, "--name=a", "--run-dir=elsewhere") == 0
     assert len(Genotype.load(tmp_path / "genotypes" / "a.json").normal) == 4
     assert "48" not in (tmp_path / "elsewhere" / "a" / "log.txt").read_text().splitlines()[0]
 
 
-def test_search_never_opens_the_test_set(tmp_path):
+def test_search_never_opens_the_test_set(tmp_path, capfd):
     for name, colour in (("ant", 10), ("bee", 240)):
         (tmp_path / "images" / "train" / name).mkdir(parents=True)
         for index in range(8):
@@ -187,12 +194,12 @@ def test_search_never_opens_the_test_set(tmp_path):
         "--name=own",
         "--batch-size=4",
     ]
-    out = run("search.py", *arguments, "--init-channels=2", "--num-cells=3", cwd=tmp_path)
+    assert call("search", tmp_path, *arguments, "--init-channels=2", "--num-cells=3") == 0
     # There is no test folder at all.
     command = "python train_final.py --genotype genotypes/own.json --dataset folder --data-dir images --image-size 8"
-    assert out.strip().endswith(command)
-    error = run("train_final.py", *command.split()[2:], cwd=tmp_path, code=2)
-    assert "no folder images/test" in error
+    assert capfd.readouterr().out.strip().endswith(command)
+    assert call("train_final", tmp_path, *command.split()[2:]) == 2
+    assert "no folder images/test" in capfd.readouterr().err
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["own"]
 
 
@@ -208,6 +215,9 @@ def test_final_training_leaves_what_it_takes_to_evaluate(trained):
         "tensorboard",
         "log.txt",
         "weights.safetensors",
+        "checkpoint.safetensors",
+        "checkpoint.previous.safetensors",
+        "lock",
     }
     assert names == expected
     assert Genotype.load(path / "genotype.json") == Genotype.load(folder / "genotypes" / "small.json")
@@ -250,62 +260,36 @@ def test_retraining_is_the_same_bit_for_bit(trained, tmp_path):
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_a_damaged_run_is_refused_by_name(trained, tmp_path):
+def test_a_damaged_run_is_refused_by_name(trained, tmp_path, capfd):
     folder, _ = trained
     path = tmp_path / "run"
     shutil.copytree(folder / "runs" / "final", path)
     (path / "weights.safetensors").write_bytes(b"damaged")
-    assert "weights run/weights.safetensors" in run("train_final.py", "--evaluate=run", cwd=tmp_path, code=2)
+    assert call("train_final", tmp_path, "--evaluate=run") == 2
+    assert "weights run/weights.safetensors" in capfd.readouterr().err
     config = json.loads((path / "config.json").read_text())
     config["config"]["network"]["num_cells"] = 10**9
     (path / "config.json").write_text(json.dumps(config))
-    error = run("train_final.py", "--evaluate=run", cwd=tmp_path, code=2)
-    assert "config run/config.json: network.num_cells: must be less than or equal to 200" in error
+    assert call("train_final", tmp_path, "--evaluate=run") == 2
+    assert "config run/config.json: network.num_cells: must be less than or equal to 200" in capfd.readouterr().err
 
 
-BAD_CALLS = [
-    ("search.py", ["--epochs=0"], "--epochs: must be greater than or equal to 1, got 0"),
-    ("search.py", ["--dataset=folder", "--data-dir=nowhere"], "--data-dir nowhere: there is no folder nowhere/train"),
-    ("search.py", ["--dataset=digits", "--device=cuda"], "--device cuda: torch sees no such device here"),
-    (
-        "search.py",
-        ["--dataset=digits", "--upper-fraction=0.001"],
-        "--upper-fraction 0.001: 1436 images for",
-    ),
-    ("search.py", ["--dataset=digits", "--name=taken"], "--name taken: genotypes/taken.json exists already"),
-    ("search.py", ["--dataset=digits", "--name=made"], "--name made: runs/made exists already"),
-    ("train_final.py", [], "--genotype: missing"),
-    ("train_final.py", ["--genotype=DARTS_V1", "--evaluate=a"], "--evaluate: goes without --genotype"),
-    ("train_final.py", ["--genotype=DARTS_V3"], "known names: AmoebaNet, DARTS_V1, DARTS_V2"),
-    ("train_final.py", ["--genotype=genotypes/taken.json"], "genotype genotypes/taken.json: not JSON"),
-    ("train_final.py", ["--genotype=DARTS_V1", "--dataset=digits", "--cutout=9"], "--cutout 9: larger than the images"),
-    ("train_final.py", ["--evaluate=nowhere"], "config nowhere/config.json: cannot be read"),
-]
-
-
-@pytest.mark.parametrize(("script", "arguments", "sentence"), BAD_CALLS)
+@pytest.mark.parametrize(("script", "arguments", "sentence"), bad_calls.CALLS)
 def test_a_bad_call_is_one_sentence_and_changes_nothing(tmp_path, monkeypatch, capsys, script, arguments, sentence):
-    if "cuda" in sentence and torch.cuda.is_available():
-        pytest.skip("there is a CUDA device here")
-    (tmp_path / "genotypes").mkdir()
-    (tmp_path / "genotypes" / "taken.json").write_text("mine")
-    (tmp_path / "runs" / "made").mkdir(parents=True)
-    before = sorted(tmp_path.rglob("*"))
+    bad_calls.make_surroundings(tmp_path)
+    before = bad_calls.content(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     # In this process, as starting torch takes longer than failing.
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / script), run_name="__main__")
-    error = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert error.startswith("error: ")
-    assert sentence in error
-    assert error.count("\n") == 1
-    assert sorted(tmp_path.rglob("*")) == before
-    assert (tmp_path / "genotypes" / "taken.json").read_text() == "mine"
+    assert bad_calls.fault(stop.value.code, capsys.readouterr().err, sentence) is None
+    assert bad_calls.content(tmp_path) == before
 
 
-def test_a_bad_call_in_a_process_of_its_own(tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_bad_call_in_a_process_of_its_own(tmp_path, monkeypatch, encoding):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
     error = run("search.py", "--batchsize=3", cwd=tmp_path, code=2)
     assert (
         error == "error: Unrecognized options: --batchsize=3; perhaps you meant --batch-size; --help lists all flags.\n"

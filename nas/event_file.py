@@ -1,0 +1,54 @@
+"""TensorBoard's event file, written at once and not by a thread, so that its size says what is in it."""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event  # pyrefly: ignore
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyrefly: ignore
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import summary
+
+
+class EventFile:
+    """One event file. TensorBoard reads those of a folder in the order of their names.
+
+    Args:
+        folder: of the run's event files; made if it is missing.
+    """
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"events.out.tfevents.{time.time():.6f}"
+        self._file = self.path.open("xb")
+        self._records = RecordWriter(self._file)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def scalars(self, values: Mapping[str, float], step: int, wall_time: float | None = None) -> None:
+        """Scalars by name, of one step; `wall_time` is in seconds since 1970, now if not given."""
+        points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(Event(wall_time=wall_time or time.time(), step=step, summary=Summary(value=points)))
+
+    def picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """A picture of one step."""
+        value = summary.image(name, np.asarray(picture.convert("RGB")), dataformats="HWC")
+        self._write(Event(wall_time=time.time(), step=step, summary=value))
+
+    @property
+    def deleted(self) -> bool:
+        """Whether somebody has removed the file."""
+        return os.fstat(self._file.fileno()).st_nlink == 0
+
+    def sync(self) -> None:
+        """Have all of it on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, event: Event) -> None:
+        self._records.write(event.SerializeToString())
+        self._file.flush()

@@ -1,0 +1,38 @@
+"""Ctrl-C and SIGTERM while a loop runs."""
+
+import os
+import signal
+from types import FrameType
+from typing import Self
+
+
+class Interrupts:
+    """As a context: the first SIGINT or SIGTERM is noted, for the loop to stop after its step; a second one raises.
+
+    Attributes:
+        received: number of the signal that asked to stop; None as long as none did.
+
+    Raises:
+        KeyboardInterrupt: at the second signal, wherever the program is.
+    """
+
+    def __enter__(self) -> Self:
+        self.received: int | None = None
+        self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping after this step; once more stops at once.\n")
+
+    @property
+    def exit_code(self) -> int:
+        """By the convention of shells: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + (self.received or 0)

@@ -1,0 +1,148 @@
+"""Wrong calls of the two scripts, and what is said of each: python -m tests.bad_calls tries them all for real.
+
+A call may be made in a folder that holds `genotypes/taken.json` (no genotype), the folder `runs/made` (no run), and
+`images/` with a file that is no image.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+_SEARCH = [
+    ("--batch-size 0", "--batch-size: must be greater than or equal to 2, got 0"),
+    ("--batch-size -3", "--batch-size: must be greater than or equal to 2, got -3"),
+    ("--batch-size 2.5", "--batch-size"),
+    ("--batch-size 1e6", "--batch-size"),
+    ("--epochs 0", "--epochs: must be greater than or equal to 1, got 0"),
+    ("--epochs many", "--epochs"),
+    ("--epochs 100001", "--epochs: must be less than or equal to 100000, got 100001"),
+    ("--init-channels 0", "--init-channels: must be greater than or equal to 1, got 0"),
+    ("--init-channels 1025", "--init-channels: must be less than or equal to 1024, got 1025"),
+    ("--num-cells 0", "--num-cells: must be greater than or equal to 1, got 0"),
+    ("--num-cells 201", "--num-cells: must be less than or equal to 200, got 201"),
+    ("--num-nodes 0", "--num-nodes: must be greater than or equal to 1, got 0"),
+    ("--num-nodes 9", "--num-nodes: must be less than or equal to 8, got 9"),
+    ("--lower-lr 0", "--lower-lr: must be greater than 0, got 0.0"),
+    ("--lower-lr -1", "--lower-lr: must be greater than 0, got -1.0"),
+    ("--lower-lr nan", "--lower-lr: must be a finite number, got nan"),
+    ("--lower-lr inf", "--lower-lr: must be a finite number, got inf"),
+    ("--lower-lr-min 0.5", "--lower-lr-min: must be at most --lower-lr, 0.025, got 0.5"),
+    ("--momentum 1", "--momentum: must be less than 1, got 1.0"),
+    ("--momentum -0.1", "--momentum: must be greater than or equal to 0, got -0.1"),
+    ("--weight-decay -1", "--weight-decay: must be greater than or equal to 0, got -1.0"),
+    ("--grad-clip 0", "--grad-clip: must be greater than 0, got 0.0"),
+    ("--alpha-lr 0", "--alpha-lr: must be greater than 0, got 0.0"),
+    ("--alpha-weight-decay -1", "--alpha-weight-decay: must be greater than or equal to 0, got -1.0"),
+    ("--upper-fraction 0", "--upper-fraction: must be greater than 0, got 0.0"),
+    ("--upper-fraction 1", "--upper-fraction: must be less than 1, got 1.0"),
+    ("--dataset digits --upper-fraction 0.001", "--upper-fraction 0.001: 1436 images for"),
+    ("--hypergradient exact", "--hypergradient"),
+    ("--hypergradient first-order --share-lower-step", "--share-lower-step: goes with --hypergradient onestage"),
+    ("--r 0", "--r: must be greater than 0, got 0.0"),
+    ("--seed -1", "--seed: must be greater than or equal to 0, got -1"),
+    ("--seed 4294967296", "--seed: must be less than 4294967296, got 4294967296"),
+    ("--device tpu", "--device"),
+    ("--dataset mnist", "--dataset"),
+    ("--dataset digits --image-size 16", "--image-size 16: goes with --dataset folder"),
+    ("--dataset folder --image-size 7", "--image-size: must be greater than or equal to 8, got 7"),
+    ("--dataset folder --data-dir nowhere", "--data-dir nowhere: there is no folder nowhere/train"),
+    ("--dataset folder --data-dir images", "images/train/ant/1.png: cannot be read as an image"),
+    ("--dataset digits --skip-bad-images", "--skip-bad-images: goes with --dataset folder"),
+    ("--train-limit 3", "--train-limit: must be greater than or equal to 4, got 3"),
+    ("--name ../elsewhere", "--name: must be up to 100 letters"),
+    ("--name .hidden", "--name: must be up to 100 letters"),
+    ("--name a/b", "--name: must be up to 100 letters"),
+    ("--name", "--name"),
+    ("--dataset digits --name taken", "--name taken: genotypes/taken.json exists already"),
+    ("--dataset digits --name made", "--name made: runs/made exists already"),
+    ("--dataset digits --run-dir genotypes/taken.json --name a", "--run-dir: genotypes/taken.json/a cannot be made"),
+    ("--resume nowhere", "nowhere: no run folder, as it holds no config.json"),
+    ("--resume runs/made", "runs/made: no run folder, as it holds no config.json"),
+    ("--resume", "--resume"),
+    ("--checkpoint-minutes -1", "--checkpoint-minutes: must be greater than or equal to 0, got -1.0"),
+    ("--checkpoint-minutes nan", "--checkpoint-minutes: must be a finite number, got nan"),
+    ("--max-bad-steps 0", "--max-bad-steps: must be greater than or equal to 1, got 0"),
+    ("--batchsize 3", "perhaps you meant --batch-size"),
+    ("--genotype DARTS_V2", "--genotype"),
+    ("stray", "stray"),
+]
+_FINAL = [
+    ("", "--genotype: missing"),
+    ("--genotype DARTS_V1 --evaluate a", "--evaluate: goes without --genotype"),
+    ("--evaluate a --resume a", "--evaluate: goes without --resume"),
+    ("--genotype DARTS_V3", "known names: AmoebaNet, DARTS_V1, DARTS_V2"),
+    ("--genotype genotypes/taken.json", "genotype genotypes/taken.json: not JSON"),
+    ("--genotype ../../etc/passwd", "genotype ../../etc/passwd"),
+    ("--genotype runs", "genotype runs: not a regular file"),
+    ("--genotype __import__('os').system('true')", "no such file, and no such name"),
+    ("--genotype DARTS_V1 --dataset digits --cutout 9", "--cutout 9: larger than the images"),
+    ("--genotype DARTS_V1 --cutout -1", "--cutout: must be greater than or equal to 0, got -1"),
+    ("--genotype DARTS_V1 --auxiliary-weight -1", "--auxiliary-weight: must be greater than or equal to 0, got -1.0"),
+    ("--genotype DARTS_V1 --drop-path 1", "--drop-path: must be less than 1, got 1.0"),
+    ("--genotype DARTS_V1 --lr 0", "--lr: must be greater than 0, got 0.0"),
+    ("--genotype DARTS_V1 --holdout-fraction 1", "--holdout-fraction: must be less than 1, got 1.0"),
+    ("--genotype DARTS_V1 --holdout-fraction -0.5", "--holdout-fraction: must be greater than or equal to 0, got -0.5"),
+    ("--genotype DARTS_V1 --dataset digits --holdout-fraction 0.9999", "--holdout-fraction 0.9999: fewer than two"),
+    ("--genotype DARTS_V1 --batch-size 1", "--batch-size: must be greater than or equal to 2, got 1"),
+    ("--genotype DARTS_V1 --dataset digits --name made", "--name made: runs/made exists already"),
+    ("--evaluate nowhere", "nowhere: no run folder"),
+    ("--resume nowhere", "nowhere: no run folder"),
+    ("--alpha-lr 1", "--alpha-lr"),
+]
+CALLS = [("search.py", call.split(), sentence) for call, sentence in _SEARCH]
+CALLS += [("train_final.py", call.split(), sentence) for call, sentence in _FINAL]
+
+
+def make_surroundings(folder: Path) -> None:
+    """What the calls find there."""
+    (folder / "genotypes").mkdir()
+    (folder / "genotypes" / "taken.json").write_text("mine")
+    (folder / "runs" / "made").mkdir(parents=True)
+    for name in ("ant", "bee"):
+        (folder / "images" / "train" / name).mkdir(parents=True)
+        (folder / "images" / "train" / name / "1.png").write_bytes(b"\x89PNG no more")
+
+
+def content(folder: Path) -> dict[str, bytes | None]:
+    """All that is in a folder."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+def fault(code: int, error: str, sentence: str) -> str | None:
+    """What is wrong with the answer to a wrong call; None where it is one sentence on what was wrong, and code 2."""
+    if code != 2:
+        return f"exit code {code}"
+    if not error.startswith("error: ") or error.count("\n") != 1:
+        return f"not one sentence: {error}"
+    return None if sentence in error else f"{sentence!r} is not in {error!r}"
+
+
+def main() -> int:
+    num_faults = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_surroundings(folder)
+        before = content(folder)
+        for script, arguments, sentence in CALLS:
+            done = subprocess.run(
+                [sys.executable, str(ROOT / script), *arguments],
+                cwd=folder,
+                env=os.environ | {"NO_COLOR": "1"},
+                capture_output=True,
+                text=True,
+            )
+            wrong = fault(done.returncode, done.stderr, sentence) or (
+                None if content(folder) == before else "something was written"
+            )
+            num_faults += wrong is not None
+            print(f"{script} {' '.join(arguments)}\n    {wrong or done.stderr.strip()}", flush=True)
+    print(f"{len(CALLS)} wrong calls, {num_faults} badly answered")
+    return min(num_faults, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+"""The two scripts run in this process, as starting torch takes longer than a small run."""
+
+import sys
+
+import pytest
+
+import search
+import train_final
+from nas.config import FinalConfig, SearchConfig, run_script
+
+MAINS = {"search": (search.search, SearchConfig), "train_final": (train_final.main, FinalConfig)}
+
+
+def call(script, folder, *arguments):
+    """The exit code of a script that is called in a folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [f"{script}.py", *arguments])
+        return run_script(*MAINS[script])
