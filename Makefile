@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: install demo test test-lowest bench lint check
+.PHONY: install demo test test-lowest bench torture fuzz audit lint check
 
 install: $(STAMP)
 
@@ -39,6 +39,22 @@ test-lowest:
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.search_step
 	$(BIN)/python -m benchmarks.final_step
+
+# Both scripts killed thirty times each, and resumed to the same bits; then every wrong call for real. Half an hour.
+torture: $(STAMP)
+	$(BIN)/python -m tests.torture --kills 30 --script search
+	$(BIN)/python -m tests.torture --kills 30 --script train_final
+	$(BIN)/python -m tests.bad_calls
+
+# Every parser against made-up input, 3,000 cases a test.
+fuzz: $(STAMP)
+	$(BIN)/python -m pytest -m fuzz --hypothesis-profile=fuzz
+
+# Known vulnerabilities of what is installed here; fails where it cannot ask for them.
+audit: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/python -m pip freeze --exclude-editable > .venv/frozen.txt
+	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps --requirement .venv/frozen.txt
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

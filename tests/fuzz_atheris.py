@@ -1,0 +1,247 @@
+"""Feed the parsers made-up input for minutes, guided by the lines that it reaches; anything but InputError is a crash.
+
+    pip install atheris
+    python -m tests.fuzz_atheris {text,json,manifest} --minutes 10 [--corpus FOLDER]
+
+text: a genotype as text. json: a genotype file. manifest: a checkpoint, either the whole file as bytes, or a file in
+order around a made-up manifest. The run ends with the number of executions; a crash leaves its input as a file beside
+the corpus, and `python -m tests.fuzz_atheris TARGET --replay FILE` shows it again. The corpus is kept if it has a
+folder of its own.
+"""
+
+import argparse
+import copy
+import json
+import math
+import random
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import atheris
+import torch
+
+with atheris.instrument_imports(include=["nas"], enable_loader_override=False):
+    from nas import checkpoint, files, genotype, genotype_text, search_space  # noqa: F401, all of them are watched
+    from nas.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+PUBLISHED = sorted((ROOT / "genotypes").glob("*.json"))
+IN_MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+WORDS = [
+    *["normal", "reduce", "normal_concat=", "reduce_concat=", "edges", "concat", "range(", "list(", "Genotype("],
+    *["provenance", "format_version", "config", "data", "genotype", "progress", "elapsed_s", "sizes", "finished"],
+    *["epochs", "steps", "bad_steps", "bad_steps_in_a_row", "loss", "num_correct", "num_images", "peaks"],
+    *["epoch_began_s", "metrics.jsonl", "tensorboard/events.out.tfevents.1", "../", "checksum", "manifest"],
+    *["__metadata__", "dtype", "shape", "data_offsets", "F32", "I64", "BF16", "NaN", "Infinity", "-Infinity", "1e999"],
+    *["true", "false", "null", r"\ud800", r"\u0000", "9" * 400, "[" * 300, *search_space.PRIMITIVES],
+]
+
+VALUES = [
+    None,
+    True,
+    -1,
+    0,
+    2,
+    0.5,
+    1e300,
+    math.inf,
+    math.nan,
+    2**63,
+    -(2**64),
+    10**400,
+    "",
+    "\0",
+    "é",
+    [],
+    {},
+    [[]],
+    {"": {}},
+]
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    """Those of a small run."""
+    return {"a.weight": torch.arange(6.0).reshape(2, 3), "a.steps": torch.tensor(7), "alphas.normal": torch.ones(2)}
+
+
+def manifest() -> checkpoint.Manifest:
+    """One of a run that is on its way."""
+    return checkpoint.Manifest(
+        config={"lower": {"epochs": 2, "lr": 0.1}, "run": {"name": None, "deterministic": False}},
+        data="0123456789abcdef" * 2,
+        genotype=genotype.Genotype.load(PUBLISHED[0]).to_text(),
+        progress=checkpoint.Progress(epochs=1, steps=12, loss=3.5, num_images=8, peaks={"upper/loss": 1.25}),
+        elapsed_s=17.25,
+        sizes={"metrics.jsonl": 300, "tensorboard/events.out.tfevents.17.0": 20},
+        finished=False,
+    )
+
+
+def change(content: Any, chance: random.Random) -> Any:
+    """JSON with one value of it changed, left out, doubled, renamed or taken from elsewhere."""
+    places, found = [], [content]
+    for item in found:  # which grows
+        if isinstance(item, dict | list):
+            keys = list(item) if isinstance(item, dict) else range(len(item))
+            places += [(item, key) for key in keys]
+            found += [item[key] for key in keys]
+    if not places:
+        return chance.choice(VALUES)
+    item, key = chance.choice(places)
+    match chance.randrange(5):
+        case 0:
+            item[key] = copy.deepcopy(chance.choice(VALUES))
+        case 1:
+            item[key] = copy.deepcopy(chance.choice(found))
+        case 2:
+            del item[key]
+        case 3 if isinstance(item, dict):
+            item[chance.choice(WORDS)] = item.pop(key)
+        case 3:
+            item.insert(key, copy.deepcopy(item[key]))
+        case _ if type(item[key]) in (int, float):
+            item[key] += chance.choice([-1, 1])
+        case _ if isinstance(item[key], str):
+            item[key] += chance.choice(["\n", "/../x", "\x1b[31m", "\0", item[key]])
+        case _:
+            item[key] = [item[key]]
+    return content
+
+
+class Target:
+    """One parser: inputs to start from, and what is called with each."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def seeds(self) -> list[bytes]:
+        raise NotImplementedError
+
+    def read(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def mutate(self, data: bytes, max_size: int, seed: int) -> bytes:
+        """Half of the time the bytes, else a value of the JSON: a byte alone seldom leaves JSON behind."""
+        chance = random.Random(seed)
+        start = data.find(b"{")
+        if start >= 0 and chance.random() < 0.5:
+            try:
+                content = json.loads(data[start:])
+            except (ValueError, RecursionError):
+                pass
+            else:
+                mutated = data[:start] + json.dumps(change(content, chance)).encode()
+                if len(mutated) <= max_size:
+                    return mutated
+        return atheris.Mutate(data, max_size)
+
+    def __call__(self, data: bytes) -> None:
+        sentence = "read"
+        try:
+            self.read(data)
+        except InputError as error:
+            sentence = str(error)
+        assert sentence.isprintable(), f"not one line, or orders to a terminal: {sentence!r}"
+
+
+class Text(Target):
+    def seeds(self) -> list[bytes]:
+        return [genotype.Genotype.load(path).to_text().encode() for path in PUBLISHED]
+
+    def read(self, data: bytes) -> None:
+        read = genotype.Genotype.from_text(data.decode(errors="replace"))
+        assert genotype.Genotype.from_text(read.to_text()) == read
+
+
+class Json(Target):
+    def seeds(self) -> list[bytes]:
+        # Without the layout and the pages of numbers an input is short, and a change hits something.
+        return [json.dumps(json.loads(path.read_bytes()), separators=(",", ":")).encode() for path in PUBLISHED]
+
+    def read(self, data: bytes) -> None:
+        path = self.folder / "input.json"
+        path.write_bytes(data)
+        content = genotype.GenotypeFile.load(path)
+        read = genotype.Genotype(**content.cells())
+        read.save(path, content.provenance)
+        assert genotype.Genotype.load(path) == read
+
+
+class Manifest(Target):
+    """The first byte of the input chooses: 'f' has a whole file after it, anything else a manifest."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.path = folder / checkpoint.CURRENT
+        self.tensors = tensors()
+        checkpoint.save(folder, self.tensors, manifest())
+        self.whole = self.path.read_bytes()
+        self.header_size = int.from_bytes(self.whole[:8], "little")
+        self.header = json.loads(self.whole[8 : 8 + self.header_size])
+        self.written = self.header["__metadata__"]["manifest"]
+
+    def seeds(self) -> list[bytes]:
+        return [b"m" + self.written.encode(), b"f" + self.whole]
+
+    def read(self, data: bytes) -> None:
+        if data[:1] == b"f":
+            content = data[1:]
+        else:  # its checksum is right, so that the values alone are to blame
+            text = data[1:].decode(errors="replace")
+            metadata = {"manifest": text, "checksum": checkpoint._checksum(tensors(), text)}
+            header = json.dumps(self.header | {"__metadata__": metadata}).encode()
+            header += b" " * (-len(header) % 8)
+            content = len(header).to_bytes(8, "little") + header + self.whole[8 + self.header_size :]
+        self.path.write_bytes(content)
+        checkpoint.finished(self.folder)
+        before = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        try:
+            read = checkpoint.load(self.path, self.tensors)
+        except InputError:
+            assert all(torch.equal(self.tensors[name], tensor) for name, tensor in before.items())
+            raise
+        if data[:1] != b"f":  # the comparisons tell a checksum, so that a whole file may get other values and theirs
+            assert all(torch.equal(self.tensors[name], tensor) for name, tensor in tensors().items())
+        assert all(not name.startswith(("/", "..")) and "/../" not in name for name in read.sizes)
+
+
+TARGETS: dict[str, Callable[[Path], Target]] = {"text": Text, "json": Json, "manifest": Manifest}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--corpus", type=Path, help="folder of inputs that is added to (default: a temporary one)")
+    parser.add_argument("--replay", type=Path, help="call the target with this file, and nothing else")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    files.sync = lambda path: None  # no power cut here, and a sync takes a thousand times what a parser takes
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=IN_MEMORY) as temporary:
+        target = TARGETS[options.target](Path(temporary))
+        if options.replay:
+            target(options.replay.read_bytes())
+            return
+        corpus = options.corpus or Path(tempfile.mkdtemp(prefix=f"fuzz-{options.target}-"))
+        corpus.mkdir(parents=True, exist_ok=True)
+        for number, seed in enumerate(target.seeds()):
+            (corpus / f"seed-{number}").write_bytes(seed)
+        words = corpus.with_name(f"{corpus.name}.words")
+        words.write_text("".join(f'"{word.replace(chr(92), chr(92) * 2)}"\n' for word in dict.fromkeys(WORDS)))
+        arguments = [
+            f"-max_total_time={options.minutes * 60:.0f}",
+            f"-dict={words}",
+            f"-artifact_prefix={corpus}-",
+            "-max_len=8192",
+            "-timeout=20",
+            "-print_final_stats=1",
+        ]
+        atheris.Setup([sys.argv[0], *arguments, str(corpus)], target, custom_mutator=target.mutate)
+        atheris.Fuzz()  # prints number of executions and coverage, and does not return
+
+
+if __name__ == "__main__":
+    main()
