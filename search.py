@@ -14,7 +14,8 @@ from torch import Tensor
 
 from nas import datasets, draw
 from nas.checkpoint import state_tensors
-from nas.config import SearchConfig, data_flags, run_script
+from nas.command_line import data_flags, run_script
+from nas.config import SearchConfig
 from nas.environment import versions
 from nas.errors import InputError, Stopped
 from nas.genotype import Genotype, GenotypeFile, Provenance

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from nas import datasets, draw
 from nas.checkpoint import load_weights, save_weights, state_tensors
-from nas.config import Data, FinalConfig, TrainedOn, read_config, run_script, validate
+from nas.command_line import run_script
+from nas.config import Data, FinalConfig, TrainedOn, read_config, validate
 from nas.errors import InputError, Stopped
 from nas.final_network import FinalNetwork
 from nas.genotype import Genotype, GenotypeFile, find

@@ -19,10 +19,10 @@ supernet's pass forward and backward:
     product              4.80 s ( 4.29 to  6.06)  3.20 times as quick    1.53 GB, 0.60 of it  2512+3677
     shared lower step    3.53 s ( 3.32 to  4.64)  4.35                   1.53 GB, 0.60        2512+3677
 
-The machine is shared: other runs of the first size gave 3.27 (3.49) here, 2.75 (3.56) with torch 2.15.0, and 3.21 (3.80)
-on an older EPYC with AVX2 alone.
-The alphas' gradients are 0.14, 0.14 and 0.06 apart in float32, where finite differences amplify rounding at kinks; in
-float64 they are equal to 1e-9 (tests/test_search.py). Nothing was measured on a GPU.
+The machine is shared: other runs of the first size gave 3.27 (3.49) here, 2.75 (3.56) with torch 2.15.0, and 3.21
+(3.80) on an older EPYC with AVX2 alone. The alphas' gradients are 0.14, 0.14 and 0.06 apart in float32, where finite
+differences amplify rounding at kinks; in float64 they are equal to 1e-9 (tests/test_search.py). Nothing was measured on
+a GPU.
 """
 
 import argparse
@@ -39,7 +39,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.baseline import TextbookSupernet, copy_weights, textbook_step
-from nas.config import SearchConfig, parse
+from nas.command_line import parse
+from nas.config import SearchConfig
 from nas.training import pick_device
 from search import build, exact_step, shared_step
 

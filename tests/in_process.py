@@ -6,7 +6,8 @@ import pytest
 
 import search
 import train_final
-from nas.config import FinalConfig, SearchConfig, run_script
+from nas.command_line import run_script
+from nas.config import FinalConfig, SearchConfig
 
 MAINS = {"search": (search.search, SearchConfig), "train_final": (train_final.main, FinalConfig)}
 

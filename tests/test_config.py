@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nas.config import Data, FinalConfig, SearchConfig, TrainedOn, data_flags, parse, run_script, validate
+from nas.command_line import data_flags, parse, run_script
+from nas.config import Data, FinalConfig, SearchConfig, TrainedOn, validate
 from nas.errors import InputError, Stopped
 
 

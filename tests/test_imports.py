@@ -26,6 +26,7 @@ ALLOWED = {
     "training": {"augment", "datasets", "errors"},
     "checkpoint": {"files", "errors"},
     "config": {"files", "errors"},
+    "command_line": {"config", "errors"},
     "environment": {"version"},
     "event_file": set(),
     "interrupts": set(),

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nas.config import FinalConfig, SearchConfig, parse
+from nas.command_line import parse
+from nas.config import FinalConfig, SearchConfig
 from nas.errors import InputError
 
 ROOT = Path(__file__).parent.parent

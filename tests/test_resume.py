@@ -28,7 +28,7 @@ import search
 import train_final
 from nas import checkpoint, datasets, draw
 from nas.checkpoint import Manifest
-from nas.config import parse
+from nas.command_line import parse
 from nas.training import Images
 from tests import torture
 from tests.bad_calls import content

@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nas import run_folder
 from nas.checkpoint import Progress
-from nas.config import FinalConfig, Run, SearchConfig, TrainedOn, parse, read_config
+from nas.command_line import parse
+from nas.config import FinalConfig, Run, SearchConfig, TrainedOn, read_config
 from nas.errors import InputError, Stopped
 from nas.run_folder import RunFolder, duration, folder_of_run, is_finished
 

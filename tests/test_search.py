@@ -10,7 +10,8 @@ import search
 from benchmarks.baseline import TextbookSupernet, copy_weights, textbook_step
 from benchmarks.search_step import peak_bytes
 from nas import hypergradient
-from nas.config import SearchConfig, parse
+from nas.command_line import parse
+from nas.config import SearchConfig
 from nas.errors import InputError
 from nas.hypergradient import Onestage
 from nas.training import cosine

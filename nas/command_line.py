@@ -1,0 +1,108 @@
+"""From command-line arguments to a config, and from whatever ends a script to one sentence and an exit code."""
+
+import contextlib
+import dataclasses
+import io
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from nas.config import MAY_CHANGE, Config, Data, SearchConfig, TrainedOn, flag_of, read_config, validate
+from nas.errors import InputError, Stopped
+
+
+def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
+    """The config that command-line arguments stand for; with --resume, that of the run as far as they leave it alone.
+
+    Raises:
+        InputError: an unknown flag, a value of the wrong type or out of range, or one that the run to be resumed does
+            not go with; it names the flag.
+        SystemExit: with code 0, after --help was printed.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            config = tyro.cli(kind, args=list(arguments), config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise InputError(_as_sentence(complaint.getvalue())) from None
+    config = validate(kind, dataclasses.asdict(config))
+    if isinstance(config, TrainedOn) or config.run.resume is None:
+        return config
+    given = {argument[2:].partition("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
+    return _resumed(kind, config, given, Path(config.run.resume))
+
+
+def _resumed(kind: type[Config], config: Any, given: set[str], folder: Path) -> Any:
+    """The config of a run folder, with those of the given flags that may change."""
+    file = read_config(folder)
+    if (file.trained_on is None) != (kind is SearchConfig):
+        raise InputError(f"--resume {folder}: a run of another script: python {file.script} --resume {folder}")
+    content = dataclasses.asdict(validate(kind, file.config, folder / "config.json"))
+    for group, flags in dataclasses.asdict(config).items():
+        for name in given & flags.keys():
+            before, now = content[group][name], flags[name]
+            if name == "epochs" and now < before:
+                raise InputError(f"--epochs {now}: the run has {before} already; it may get more, not fewer.")
+            if name not in MAY_CHANGE and now != before:
+                raise InputError(
+                    f"{flag_of(name)} {now}: the run in {folder} has {before}; another value would make another run; "
+                    "leave the flag out, or begin a new run."
+                )
+            content[group][name] = now
+    return validate(kind, content)
+
+
+def run_script(run: Any, kind: type[Config]) -> int:
+    """Parse the command line, run, and turn a mistake of the user's into one sentence. Returns the exit code."""
+
+    def terminate(*_: object) -> None:
+        raise Stopped("by SIGTERM.", 143)
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without × is no reason to stop
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        run(parse(kind, sys.argv[1:]))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        return stopped.code
+    except KeyboardInterrupt:
+        print("stopped: by Ctrl-C.", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def data_flags(data: Data) -> str:
+    """The flags that name the same images again, each with a space before it."""
+    flags = {"--dataset": data.dataset, "--data-dir": data.data_dir}
+    if data.image_size is not None:
+        flags["--image-size"] = str(data.image_size)
+    defaults = {"--dataset": Data.dataset, "--data-dir": Data.data_dir}
+    return "".join(f" {flag} {shlex.quote(value)}" for flag, value in flags.items() if value != defaults.get(flag))
+
+
+def _as_sentence(box: str) -> str:
+    """What tyro says in a box, as one line: the complaint, and the flags it may have meant."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    # Where standard output knows no UTF-8 there is a heading and a rule instead of a box.
+    lines = lines or [line.strip() for line in box.splitlines()[2:]]
+    rules = [index for index, line in enumerate(lines) if line and not line.strip("─-")] or [len(lines)]
+    complaint = re.sub(r"^Error parsing ", "", " ".join(lines[: rules[0]])).rstrip(".")
+    rest = " ".join(lines[rules[0] :])
+    similar = re.findall(r"--[a-z][a-z-]*", rest.partition("Perhaps you meant")[2].partition("For full helptext")[0])
+    hint = f"; perhaps you meant {' or '.join(dict.fromkeys(similar))}" if similar else ""
+    return f"{complaint}{hint}; --help lists all flags."
