@@ -135,10 +135,15 @@ class RunFolder:
             genotype: of the run, as text, where it is given from the start.
 
         Raises:
-            InputError: no checkpoint can be read, or it is of another config or of other images.
+            InputError: no checkpoint can be read, all are gone, or it is of another config or of other images.
         """
         manifest, problems = checkpoint.load_newest(self.path, tensors)
         if manifest is None:
+            records = self.path / "metrics.jsonl"
+            if records.exists() and records.stat().st_size:  # the first checkpoint comes before the first record
+                raise InputError(
+                    f"--resume {self.path}: its checkpoints are gone, though {records} holds records; begin a new run."
+                )
             with self._stopped_by_failures():
                 self._begin({}, 0.0)
                 if self._file.resumed:

@@ -495,6 +495,17 @@ def test_without_any_good_checkpoint_the_run_is_refused(stopped, capfd):
     assert (folder / RUN / "metrics.jsonl").read_bytes() == metrics
 
 
+def test_a_run_whose_checkpoints_are_gone_keeps_its_records(stopped, capfd):
+    folder = stopped("train_final")
+    for name in (checkpoint.CURRENT, checkpoint.PREVIOUS):
+        (folder / RUN / name).unlink()
+    metrics = (folder / RUN / "metrics.jsonl").read_bytes()
+    assert call("train_final", folder, GO_ON) == 2
+    error = capfd.readouterr().err
+    assert is_one_sentence(error, "error: --resume runs/run: its checkpoints are gone, though runs/run/metrics.jsonl")
+    assert (folder / RUN / "metrics.jsonl").read_bytes() == metrics
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "config.json", "tensorboard", "lock", "cells/x"])
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 def test_a_link_in_a_run_folder_is_refused_and_its_target_is_left_alone(name, link, stopped, capfd):
