@@ -7,7 +7,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,32 @@ def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
             not go with; it names the flag.
         SystemExit: with code 0, after --help was printed.
     """
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            config = tyro.cli(kind, args=list(arguments), config=(tyro.conf.OmitArgPrefixes,))
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise InputError(_as_sentence(complaint.getvalue())) from None
-    config = validate(kind, dataclasses.asdict(config))
+    config = validate(kind, dataclasses.asdict(understand(kind, arguments)))
     if isinstance(config, TrainedOn) or config.run.resume is None:
         return config
     given = {argument[2:].partition("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
     return _resumed(kind, config, given, Path(config.run.resume))
+
+
+def understand(kind: Any, arguments: Sequence[str], **options: Any) -> Any:
+    """The instance of a dataclass, or of one of a union of them (a subcommand each), that arguments stand for.
+
+    Args:
+        options: of `tyro.cli`, such as `prog` and `default`.
+
+    Raises:
+        InputError: an unknown flag or subcommand, a missing one, or a value of the wrong type.
+        SystemExit: with code 0, after --help was printed.
+    """
+    complaint = io.StringIO()
+    omit = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, args=list(arguments), config=omit, **options)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise InputError(_as_sentence(complaint.getvalue())) from None
 
 
 def _resumed(kind: type[Config], config: Any, given: set[str], folder: Path) -> Any:
@@ -63,6 +76,16 @@ def _resumed(kind: type[Config], config: Any, given: set[str], folder: Path) -> 
 def run_script(run: Any, kind: type[Config]) -> int:
     """Parse the command line, run, and turn a mistake of the user's into one sentence. Returns the exit code."""
 
+    def parse_and_run() -> int:
+        run(parse(kind, sys.argv[1:]))
+        return 0
+
+    return exit_code(parse_and_run)
+
+
+def exit_code(run: Callable[[], int]) -> int:
+    """The exit code that `run` returns, or that of what ends it early, after one sentence on that."""
+
     def terminate(*_: object) -> None:
         raise Stopped("by SIGTERM.", 143)
 
@@ -71,7 +94,7 @@ def run_script(run: Any, kind: type[Config]) -> int:
             stream.reconfigure(errors="replace")  # a terminal without × is no reason to stop
     before = signal.signal(signal.SIGTERM, terminate)
     try:
-        run(parse(kind, sys.argv[1:]))
+        return run()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -83,7 +106,6 @@ def run_script(run: Any, kind: type[Config]) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
-    return 0
 
 
 def data_flags(data: Data) -> str:
@@ -96,7 +118,9 @@ def data_flags(data: Data) -> str:
 
 
 def _as_sentence(box: str) -> str:
-    """What tyro says in a box, as one line: the complaint, and the flags it may have meant."""
+    """What tyro says in a box, as one line: the complaint, and the flags or subcommands it may have meant."""
+    if "Missing from" in box:  # each flag that is missing, without the help of it, which stands further in
+        box = "\n".join(line for line in box.splitlines() if not re.match(r"│? {8}", line))
     lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
     # Where standard output knows no UTF-8 there is a heading and a rule instead of a box.
     lines = lines or [line.strip() for line in box.splitlines()[2:]]
@@ -105,4 +129,6 @@ def _as_sentence(box: str) -> str:
     rest = " ".join(lines[rules[0] :])
     similar = re.findall(r"--[a-z][a-z-]*", rest.partition("Perhaps you meant")[2].partition("For full helptext")[0])
     hint = f"; perhaps you meant {' or '.join(dict.fromkeys(similar))}" if similar else ""
+    if subcommands := re.search(r"Available subcommands: ([a-z, ]+[a-z])", rest):
+        hint += f"; subcommands: {subcommands[1]}"
     return f"{complaint}{hint}; --help lists all flags."

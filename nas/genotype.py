@@ -84,7 +84,21 @@ class Genotype(BaseModel):
         Raises:
             ValueError: the shape is not that of a cell, or a value is not finite.
         """
-        cells = {name: _derive_cell(name, getattr(alphas, name)) for name in ("normal", "reduce")}
+        rows = {name: _rows(name, getattr(alphas, name)) for name in ("normal", "reduce")}
+        return cls.from_edge_weights(**{name: list(map(_softmax, raw)) for name, raw in rows.items()})
+
+    @classmethod
+    def from_edge_weights(cls, normal: Sequence[Sequence[float]], reduce: Sequence[Sequence[float]]) -> Self:
+        """The same from edge weights, which are the alphas after the softmax.
+
+        Args:
+            normal: a row of 8 an edge, in the order of `search_space.edges`.
+            reduce: the same for the reduction cell.
+
+        Raises:
+            ValueError: no cell has so many edges.
+        """
+        cells = {"normal": _derive_cell(normal), "reduce": _derive_cell(reduce)}
         concats = {name: tuple(range(NUM_INPUTS, NUM_INPUTS + len(cell) // 2)) for name, cell in cells.items()}
         return cls(
             normal=cells["normal"],
@@ -124,7 +138,7 @@ class Genotype(BaseModel):
         try:
             return cls(**genotype_text.parse(text))
         except ValidationError as error:
-            raise InputError(f"genotype text: {_first_problem(error)}") from None
+            raise InputError(f"genotype text: {first_problem(error)}") from None
 
     def to_text(self) -> str:
         """The form that papers and repositories exchange; `from_text` reads it back."""
@@ -202,7 +216,7 @@ class GenotypeFile(BaseModel):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            raise InputError(f"genotype {path}: {_first_problem(error)}") from None
+            raise InputError(f"genotype {path}: {first_problem(error)}") from None
 
 
 def find(path_or_name: str | os.PathLike) -> Path:
@@ -231,15 +245,19 @@ def known_names() -> list[str]:
     return sorted({path.stem for folder in (Path("genotypes"), SHIPPED) for path in folder.glob("*.json")})
 
 
-def _derive_cell(name: str, raw: Any) -> tuple[tuple[str, int], ...]:
+def _rows(name: str, raw: Any) -> list[list[float]]:
     shape = tuple(raw.shape)
-    num_nodes = next((n for n in range(1, MAX_NODES + 1) if (len(edges(n)), len(PRIMITIVES)) == shape), None)
-    if num_nodes is None:
+    if not any((len(edges(n)), len(PRIMITIVES)) == shape for n in range(1, MAX_NODES + 1)):
         raise ValueError(f"alphas of the {name} cell: shape {shape}, but a cell of n nodes has (n * (n + 3) / 2, 8).")
     alphas: list[list[float]] = raw.tolist()
     if not all(math.isfinite(alpha) for row in alphas for alpha in row):
         raise ValueError(f"alphas of the {name} cell: not all finite.")
-    weights = dict(zip(edges(num_nodes), map(_softmax, alphas), strict=True))
+    return alphas
+
+
+def _derive_cell(rows: Sequence[Sequence[float]]) -> tuple[tuple[str, int], ...]:
+    num_nodes = next((n for n in range(1, MAX_NODES + 1) if len(edges(n)) == len(rows)), 0)
+    weights = dict(zip(edges(num_nodes), map(list, rows), strict=True))
     genes: list[tuple[str, int]] = []
     for node in range(NUM_INPUTS, NUM_INPUTS + num_nodes):
         # none is column 0
@@ -277,7 +295,7 @@ def _check_cell(field: str, genes: Sequence[tuple], concat: Sequence[int], conca
         )
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     """One sentence on the first thing that is wrong: the field, what it holds, what it may hold."""
     problem = error.errors(include_url=False)[0]
     # The file chose these names: one that is no identifier may hold a line break, or orders to a terminal.

@@ -1,0 +1,359 @@
+"""python -m nas.genotypes: each of its commands, what it says of wrong input, and its exit codes."""
+
+import io
+import json
+import math
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from nas import draw, genotypes
+from nas.genotype import Genotype, GenotypeFile, Provenance
+from nas.genotypes import main, random_genotype
+from nas.network_size import NetworkSize
+from nas.search_space import PRIMITIVES
+from tests.bad_calls import content, fault
+
+ROOT = Path(__file__).parent.parent
+V1, V2 = Genotype.load(ROOT / "genotypes" / "DARTS_V1.json"), Genotype.load(ROOT / "genotypes" / "DARTS_V2.json")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Each test runs in an empty folder, where the published cells are known by name."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Counting a network takes half a second."""
+    monkeypatch.setattr(genotypes, "network_size", lambda genotype: NetworkSize(3_000_000, 3_500_000, 500_000_000))
+
+
+def type_in(monkeypatch, data):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+# list
+
+
+@pytest.mark.parametrize("arguments", [[], ["list"]])
+def test_list_has_a_row_for_each_published_cell(arguments, quick, capsys):
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = sorted(path.stem for path in (ROOT / "genotypes").glob("*.json"))
+    assert [line.split()[0] for line in lines[2:]] == names
+    assert all(len(line) < 80 and line.isprintable() for line in lines)
+    assert len({len(line) for line in lines}) == 1, "aligned"
+    rows = {line.split()[0]: line.split() for line in lines}
+    assert rows["NASNet"][1:] == ["5", "3.00", "M", "500", "M", "-", "-", "-"]
+    assert rows["DARTS_V2"][1:] == ["4", "3.00", "M", "500", "M", "2.76", "±", "0.09", "%", "3.3", "M", "-"]
+
+
+def test_list_counts_and_has_own_cells(tmp_path, monkeypatch, capsys):
+    (tmp_path / "shipped").mkdir()
+    shutil.copy(ROOT / "genotypes" / "DARTS_V2.json", tmp_path / "shipped")
+    V1.save(tmp_path / "shipped" / "mine.json")
+    monkeypatch.setattr(genotypes, "SHIPPED", tmp_path / "shipped")
+    small = Genotype(**V2.model_dump() | {"reduce": V2.reduce[:2], "reduce_concat": (2,)})
+    small.save(
+        "genotypes/mine.json", Provenance(supernet_accuracy=0.6126, reported_cifar10_test_error_percent="\x1b[2J")
+    )
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert " ".join(out.splitlines()[2].split()) == "DARTS_V2 4 3.35 M 528 M 2.76 ± 0.09 % 3.3 M -"
+    mine = out.splitlines()[3].split()
+    assert (mine[0], mine[1], mine[-2:]) == ("mine", "4/1", ["61.3", "%"]), "the file here hides the shipped one"
+    assert r"\x1b[2J %" in out
+
+
+def test_a_file_that_cannot_be_read_is_a_row_and_the_list_goes_on(quick, capsys):
+    V1.save("genotypes/zz.json")
+    Path("genotypes", "broken.json").write_text("{")
+    Path("genotypes", "e\x1b[2Jvi\nl.json").write_text('{"format_version": 1}')
+    Path("genotypes", "folder.json").mkdir()
+    assert main(["list"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.isprintable() for line in lines)
+    starts = {line.split()[0]: line for line in lines}
+    assert " not JSON (" in starts["broken"]
+    assert starts[r"e\x1b[2Jvi\nl"].endswith("  normal: missing.")
+    assert starts["folder"].endswith("  not a regular file.")
+    assert starts["zz"].endswith("-")
+    assert "PDARTS" in starts
+
+
+# show
+
+
+def test_show_draws_both_cells(capsys):
+    assert main(["show", "DARTS_V2"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        """
+normal cell
+  c_{k-2} --sep_conv_3x3--> node 0 <--sep_conv_3x3-- c_{k-1}
+  c_{k-2} --sep_conv_3x3--> node 1 <--sep_conv_3x3-- c_{k-1}
+  c_{k-1} --sep_conv_3x3--> node 2 <--skip_connect-- c_{k-2}
+  c_{k-2} --skip_connect--> node 3 <--dil_conv_3x3-- node 0
+  node 0, node 1, node 2, node 3 --concatenated--> c_{k}
+
+reduction cell
+  c_{k-2} --max_pool_3x3--> node 0 <--max_pool_3x3-- c_{k-1}
+   node 0 --skip_connect--> node 1 <--max_pool_3x3-- c_{k-1}
+  c_{k-2} --max_pool_3x3--> node 2 <--skip_connect-- node 0
+   node 0 --skip_connect--> node 3 <--max_pool_3x3-- c_{k-1}
+  node 0, node 1, node 2, node 3 --concatenated--> c_{k}
+"""
+        in out
+    )
+    assert "  source: quark0/darts cnn/genotypes.py\n" in out
+    assert "  reported_cifar10_test_error_percent: 2.76 ± 0.09\n" in out
+    assert "  3,349,342 parameters, 3,825,768 with the auxiliary head\n" in out
+    assert "  528,359,040 multiply-adds an image\n" in out
+
+
+def test_show_gives_the_terminal_no_orders(quick, capsys):
+    V1.save("a.json", Provenance(method="\x1b[2J\n" + "x" * 999, versions={"\x1b]0;": "\r"}))
+    assert main(["show", "a.json"]) == 0
+    out = capsys.readouterr().out
+    assert out.replace("\n", "").isprintable()
+    assert r"  method: \x1b[2J\nxxx" in out
+    assert r"  versions: \x1b]0; \r" in out
+    assert max(map(len, out.splitlines())) < 420
+
+
+@pytest.mark.parametrize("graphviz", [True, False])
+def test_show_writes_pictures(graphviz, quick, monkeypatch, capsys):
+    monkeypatch.setattr(draw, "_render", lambda source, suffix: b"picture" if graphviz else None)
+    assert main(["show", "DARTS_V1", "--svg", "to/pictures"]) == 0
+    found = {path.name for path in Path("to/pictures").iterdir()}
+    sources = {"normal.gv", "reduce.gv"}
+    assert found == (sources | {"normal.svg", "normal.png", "reduce.svg", "reduce.png"} if graphviz else sources)
+    assert ("pip install" in capsys.readouterr().out) != graphviz
+
+
+# diff
+
+
+def test_diff_of_the_same_cells_is_silent(capsys):
+    fields = V1.model_dump()
+    fields["normal"] = [edge for pair in zip(V1.normal[1::2], V1.normal[::2], strict=True) for edge in pair]
+    assert fields["normal"] != list(V1.normal)
+    Genotype(**fields).save("turned.json")
+    assert main(["diff", "DARTS_V1", "turned.json"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_diff_names_cell_node_and_edge(capsys):
+    assert main(["diff", "DARTS_V1", "DARTS_V2"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:4] for line in lines[:2]] == ["--- ", "+++ "]
+    assert lines[2:] == [
+        "normal cell, node 1",
+        "- c_{k-2} --skip_connect-->",
+        "+ c_{k-2} --sep_conv_3x3-->",
+        "normal cell, node 3",
+        "- c_{k-2} --sep_conv_3x3-->",
+        "-  node 0 --skip_connect-->",
+        "+ c_{k-2} --skip_connect-->",
+        "+  node 0 --dil_conv_3x3-->",
+        "reduction cell, node 1",
+        "- c_{k-2} --max_pool_3x3-->",
+        "+ c_{k-1} --max_pool_3x3-->",
+        "reduction cell, node 3",
+        "- c_{k-2} --avg_pool_3x3-->",
+        "+ c_{k-1} --max_pool_3x3-->",
+    ]
+
+
+def test_diff_counts_equal_edges_and_sees_nodes_and_outputs(capsys):
+    one = {"normal": (("skip_connect", 0),) * 2, "normal_concat": (2,), "reduce": V1.reduce, "reduce_concat": (4, 5)}
+    two = one | {"normal": (("skip_connect", 0), ("skip_connect", 1)) * 2, "reduce_concat": (3, 5)}
+    Genotype(**one).save("one.json")
+    Genotype(**two).save("two.json")
+    assert main(["diff", "one.json", "two.json"]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "--- one.json",
+        "+++ two.json",
+        "normal cell, node 0",
+        "- c_{k-2} --skip_connect-->",
+        "+ c_{k-1} --skip_connect-->",
+        "normal cell, node 1",
+        "+ c_{k-2} --skip_connect-->",
+        "+ c_{k-1} --skip_connect-->",
+        "reduction cell, c_{k}",
+        "- node 2, node 3",
+        "+ node 1, node 3",
+    ]
+
+
+# convert
+
+
+@pytest.mark.parametrize("form", ["json", "text", "nni", "nasbench301"])
+def test_convert_to_standard_output_and_back(form, monkeypatch, capsys):
+    assert main(["convert", "PC_DARTS_cifar", "--to", form]) == 0
+    text = capsys.readouterr().out
+    type_in(monkeypatch, text.encode())
+    assert main(["convert", "-", "--to", form]) == 0
+    assert capsys.readouterr().out == text
+    Path("cells").write_text(text, encoding="utf-8")
+    assert main(["diff", "PC_DARTS_cifar", "cells"]) == 0
+
+
+def test_convert_writes_a_new_file_and_never_another(capsys):
+    assert main(["convert", "DARTS_V1", "--to", "json", "-o", "copy.json"]) == 0
+    assert Path("copy.json").read_bytes() == (ROOT / "genotypes" / "DARTS_V1.json").read_bytes()
+    before = content(Path())
+    Path("dangling").symlink_to("nowhere")
+    for taken in ("copy.json", "dangling"):
+        assert main(["convert", "DARTS_V2", "--to", "nni", "-o", taken]) == 2
+        assert capsys.readouterr().err == f"error: {taken}: exists already, and is left as it is.\n"
+    Path("dangling").unlink()
+    assert content(Path()) == before
+
+
+def test_half_a_file_is_removed(capsys):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        assert main(["convert", "DARTS_V1", "--to", "text", "-o", "half"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capsys.readouterr().err == "error: half: File too large.\n"
+    assert not Path("half").exists()
+
+
+# random
+
+
+def test_random_is_the_same_each_time(capsys):
+    assert main(["random", "--seed", "3"]) == 0
+    text = capsys.readouterr().out
+    assert Genotype.from_text(text) == random_genotype(3)
+    # Pinned: another Python or another nas must not draw another cell.
+    assert random_genotype(3).normal == (
+        *(("sep_conv_3x3", 0), ("skip_connect", 1), ("sep_conv_5x5", 0), ("max_pool_3x3", 2)),
+        *(("dil_conv_3x3", 0), ("avg_pool_3x3", 1), ("dil_conv_5x5", 0), ("sep_conv_3x3", 3)),
+    )
+    assert random_genotype(4) != random_genotype(3) == random_genotype(3)
+
+
+def test_random_writes_genotype_files(capsys):
+    assert main(["random", "--seed", "5", "--nodes", "6", "--name", "mine"]) == 0
+    assert main(["random", "--seed", "5", "--nodes", "6", "-o", "there.json"]) == 0
+    assert Genotype.load("mine") == random_genotype(5, 6)
+    assert len(Genotype.load("mine").reduce) == 12
+    assert GenotypeFile.load("mine").provenance == Provenance(method="random", seed=5)
+    assert Path("there.json").read_bytes() == Path("genotypes/mine.json").read_bytes()
+
+
+def test_random_cells_are_uniform():
+    """Pairs of sources and primitives, each against its expected count: 5 standard deviations over 4,000 draws."""
+    num_draws = 4000
+    pairs, kinds = Counter(), Counter()
+    for seed in range(num_draws):
+        genotype = random_genotype(seed)
+        for cell in (genotype.normal, genotype.reduce):
+            pairs[tuple(source for _, source in cell[-2:])] += 1
+            kinds.update([cell[0][0], cell[-1][0]])
+            assert all(one[1] < two[1] for one, two in zip(cell[::2], cell[1::2], strict=True))
+    for counts, names, total in ((pairs, combinations(range(5), 2), 8000), (kinds, PRIMITIVES[1:], 16000)):
+        names = list(names)
+        assert set(counts) == set(names)
+        expected = total / len(names)
+        assert all(abs(count - expected) < 5 * math.sqrt(expected) for count in counts.values())
+
+
+# validate, and what is wrong
+
+
+def test_validate_has_a_line_for_each_file(capsys):
+    V1.save("good.json")
+    assert main(["validate", "good.json", "DARTS_V2"]) == 0
+    assert capsys.readouterr().out == "good.json: valid\nDARTS_V2: valid\n"
+    Path("bad\n.json").write_text(json.dumps({"format_version": 1, "\x1b": 2}))
+    assert main(["validate", "bad\n.json", "good.json", "none.json"]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [r"bad\n.json: normal: missing.", "good.json: valid"]
+    assert lines[2].startswith("none.json: no such file")
+
+
+WRONG = [
+    ("foo", "Unrecognized options: foo; subcommands: list, show, diff, convert, random, validate; --help"),
+    ("--foo", "Unrecognized options: --foo; subcommands: list, show"),
+    ("list DARTS_V1", "Unrecognized options: DARTS_V1"),
+    ("show", "Missing from python -m nas.genotypes show: SOURCE; --help lists all flags."),
+    ("show DARTS_V3", "genotype DARTS_V3: no such file, and no such name; known names: AmoebaNet"),
+    ("show genotypes", "genotype genotypes: not a regular file"),
+    ("show genotypes/taken.json", "genotypes/taken.json: genotype text, character 0: expected 'Genotype('"),
+    ("show large.json", "large.json: larger than 1 MiB"),
+    ("show a\nb\x1b[2J", r"genotype a\nb\x1b[2J: no such file"),
+    ("show DARTS_V1 --svg genotypes/taken.json", "genotypes/taken.json: File exists."),
+    ("diff DARTS_V1", "SOURCE"),
+    ("diff DARTS_V1 nowhere", "genotype nowhere: no such file"),
+    ("convert", "Missing from python -m nas.genotypes convert: SOURCE --to {json,text,nni,nasbench301}; --help"),
+    ("convert DARTS_V1 --to yaml", "invalid choice 'yaml'"),
+    ("convert NASNet --to nni", "NASNet.json: normal: 5 nodes, and cells of NNI's DARTS space have 4."),
+    ("convert NASNet --to nasbench301", "NASNet.json: normal: 5 nodes, and cells of NAS-Bench-301's space have 4."),
+    ("convert - --to json", "standard input: JSON, but no cells"),
+    ("convert DARTS_V1 --to text -o genotypes/taken.json", "genotypes/taken.json: exists already"),
+    ("convert DARTS_V1 --to text -o no/such/folder", "no/such/folder: No such file or directory."),
+    ("random", "Missing from python -m nas.genotypes random: --seed INT; --help"),
+    ("random --seed x", "--seed"),
+    ("random --seed -1", "--seed: must be 0 to 4294967295, got -1."),
+    ("random --seed 4294967296", "--seed: must be 0 to 4294967295, got 4294967296."),
+    ("random --seed 1 --nodes 0", "--nodes: must be 1 to 32, got 0."),
+    ("random --seed 1 --nodes 33", "--nodes: must be 1 to 32, got 33."),
+    ("random --seed 1 --name ../x", "--name: must be up to 100 letters"),
+    ("random --seed 1 --name taken", "--name taken: there is a cell of that name already."),
+    ("random --seed 1 --name DARTS_V1", "--name DARTS_V1: there is a cell of that name already."),
+    ("random --seed 1 --name a -o b", "--name: goes without --output"),
+    ("random --seed 1 -o genotypes/taken.json", "genotypes/taken.json: exists already"),
+    ("validate", "validate: name one file at least."),
+]
+
+
+@pytest.mark.parametrize(("call", "sentence"), WRONG, ids=[call for call, _ in WRONG])
+def test_a_wrong_call_is_answered_with_one_sentence(call, sentence, quick, monkeypatch, capsys):
+    Path("genotypes").mkdir()
+    Path("genotypes", "taken.json").write_text("mine")
+    with Path("large.json").open("wb") as file:
+        file.truncate((1 << 20) + 1)
+    type_in(monkeypatch, b"{}")
+    before = content(Path())
+    code = main(call.split(" "))
+    assert fault(code, capsys.readouterr().err, sentence) is None
+    assert content(Path()) == before
+
+
+def test_a_reader_that_stops_and_a_full_disk():
+    command = [sys.executable, "-m", "nas.genotypes", "random", "--seed", "1"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+    if Path("/dev/full").exists():
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment)
+        assert (done.returncode, done.stderr) == (2, b"error: standard output: No space left on device.\n")
+
+
+def test_the_command_is_found_beside_the_folder_of_an_installed_package():
+    """There nas/genotypes/ holds the published cells: a folder that is no package must not hide the module."""
+    shutil.copytree(ROOT / "nas", "installed/nas", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "genotypes", "installed/nas/genotypes")
+    code = "import runpy, sys; sys.path.insert(0, 'installed'); runpy.run_module('nas.genotypes', run_name='__main__')"
+    command = [sys.executable, "-I", "-c", code, "validate", "DARTS_V2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "DARTS_V2: valid\n", "")
