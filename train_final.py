@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from nas import datasets, draw
-from nas.checkpoint import load_weights, save_weights, state_tensors
+from nas.checkpoint import save_weights, state_tensors
 from nas.command_line import run_script
 from nas.config import Data, FinalConfig, TrainedOn, read_config, validate
 from nas.errors import InputError, Stopped
@@ -76,6 +76,7 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
         network_config.num_cells,
         num_classes,
         auxiliary=network_config.auxiliary_weight > 0,
+        stem=network_config.stem,
     ).to(device)
     network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
@@ -92,7 +93,13 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
         genotype.save(run.path / "genotype.json", file.provenance)
         drawn = genotype.draw(run.path / "cells")
         size = network_size(
-            genotype, image_size, in_channels, network_config.init_channels, network_config.num_cells, num_classes
+            genotype,
+            image_size,
+            in_channels,
+            network_config.init_channels,
+            network_config.num_cells,
+            num_classes,
+            network_config.stem,
         )
         held_out = f" ({len(holdout_images.split.targets)} held out)" if holdout_images else ""
         run.log(
@@ -270,26 +277,11 @@ def evaluate_run(path: Path, config: FinalConfig) -> None:
     What was trained, and on what, is read from the folder; --data-dir tells where the images lie now.
     """
     device = pick_device(config.run.device)
-    file = read_config(path)
-    if file.trained_on is None:
-        raise InputError(f"--evaluate {path}: a run of search.py; give that of a trained network.")
-    trained = validate(FinalConfig, file.config, path / "config.json")
-    trained_on = validate(TrainedOn, file.trained_on, path / "config.json")
-    if not len(trained_on.mean) == len(trained_on.std) == trained_on.in_channels or min(trained_on.std) <= 0:
-        raise InputError(f"config {path / 'config.json'}: trained_on: mean and std need one positive value a channel.")
-    with torch.device("meta"):  # the weights come from the file
-        network = FinalNetwork(
-            Genotype.load(path / "genotype.json"),
-            trained_on.in_channels,
-            trained.network.init_channels,
-            trained.network.num_cells,
-            len(trained_on.classes),
-            auxiliary=trained.network.auxiliary_weight > 0,
-        )
-    load_weights(path / "weights.safetensors", network)
-    network.to(device).to(memory_format=torch.channels_last)
+    network = FinalNetwork.from_run(path).to(device).to(memory_format=torch.channels_last)
+    assert network.trained_on is not None
+    trained = validate(FinalConfig, read_config(path).config, path / "config.json")
     data = dataclasses.replace(trained.data, data_dir=config.data.data_dir)
-    test_images = load_test_images(data, trained_on, device)
+    test_images = load_test_images(data, network.trained_on, device)
     loss, accuracy = accuracy_of(network, test_images, trained.training.batch_size)
     print(f"{path}: test accuracy {accuracy:.2%} of {len(test_images.split.targets)} images (loss {loss:.3f})")
 

@@ -43,7 +43,8 @@ def load_weights(path: Path, network: nn.Module) -> None:
     try:
         with _open(path) as file:
             _check_header(f"weights {path}", file, wanted)
-            found = {name: file.get_tensor(name) for name in wanted}
+            # Cloned to where torch puts a tensor: at an odd address matrix products differ in their last bits.
+            found = {name: file.get_tensor(name).clone() for name in wanted}
     except (SafetensorError, OSError) as error:
         raise InputError(f"weights {path}: not a safetensors file, or a damaged one ({error}).") from None
     network.load_state_dict(found, assign=True)

@@ -164,6 +164,8 @@ class Network:
     """Channels of the first cell (DARTS, appendix A.2.1)."""
     num_cells: Cells = 20
     """Cells, two of which reduce (DARTS, appendix A.2.1)."""
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    """First layers. imagenet divides the sides of the images by eight, for 224 × 224 (the authors' code)."""
     auxiliary_weight: NotNegative = 0.4
     """Weight of the auxiliary head's loss (DARTS, appendix A.2.1); 0 for no head."""
     drop_path: BelowOne = 0.2
@@ -298,6 +300,8 @@ def validate(kind: type[Config], content: Any, path: Path | None = None) -> Conf
         raise InputError("--evaluate: goes without --resume; the one measures a trained network, the other trains on.")
     if isinstance(config, FinalConfig) and config.network.genotype and config.network.evaluate:
         raise InputError("--evaluate: goes without --genotype; the run folder holds the genotype of its network.")
+    if isinstance(config, FinalConfig) and config.network.stem == "imagenet" and config.network.init_channels < 2:
+        raise InputError("--init-channels: must be at least 2 with --stem imagenet, got 1.")
     if isinstance(config, SearchConfig) and config.upper.share_lower_step and config.upper.hypergradient != "onestage":
         raise InputError("--share-lower-step: goes with --hypergradient onestage; first-order has no virtual step.")
     if isinstance(config, SearchConfig) and config.lower.lower_lr_min > config.lower.lower_lr:

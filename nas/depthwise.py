@@ -37,7 +37,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1, dilation: int =
     """
     if stride == dilation == 2:  # what lies between every second pixel is never read
         x, stride, dilation = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last), 1, 1
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and torch.is_grad_enabled():
         return _DepthwiseConv2d.apply(x, weight, stride, dilation)  # pyrefly: ignore
     padding = dilation * (weight.shape[-1] // 2)
     return F.conv2d(x, weight, None, stride, padding, dilation, groups=x.shape[1])

@@ -1,9 +1,16 @@
 """The network that a genotype stands for, trained from scratch to judge it (DARTS, ICLR 2019, appendix A.2.1)."""
 
+import os
+from pathlib import Path
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.checkpoint import load_weights
+from nas.config import FinalConfig, TrainedOn, read_config, validate
+from nas.errors import InputError
 from nas.genotype import Genotype
 from nas.operations import FactorizedReduce, ReLUConvBN, concatenate, make_operation
 from nas.search_space import EDGES_PER_NODE, NUM_INPUTS, reduction_cells
@@ -19,7 +26,14 @@ class FinalNetwork(nn.Module):
         num_cells: cells `num_cells // 3` and `2 * num_cells // 3` reduce.
         num_classes: logits an image.
         auxiliary: whether there is an auxiliary head. It serves training alone.
+        stem: "cifar" leaves images as large as they are, "imagenet" divides their sides by eight (the authors' code).
+
+    Attributes:
+        genotype: the cells.
+        trained_on: of a network that comes `from_run`: its classes, and the size and statistics of its images.
     """
+
+    trained_on: TrainedOn | None = None
 
     def __init__(
         self,
@@ -29,15 +43,23 @@ class FinalNetwork(nn.Module):
         num_cells: int = 20,
         num_classes: int = 10,
         auxiliary: bool = True,
+        stem: str = "cifar",
     ):
         super().__init__()
-        channels = 3 * init_channels
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.genotype = genotype
+        channels = init_channels if stem == "imagenet" else 3 * init_channels
+        self.second_stem = None
+        if stem == "imagenet":
+            half = _convolution(in_channels, channels // 2, stride=2)
+            self.stem = nn.Sequential(*half, nn.ReLU(), *_convolution(channels // 2, channels, stride=2))
+            self.second_stem = nn.Sequential(nn.ReLU(), *_convolution(channels, channels, stride=2))
+        else:
+            self.stem = nn.Sequential(*_convolution(in_channels, channels, stride=1))
         before, previous, channels = channels, channels, init_channels
         self.cells = nn.ModuleList()
         self.auxiliary_head = None
         self.auxiliary_after = 2 * num_cells // 3
-        halved = False
+        halved = stem == "imagenet"
         for index in range(num_cells):
             reduction = index in reduction_cells(num_cells)
             channels *= 2 if reduction else 1
@@ -47,8 +69,42 @@ class FinalNetwork(nn.Module):
             self.cells.append(FinalCell(edges, concat, before, previous, channels, reduction, halved))
             before, previous, halved = previous, len(concat) * channels, reduction
             if auxiliary and index == self.auxiliary_after:
-                self.auxiliary_head = AuxiliaryHead(previous, num_classes)
+                self.auxiliary_head = AuxiliaryHead(previous, num_classes, stem)
         self.classifier = nn.Linear(previous, num_classes)
+
+    @classmethod
+    def from_run(cls, folder: str | os.PathLike) -> Self:
+        """The network that a run of train_final.py has trained, on the CPU, to be evaluated.
+
+        Its images are (batch, in_channels, image_size, image_size), of pixels in [0, 1] less `trained_on.mean`, divided
+        by `trained_on.std`; logit i is that of `trained_on.classes[i]`.
+
+        Raises:
+            InputError: no such run, one of search.py, one that has not ended, or a damaged one; the file is named.
+        """
+        path = Path(folder)
+        file = read_config(path)
+        if file.trained_on is None:
+            raise InputError(f"{path}: a run of search.py; give that of a trained network.")
+        config = validate(FinalConfig, file.config, path / "config.json")
+        trained_on = validate(TrainedOn, file.trained_on, path / "config.json")
+        if not len(trained_on.mean) == len(trained_on.std) == trained_on.in_channels or min(trained_on.std) <= 0:
+            raise InputError(
+                f"config {path / 'config.json'}: trained_on: mean and std need one positive value a channel."
+            )
+        with torch.device("meta"):  # the weights come from the file
+            network = cls(
+                Genotype.load(path / "genotype.json"),
+                trained_on.in_channels,
+                config.network.init_channels,
+                config.network.num_cells,
+                len(trained_on.classes),
+                auxiliary=config.network.auxiliary_weight > 0,
+                stem=config.network.stem,
+            )
+        load_weights(path / "weights.safetensors", network)
+        network.trained_on = trained_on
+        return network.eval()
 
     def forward(
         self, images: Tensor, drop_path: float = 0.0, generator: torch.Generator | None = None
@@ -60,8 +116,8 @@ class FinalNetwork(nn.Module):
             drop_path: probability that an operation other than identity is dropped for an image, in [0, 1).
             generator: draws what is dropped; on the device of the images.
         """
-        x = self.stem(images)
-        before, previous = x, x
+        before = self.stem(images)
+        previous = before if self.second_stem is None else self.second_stem(before)
         auxiliary_logits = None
         for index, cell in enumerate(self.cells):
             before, previous = previous, cell(before, previous, drop_path, generator)
@@ -109,24 +165,36 @@ class FinalCell(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """Classifier on 8 × 8 features (of 32 × 32 images), pooled to 2 × 2; other sizes are pooled adaptively."""
+    """Classifier on features that are pooled to 2 × 2: in the published way of 8 × 8 (CIFAR) or 7 × 7 (ImageNet) ones.
 
-    def __init__(self, channels: int, num_classes: int):
+    For ImageNet the authors' code has no second batch norm.
+    """
+
+    def __init__(self, channels: int, num_classes: int, stem: str = "cifar"):
         super().__init__()
+        norm = nn.Identity() if stem == "imagenet" else nn.BatchNorm2d(768)
         self.features = nn.Sequential(
             nn.Conv2d(channels, 128, 1, bias=False),
             nn.BatchNorm2d(128),
             nn.ReLU(),
             nn.Conv2d(128, 768, 2, bias=False),
-            nn.BatchNorm2d(768),
+            norm,
             nn.ReLU(),
         )
         self.classifier = nn.Linear(768, num_classes)
+        self.published_size, self.stride = (7, 2) if stem == "imagenet" else (8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
-        x = F.avg_pool2d(x, 5, stride=3) if x.shape[-1] == 8 else F.adaptive_avg_pool2d(x, 2)
+        published = x.shape[-1] == self.published_size
+        x = F.avg_pool2d(x, 5, self.stride) if published else F.adaptive_avg_pool2d(x, 2)
         return self.classifier(self.features(x).flatten(1))
+
+
+def _convolution(in_channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module]:
+    """3 × 3, and its batch norm."""
+    conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+    return conv, nn.BatchNorm2d(out_channels)
 
 
 def _drop_path(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:

@@ -30,10 +30,11 @@ def network_size(
     init_channels: int = 36,
     num_cells: int = 20,
     num_classes: int = 10,
+    stem: str = "cifar",
 ) -> NetworkSize:
     """Size of the final network; by default in the published form for CIFAR-10."""
     with torch.device("meta"):
-        network = FinalNetwork(genotype, in_channels, init_channels, num_cells, num_classes).eval()
+        network = FinalNetwork(genotype, in_channels, init_channels, num_cells, num_classes, stem=stem).eval()
         image = torch.empty(1, in_channels, image_size, image_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(image)

@@ -82,6 +82,11 @@ _FINAL = [
     ("--genotype DARTS_V1 --dataset digits --cutout 9", "--cutout 9: larger than the images"),
     ("--genotype DARTS_V1 --cutout -1", "--cutout: must be greater than or equal to 0, got -1"),
     ("--genotype DARTS_V1 --auxiliary-weight -1", "--auxiliary-weight: must be greater than or equal to 0, got -1.0"),
+    ("--genotype DARTS_V1 --stem large", "--stem"),
+    (
+        "--genotype DARTS_V1 --stem imagenet --init-channels 1",
+        "--init-channels: must be at least 2 with --stem imagenet",
+    ),
     ("--genotype DARTS_V1 --drop-path 1", "--drop-path: must be less than 1, got 1.0"),
     ("--genotype DARTS_V1 --lr 0", "--lr: must be greater than 0, got 0.0"),
     ("--genotype DARTS_V1 --holdout-fraction 1", "--holdout-fraction: must be less than 1, got 1.0"),

@@ -17,8 +17,14 @@ def test_the_defaults_are_the_published_ones():
     assert dataclasses.astuple(config.lower) == (50, 64, 0.025, 0.001, 0.9, 3e-4, 5.0)
     assert dataclasses.astuple(config.upper) == (3e-4, 1e-3, 0.5, "onestage", False, 0.01)
     final = FinalConfig()
-    assert dataclasses.astuple(final.network) == (None, None, 36, 20, 0.4, 0.2)
+    assert dataclasses.astuple(final.network) == (None, None, 36, 20, "cifar", 0.4, 0.2)
     assert dataclasses.astuple(final.training) == (600, 96, 0.025, 0.9, 3e-4, 5.0, None, 0.0)
+
+
+def test_the_stem_for_imagenet_halves_its_channels():
+    assert parse(FinalConfig, ["--stem=imagenet", "--init-channels=2"]).network.stem == "imagenet"
+    with pytest.raises(InputError, match="--init-channels: must be at least 2 with --stem imagenet, got 1"):
+        parse(FinalConfig, ["--stem=imagenet", "--init-channels=1"])
 
 
 def test_flags_reach_their_fields():

@@ -12,6 +12,11 @@ def test_published_cells_have_the_size_of_the_published_networks(name, expected)
     assert network_size(Genotype.load(name)) == expected
 
 
+def test_the_form_for_imagenet_has_the_published_size():
+    size = network_size(Genotype.load("DARTS_V2"), 224, 3, 48, 14, 1000, "imagenet")
+    assert (size.weights, size.multiply_adds) == (4_718_752, 529_911_552)
+
+
 def test_classes_change_the_classifier_and_the_head_alone():
     cell = Genotype.load("DARTS_V1")
     ten, hundred = (network_size(cell, init_channels=4, num_cells=3, num_classes=classes) for classes in (10, 100))

@@ -1,0 +1,183 @@
+"""A trained network for use without this package: python -m nas.export RUN_DIR --format onnx (--help says more).
+
+Whatever the format, the network takes `images`, float32, (batch, channels, size, size): pixels in [0, 1] less the mean,
+divided by the standard deviation, a channel each. It gives `logits`, (batch, classes). What that takes is in the file,
+each as JSON: `classes`, `mean`, `std`, `image_size`, `genotype`.
+"""
+
+import copy
+import importlib.util
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import safetensors.torch
+import torch
+import tyro
+from torch import Tensor, nn
+
+from nas import files
+from nas.command_line import exit_code, understand
+from nas.errors import InputError, Stopped
+from nas.final_network import FinalNetwork
+
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
+LARGEST_DIFFERENCE = {"onnx": 1e-4, "torch-export": 0.0, "safetensors": 0.0}  # of logits, from those computed here
+BATCH_SIZES = (1, 5)  # with which that is checked
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained network to a file that others read, and check that it computes the same.
+
+    Example: python -m nas.export runs/mine --format onnx
+    """
+
+    run_dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    """Run folder of train_final.py."""
+    format: Literal["onnx", "torch-export", "safetensors"] = "onnx"
+    """onnx: for any ONNX runtime. torch-export: for `torch.export.load`. safetensors: the weights alone."""
+    output: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in RUN_DIR)")] = None
+    """File to write; one that exists is left as it is."""
+
+
+class Logits(nn.Module):
+    """A final network without its auxiliary head, which serves training alone."""
+
+    def __init__(self, network: FinalNetwork):
+        super().__init__()
+        self.network = network
+        network.auxiliary_head = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)[0]
+
+
+def metadata(network: FinalNetwork) -> dict[str, str]:
+    """What it takes to classify an image, and the cells, each as JSON."""
+    trained_on = network.trained_on
+    assert trained_on is not None
+    content = {
+        "classes": trained_on.classes,
+        "mean": trained_on.mean,
+        "std": trained_on.std,
+        "image_size": trained_on.image_size,
+        "genotype": network.genotype.to_text(),
+    }
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in content.items()}
+
+
+@torch.no_grad()
+def export(run_dir: str, kind: str, output: str | None = None) -> tuple[Path, float]:
+    """Write the network of a run to a file, which appears only once it was checked.
+
+    Args:
+        run_dir: a run of train_final.py.
+        kind: onnx, torch-export or safetensors.
+        output: the file; by default `network` in the run folder, with the suffix of the format.
+
+    Returns:
+        The file, and the largest difference of its logits from those of the network here, on random images.
+
+    Raises:
+        InputError: no such run, a package is missing, or the file exists or cannot be written.
+        Stopped: the file does not compute the same.
+    """
+    path = Path(output) if output is not None else Path(run_dir, f"network{SUFFIXES[kind]}")
+    network = FinalNetwork.from_run(run_dir)
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if kind == "onnx" and missing:
+        raise InputError(f"--format onnx: needs {', '.join(missing)}; pip install {' '.join(missing)}")
+    if path.exists():
+        raise InputError(f"--output {path}: exists already, and is left as it is.")
+    if not path.parent.is_dir():
+        raise InputError(f"--output {path}: there is no folder {path.parent}.")
+    texts, trained_on = metadata(network), network.trained_on
+    assert trained_on is not None
+    logits = Logits(network)
+    shape = (trained_on.in_channels, trained_on.image_size, trained_on.image_size)
+    write = {"onnx": _write_onnx, "torch-export": _write_torch_export, "safetensors": _write_safetensors}[kind]
+    difference = 0.0
+
+    def write_and_check(aside: Path) -> None:
+        nonlocal difference
+        # Of two images, as of one torch would take the batch's size for a constant.
+        computed = write(logits, torch.zeros(2, *shape), texts, aside)
+        generator = torch.Generator().manual_seed(0)
+        for batch_size in BATCH_SIZES:
+            images = torch.randn(batch_size, *shape, generator=generator)
+            difference = max(difference, (computed(images) - logits(images)).abs().max().item())
+        if not difference <= LARGEST_DIFFERENCE[kind]:
+            raise Stopped(f"the logits of {path} would differ by {difference:.1e} from those of the run: not written.")
+
+    try:
+        files.replace(path, write_and_check)
+    except OSError as error:
+        raise InputError(f"--output {path}: cannot be written ({error.strerror}).") from None
+    return path, difference
+
+
+Computed = Callable[[Tensor], Tensor]
+
+
+def _write_onnx(logits: Logits, images: Tensor, texts: dict[str, str], path: Path) -> Computed:
+    import onnx
+    import onnxruntime
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        program = torch.onnx.export(
+            logits,
+            (images,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    onnx.helper.set_model_props(model, texts)
+    path.write_bytes(model.SerializeToString())
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return lambda batch: torch.from_numpy(session.run(["logits"], {"images": batch.numpy()})[0])
+
+
+def _write_torch_export(logits: Logits, images: Tensor, texts: dict[str, str], path: Path) -> Computed:
+    program = torch.export.export(logits, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files=texts)
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
+
+
+def _write_safetensors(logits: Logits, images: Tensor, texts: dict[str, str], path: Path) -> Computed:
+    path.write_bytes(safetensors.torch.save(logits.network.state_dict(), texts))
+    again = copy.deepcopy(logits)
+    for tensor in again.state_dict().values():
+        tensor.zero_()
+    again.network.load_state_dict(safetensors.torch.load(path.read_bytes()))
+    return again
+
+
+def main() -> int:
+    """Run the command; returns its exit code."""
+
+    def run() -> int:
+        options = understand(Export, sys.argv[1:], prog="python -m nas.export")
+        path, difference = export(options.run_dir, options.format, options.output)
+        print(
+            f"{path}: {path.stat().st_size:,} bytes; on random images, in batches of "
+            f"{' and '.join(map(str, BATCH_SIZES))}, its logits differ by {difference:.1e} at most from those here"
+        )
+        return 0
+
+    return exit_code(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
