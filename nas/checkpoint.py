@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nas import files
-from nas.errors import InputError
+from nas.errors import InputError, printable
 
 FORMAT_VERSION = 1
 CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
@@ -46,7 +46,9 @@ def load_weights(path: Path, network: nn.Module) -> None:
             # Cloned to where torch puts a tensor: at an odd address matrix products differ in their last bits.
             found = {name: file.get_tensor(name).clone() for name in wanted}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"weights {path}: not a safetensors file, or a damaged one ({error}).") from None
+        raise InputError(
+            f"weights {path}: not a safetensors file, or a damaged one ({printable(error, 200)})."
+        ) from None
     network.load_state_dict(found, assign=True)
 
 
@@ -176,7 +178,7 @@ def load(path: Path, tensors: Mapping[str, Tensor]) -> Manifest:
             found = {name: file.get_tensor(name) for name in tensors}
             metadata = file.metadata()
     except (SafetensorError, OSError) as error:
-        raise InputError(f"checkpoint {path}: damaged ({error}).") from None
+        raise InputError(f"checkpoint {path}: damaged ({printable(error, 200)}).") from None
     if metadata.get("checksum") != _checksum(found, metadata["manifest"]):
         raise InputError(f"checkpoint {path}: damaged (its checksum is another one).")
     with torch.no_grad():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas import image_folder
+from nas import image_folder, npz
 from nas.errors import InputError
 
 # Sets in which the mirror image of a thing is not that thing.
@@ -59,13 +59,15 @@ def load(
     limit: int | None = None,
     seed: int = 0,
     skip_bad: bool = False,
+    classes: tuple[str, ...] | None = None,
 ) -> Split:
     """Read the training or the test images of a data set; the other part is not read.
 
     Args:
-        name: cifar10, cifar100, fashion-mnist, svhn, digits or folder. `digits` is embedded: 1,797 grey images, 8 × 8,
-            every fifth one for testing. `folder` is `data_dir/train/<class>/*` and `data_dir/test/<class>/*`, any image
-            format, as RGB; a part read whole is kept beside it (see `nas.image_folder`).
+        name: cifar10, cifar100, fashion-mnist, svhn, digits, folder or npz. `digits` is embedded: 1,797 grey images,
+            8 × 8, every fifth one for testing. `folder` is `data_dir/train/<class>/*` and `data_dir/test/<class>/*`,
+            any image format, as RGB; a part read whole is kept beside it (see `nas.image_folder`). `npz` is
+            `data_dir/train.npz` and `data_dir/test.npz`, arrays of numpy's, grey or RGB (see `nas.npz`).
         data_dir: where the files lie; a set that torchvision knows and that is missing is downloaded to it.
         part: "train" or "test".
         image_size: pixels a side, for `folder` alone (32 by default): images are scaled, and cropped about their centre
@@ -73,6 +75,7 @@ def load(
         limit: at most so many images, drawn by the seed.
         seed: of that draw.
         skip_bad: for `folder` alone: leave out files that cannot be read as images.
+        classes: for `npz` alone: names of the classes where the file has none, such as those of the other part.
 
     Raises:
         InputError: files are missing or cannot be read; it names the folder and the files.
@@ -81,7 +84,10 @@ def load(
     if name == "folder":
         choose = functools.partial(_draw, limit=limit, seed=seed)
         return Split(*image_folder.load(data_dir, part, image_size or 32, choose, skip_bad))
-    split = _load_digits(part) if name == "digits" else _load_torchvision(name, data_dir, part)
+    if name == "npz":
+        split = Split(*npz.load(data_dir, part, classes))
+    else:
+        split = _load_digits(part) if name == "digits" else _load_torchvision(name, data_dir, part)
     return split.select(_draw(len(split.targets), limit, seed)) if limit else split
 
 
@@ -126,6 +132,36 @@ def batch(num_images: int, batch_size: int, seed: int, purpose: str, step: int) 
     passes, index = divmod(step, num_batches(num_images, batch_size))
     order = torch.randperm(num_images, generator=generator("batch", purpose, seed, passes))
     return order.tensor_split(num_batches(num_images, batch_size))[index]
+
+
+def balanced_batch(targets: Tensor, batch_size: int, seed: int, purpose: str, step: int) -> Tensor:
+    """The indices of one batch of an endless series in which each class occurs as often as any other.
+
+    The series is made of rounds, in each of which every class that there is gives one image, the classes shuffled anew.
+    The images of a class follow one another pass after pass over them, each pass shuffled anew. Batches are as many and
+    as large as those of `batch`, so that a round may go on in the next batch; the images of a class that has more than
+    its share last for more than one pass over all.
+
+    Args:
+        targets: (num_images,), int64, of all images.
+        step, purpose: as in `batch`.
+    """
+    passes, index = divmod(step, num_batches(len(targets), batch_size))
+    parts = torch.arange(len(targets)).tensor_split(num_batches(len(targets), batch_size))
+    targets = targets.cpu()
+    members = [images for images in targets.argsort(stable=True).split(targets.bincount().tolist()) if len(images)]
+
+    @functools.cache
+    def shuffled(num: int, *key: int | str) -> Tensor:
+        return torch.randperm(num, generator=generator("balanced", purpose, seed, *key))
+
+    chosen = []
+    for draw in (passes * len(targets) + parts[index]).tolist():
+        turn, place = divmod(draw, len(members))
+        group = int(shuffled(len(members), "round", turn)[place])
+        pass_of_class, place = divmod(turn, len(members[group]))
+        chosen.append(members[group][shuffled(len(members[group]), "class", group, pass_of_class)[place]])
+    return torch.stack(chosen)
 
 
 def in_order(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""The two ways in which a script ends early, each with one sentence for who runs it."""
+"""The two ways in which a script ends early, each with one sentence for who runs it; and how to quote others in it."""
 
 
 class InputError(ValueError):
@@ -18,3 +18,9 @@ class Stopped(Exception):  # noqa: N818, as it is no mistake of anybody's
     def __init__(self, sentence: str, code: int = 1):
         super().__init__(sentence)
         self.code = code
+
+
+def printable(value: object, limit: int) -> str:
+    """One line of at most `limit` characters that gives a terminal no orders, whoever wrote it."""
+    text = "".join(part if part.isprintable() else ascii(part)[1:-1] for part in str(value)[: limit + 1])
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

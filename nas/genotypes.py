@@ -21,7 +21,7 @@ import tyro
 from nas import genotype_forms
 from nas.command_line import exit_code, understand
 from nas.draw import HOW_TO_GET_PICTURES
-from nas.errors import InputError
+from nas.errors import InputError, printable
 from nas.files import MAX_JSON_BYTES, write_json
 from nas.genotype import MAX_NODES, SHIPPED, Genotype, GenotypeFile, Provenance, find, known_names
 from nas.network_size import network_size
@@ -267,12 +267,6 @@ def random_genotype(seed: int, num_nodes: int = 4) -> Genotype:
         cells.append(tuple(edges))
     concat = tuple(range(NUM_INPUTS, NUM_INPUTS + num_nodes))
     return Genotype(normal=cells[0], normal_concat=concat, reduce=cells[1], reduce_concat=concat)
-
-
-def printable(value: object, limit: int) -> str:
-    """One line of at most `limit` characters that gives a terminal no orders, whoever wrote it."""
-    text = "".join(part if part.isprintable() else ascii(part)[1:-1] for part in str(value)[: limit + 1])
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _state(state: int) -> str:

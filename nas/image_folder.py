@@ -17,6 +17,7 @@ from nas import files
 from nas.errors import InputError
 
 CACHE_VERSION = 1
+MAX_CLASSES = 10_000  # as many as nas.config.TrainedOn reads back
 
 
 def load(
@@ -71,6 +72,10 @@ def _list(data_dir: Path, part: str) -> tuple[tuple[str, ...], list[Path], list[
     if len(classes) < 2:
         raise InputError(
             f"--data-dir {data_dir}: {root} holds {len(classes)} class folders, but two at least are needed: {layout}."
+        )
+    if len(classes) > MAX_CLASSES:
+        raise InputError(
+            f"--data-dir {data_dir}: {root} holds {len(classes):,} class folders; {MAX_CLASSES:,} at most are read."
         )
     paths: list[Path] = []
     targets: list[int] = []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nas import datasets
 from nas.augment import augment, channel_statistics, normalise
-from nas.errors import InputError
+from nas.errors import InputError, printable
 
 
 def pick_device(name: str) -> torch.device:
@@ -41,6 +41,7 @@ class Images(NamedTuple):
         mean, std: (channels,), of the training images' pixels in [0, 1]; on the device.
         flip: whether a mirrored image is of the same class.
         cutout: side of the square that is cut out, in pixels; 0 for none.
+        balanced: whether each class is drawn as often as any other.
     """
 
     split: datasets.Split
@@ -48,21 +49,43 @@ class Images(NamedTuple):
     std: Tensor
     flip: bool
     cutout: int = 0
+    balanced: bool = False
+
+    def indices(self, batch_size: int, seed: int, purpose: str, step: int) -> Tensor:
+        """Which images of the split a batch consists of, on the CPU."""
+        if self.balanced:
+            return datasets.balanced_batch(self.split.targets, batch_size, seed, purpose, step)
+        return datasets.batch(len(self.split.targets), batch_size, seed, purpose, step)
 
     def batch(self, batch_size: int, seed: int, purpose: str, step: int) -> tuple[Tensor, Tensor]:
         """A batch of augmented images, float32, and their targets: a function of the arguments alone."""
         device = self.mean.device
-        chosen = datasets.batch(len(self.split.targets), batch_size, seed, purpose, step).to(device)
+        chosen = self.indices(batch_size, seed, purpose, step).to(device)
         randomness = datasets.generator("augment", purpose, seed, step, device=str(device))
         images = augment(self.split.images[chosen], self.mean, self.std, randomness, self.flip, self.cutout)
         return images, self.split.targets[chosen]
 
 
-def prepare(train: datasets.Split, dataset: str, device: torch.device, cutout: int = 0) -> Images:
+def prepare(
+    train: datasets.Split, dataset: str, device: torch.device, cutout: int = 0, balanced: bool = False
+) -> Images:
     """Training images on a device, with their own statistics."""
     mean, std = channel_statistics(train.images)
     flip = dataset not in datasets.MIRRORED_IS_ANOTHER
-    return Images(train.to(device), mean.to(device), std.to(device), flip, cutout)
+    return Images(train.to(device), mean.to(device), std.to(device), flip, cutout, balanced)
+
+
+def imbalance(images: Images) -> list[str]:
+    """A line on the smallest and the largest class, where this one has more than 1.5 times as many images; or none."""
+    counts = images.split.targets.bincount(minlength=len(images.split.classes)).tolist()
+    smallest, largest = counts.index(min(counts)), counts.index(max(counts))
+    if counts[largest] <= 1.5 * counts[smallest]:
+        return []
+    few, many = (
+        f"{counts[target]:,} of '{printable(images.split.classes[target], 60)}'" for target in (smallest, largest)
+    )
+    drawn = "each class is drawn as often" if images.balanced else "--balanced draws each class as often"
+    return [f"classes differ in size: {few}, {many}; {drawn}"]
 
 
 def start_states(optimizer: torch.optim.SGD | torch.optim.Adam) -> None:

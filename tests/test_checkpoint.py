@@ -210,6 +210,16 @@ def test_a_header_that_would_fill_the_memory_is_refused(saved, size):
     assert checkpoint.finished(saved.parent) is None
 
 
+def test_what_a_damaged_header_says_gives_a_terminal_no_orders(saved):
+    """Found by `tests.fuzz_atheris`: the reader quotes the file."""
+    whole = saved.read_bytes()
+    for orders in (b"F\x1b[31m2", b"F\\u00002", b"F\x0a2"):
+        size = int.from_bytes(whole[:8], "little")
+        header = whole[8 : 8 + size].replace(b'"F32"', b'"' + orders + b'"', 1)
+        saved.write_bytes(len(header).to_bytes(8, "little") + header + whole[8 + size :])
+        assert refusal(saved).isprintable()
+
+
 def test_what_could_run_code_is_refused(saved):
     torch.save(tensors(), saved)
     assert "damaged" in refusal(saved)

@@ -555,8 +555,8 @@ def what_runs_input(source):
                 bad = name in RUNS_TEXT
             case ast.Attribute():
                 bad = ast.unparse(node) in {"torch.load", "torch.jit.load", "torch.hub.load"}
-            case ast.keyword(arg=name):
-                bad = name == "allow_pickle"
+            case ast.keyword(arg="allow_pickle", value=value):
+                bad = ast.unparse(value) != "False"
             case _:
                 bad = False
         if bad:
@@ -583,6 +583,8 @@ def test_nothing_in_the_repository_runs_what_it_reads(path):
         ("from torch import load", True),
         ("state = torch.load(path)", True),
         ("numpy.load(path, allow_pickle=True)", True),
+        ("numpy.load(path, allow_pickle=allowed)", True),
+        ("numpy.load(path, allow_pickle=False)", False),
         ("network.eval()", False),
         ("pattern = re.compile('x')", False),
         ("json.load(file)", False),

@@ -91,6 +91,20 @@ def test_a_bad_folder_is_one_sentence(tmp_path, spoil, sentence):
     assert "\n" not in str(error.value)
 
 
+def test_more_classes_than_can_be_read_back_are_refused(tmp_path, monkeypatch):
+    root = folder_data(tmp_path)
+    monkeypatch.setattr(image_folder, "MAX_CLASSES", 1)
+    with pytest.raises(InputError, match=r"train holds 2 class folders; 1 at most are read"):
+        datasets.load("folder", root, "train")
+
+
+def test_a_thousand_class_folders(tmp_path):
+    classes = tuple(f"class {number:04}" for number in range(1000))
+    split = datasets.load("folder", folder_data(tmp_path, ("train",), classes, num_images=1), "train", image_size=8)
+    assert split.classes == classes
+    assert split.targets.tolist() == list(range(1000))
+
+
 def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     root = folder_data(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)

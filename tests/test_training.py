@@ -5,7 +5,7 @@ import torch
 
 from nas import datasets
 from nas.errors import InputError
-from nas.training import cosine, evaluate, pick_device, prepare
+from nas.training import cosine, evaluate, imbalance, pick_device, prepare
 
 
 def test_cosine_begins_at_the_start_and_ends_one_epoch_before_the_end():
@@ -34,6 +34,31 @@ def test_a_batch_is_a_function_of_seed_purpose_and_step():
     assert torch.equal(first[1], again[1])
     for other in (images.batch(32, 1, "lower", 5), images.batch(32, 0, "upper", 5), images.batch(32, 0, "lower", 6)):
         assert not torch.equal(first[0][:30], other[0][:30])
+
+
+def test_a_batch_has_the_images_of_its_indices():
+    for images in (prepare(digits(), "digits", torch.device("cpu"), balanced=balanced) for balanced in (False, True)):
+        chosen = images.indices(32, 0, "lower", 5)
+        assert torch.equal(images.batch(32, 0, "lower", 5)[1], images.split.targets[chosen])
+        kind = datasets.balanced_batch(images.split.targets, 32, 0, "lower", 5)
+        assert torch.equal(chosen, kind) == images.balanced
+
+
+@pytest.mark.parametrize(
+    ("counts", "line"),
+    [
+        ((4, 6), []),
+        ((4, 7, 5), ["classes differ in size: 4 of 'a', 7 of 'b'; --balanced draws each class as often"]),
+        ((1000, 3, 0), ["classes differ in size: 0 of 'c', 1,000 of 'a'; --balanced draws each class as often"]),
+    ],
+)
+def test_classes_that_differ_in_size_are_named(counts, line):
+    targets = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    split = datasets.Split(torch.zeros(len(targets), 1, 8, 8, dtype=torch.uint8), targets, tuple("abc"[: len(counts)]))
+    images = prepare(split, "npz", torch.device("cpu"))
+    assert imbalance(images) == line
+    drawn = [text.replace("--balanced draws each class as often", "each class is drawn as often") for text in line]
+    assert imbalance(images._replace(balanced=True)) == drawn
 
 
 def test_digits_are_never_mirrored_and_pictures_are():
