@@ -1,5 +1,6 @@
 """Search a cell: the weights and the alphas of a supernet learn in turn (DARTS, ICLR 2019, algorithm 1)."""
 
+import copy
 import functools
 import sys
 import time
@@ -12,17 +13,18 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from nas import datasets, draw
+from nas import datasets, draw, report
 from nas.checkpoint import state_tensors
 from nas.command_line import data_flags, run_script
 from nas.config import SearchConfig
 from nas.environment import versions
 from nas.errors import InputError, Stopped
+from nas.forecast import bytes_of_step, duration, free_bytes, outlook, require_memory
 from nas.genotype import Genotype, GenotypeFile, Provenance
 from nas.hypergradient import FirstOrder, Onestage, State
 from nas.interrupts import Interrupts
 from nas.network_size import network_size
-from nas.run_folder import RunFolder, duration, folder_of_run, is_finished
+from nas.run_folder import RunFolder, folder_of_run, is_finished
 from nas.search_space import PRIMITIVES, edges
 from nas.supernet import Alphas, EdgeWeights, Supernet
 from nas.training import (
@@ -30,6 +32,7 @@ from nas.training import (
     check_finite,
     cosine,
     evaluate,
+    imbalance,
     pick_device,
     prepare,
     start_states,
@@ -177,18 +180,26 @@ def search(config: SearchConfig) -> None:
     )
     take_step = shared_step if upper.share_lower_step else exact_step
     steps_an_epoch = datasets.num_batches(num_lower, lower.batch_size)
+    num_steps = lower.epochs * steps_an_epoch
+    lines = forecast(config, models, images, lower_images, upper_images, device)
+    if options.dry_run:
+        for began in (0.0, 0.0):  # twice, as the first step is slower than the others
+            began = time.monotonic()
+            train, validate = (
+                part.batch(lower.batch_size, options.seed, level, 0)
+                for part, level in zip((lower_images, upper_images), LEVELS, strict=True)
+            )
+            take_step(models, train, validate, lower.lower_lr)
+        print(*lines, outlook(time.monotonic() - began, num_steps, 2 * lower.batch_size), sep="\n")
+        return
 
     with run or RunFolder.create(path, config) as run, Interrupts() as interrupts:
         fingerprint = datasets.fingerprint(images.split)
         progress = run.restore(state, fingerprint)
         if exported.exists() and GenotypeFile.load(exported).provenance.date != run.started:
             raise InputError(f"--resume {path}: {exported} comes from another run; move it away.")
-        num_weights = sum(weight.numel() for weight in supernet.parameters())
-        run.log(
-            f"{data.dataset}: {num_lower} images for the weights, {len(upper_images.split.targets)} for the alphas, "
-            f"{in_channels} × {image_size} × {image_size}, {num_classes} classes; "
-            f"supernet of {num_weights:,} weights on {device}"
-        )
+        for line in lines:
+            run.log(line)
         run.log(f"{run.path}: tensorboard --logdir {run.path.parent} shows the search as it goes")
         genotype = Genotype.derive(alphas)
         drawn = genotype.draw(run.path / "cells")
@@ -203,7 +214,7 @@ def search(config: SearchConfig) -> None:
 
         if progress.steps == 0:
             save()
-        with run.progress(lower.epochs * steps_an_epoch, progress.steps) as advance:
+        with run.progress(num_steps, progress.steps, 2 * lower.batch_size) as advance:
             for epoch in range(progress.epochs, lower.epochs):
                 if progress.steps == epoch * steps_an_epoch:
                     progress.begin_epoch(run.elapsed_s())
@@ -220,7 +231,7 @@ def search(config: SearchConfig) -> None:
                         progress.good_step(scalars["lower/step_loss"], num_correct, len(train[1]))
                         progress.see({f"{level}/step_loss_max": scalars[f"{level}/step_loss"] for level in LEVELS})
                     except FloatingPointError as error:
-                        run.bad_step(progress, f"{error} {images_of(config, num_images, step)}")
+                        run.bad_step(progress, f"{error} {images_of(config, (lower_images, upper_images), step)}")
                         if progress.bad_steps_in_a_row >= options.max_bad_steps:
                             save()
                             flag = "--alpha-lr" if "alphas" in str(error) else "--lower-lr"
@@ -286,14 +297,50 @@ def search(config: SearchConfig) -> None:
             f"as a final network (36 channels, 20 cells): {size.weights:,} weights, {size.multiply_adds:,} "
             "multiply-adds an image"
         )
-        run.log(
-            f"written: {exported}, and in {run.path}: genotype.json, cells/, checkpoint.safetensors, metrics.jsonl, "
-            "tensorboard/, log.txt"
-        )
+        names = "genotype.json, cells/, checkpoint.safetensors, metrics.jsonl, tensorboard/, log.txt"
+        try:
+            report.write([run.path], run.path / "report.html")
+            names = f"report.html, {names}"
+        except InputError as error:  # such as somebody else's page in that place: no reason not to finish
+            run.log(f"no report: {error}")
+        run.log(f"written: {exported}, and in {run.path}: {names}")
         if not drawn:
             run.log(draw.HOW_TO_GET_PICTURES)
         run.log(f"retrain it: python train_final.py --genotype {exported}{data_flags(data)}")
         save(finished=True)
+
+
+def forecast(
+    config: SearchConfig,
+    models: Models,
+    images: Images,
+    lower_images: Images,
+    upper_images: Images,
+    device: torch.device,
+) -> list[str]:
+    """Lines on what will be searched, and what a step takes.
+
+    Raises:
+        InputError: there is not enough memory for a step.
+    """
+    num_lower, num_upper = (len(part.split.targets) for part in (lower_images, upper_images))
+    _, in_channels, image_size, _ = images.split.images.shape
+    num_weights = sum(weight.numel() for weight in models.supernet.parameters())
+    lines = [
+        f"{config.data.dataset}: {num_lower} images for the weights, {num_upper} for the alphas, "
+        f"{in_channels} × {image_size} × {image_size}, {len(images.split.classes)} classes; "
+        f"supernet of {num_weights:,} weights on {device}",
+        *imbalance(images),
+    ]
+    if device.type == "cpu":  # no other device was ever asked for its memory
+        supernet = copy.deepcopy(models.supernet)
+
+        def forward(num_images: int) -> Tensor:
+            return supernet(torch.zeros(num_images, in_channels, image_size, image_size), models.alphas())
+
+        batch_size = min(config.lower.batch_size, num_lower)
+        lines.append(require_memory(*bytes_of_step(forward, batch_size), batch_size, free_bytes()))
+    return lines
 
 
 def load_images(config: SearchConfig, device: torch.device) -> tuple[Images, Images, Images]:
@@ -308,7 +355,7 @@ def load_images(config: SearchConfig, device: torch.device) -> tuple[Images, Ima
             f"--upper-fraction {fraction}: {len(lower_half)} images for the weights and {len(upper_half)} for the "
             "alphas, but each level needs two at least."
         )
-    images = prepare(train, data.dataset, device)
+    images = prepare(train, data.dataset, device, balanced=data.balanced)
     lower_images, upper_images = (
         images._replace(split=images.split.select(half.to(device))) for half in (lower_half, upper_half)
     )
@@ -337,12 +384,13 @@ def read(result: StepResult, models: Models) -> tuple[dict[str, float], float]:
     return quantities, num_correct
 
 
-def images_of(config: SearchConfig, num_images: int, step: int) -> str:
+def images_of(config: SearchConfig, levels: tuple[Images, Images], step: int) -> str:
     """Which images of the training set the two batches of a step consist of."""
+    num_images = sum(len(images.split.targets) for images in levels)
     halves = datasets.halves(num_images, config.upper.upper_fraction, config.run.seed)
     weights, alphas = (
-        half[datasets.batch(len(half), config.lower.batch_size, config.run.seed, level, step)].tolist()
-        for half, level in zip(halves, LEVELS, strict=True)
+        half[images.indices(config.lower.batch_size, config.run.seed, level, step)].tolist()
+        for half, images, level in zip(halves, levels, LEVELS, strict=True)
     )
     return f"images for the weights {weights}, for the alphas {alphas}"
 

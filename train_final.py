@@ -1,6 +1,8 @@
 """Train the network of a genotype from scratch, and report its test accuracy (DARTS, ICLR 2019, appendix A.2.1)."""
 
+import copy
 import dataclasses
+import functools
 import shlex
 import sys
 import time
@@ -14,17 +16,19 @@ from nas import datasets, draw
 from nas.checkpoint import save_weights, state_tensors
 from nas.command_line import run_script
 from nas.config import Data, FinalConfig, TrainedOn, read_config, validate
-from nas.errors import InputError, Stopped
+from nas.errors import InputError, Stopped, printable
 from nas.final_network import FinalNetwork
+from nas.forecast import bytes_of_step, duration, free_bytes, outlook, require_memory
 from nas.genotype import Genotype, GenotypeFile, find
 from nas.interrupts import Interrupts
 from nas.network_size import network_size
-from nas.run_folder import RunFolder, duration, folder_of_run, is_finished
+from nas.run_folder import RunFolder, folder_of_run, is_finished
 from nas.training import (
     Images,
     check_finite,
     cosine,
     evaluate,
+    imbalance,
     pick_device,
     prepare,
     start_states,
@@ -87,27 +91,43 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
     steps_an_epoch = datasets.num_batches(num_images, training.batch_size)
     num_steps = training.epochs * steps_an_epoch
 
+    size = network_size(
+        genotype,
+        image_size,
+        in_channels,
+        network_config.init_channels,
+        network_config.num_cells,
+        num_classes,
+        network_config.stem,
+    )
+    held_out = f" ({len(holdout_images.split.targets)} held out)" if holdout_images else ""
+    lines = [
+        f"{path_or_name} on {data.dataset}: {num_images} training images{held_out}, "
+        f"{in_channels} × {image_size} × {image_size}, {num_classes} classes; "
+        f"{size.weights:,} weights, {size.multiply_adds:,} multiply-adds "
+        f"({2 * size.multiply_adds / 1e9:.3f} GFLOP) an image, on {device}",
+        *imbalance(images),
+    ]
+    if device.type == "cpu":  # no other device was ever asked for its memory
+        batch_size = min(training.batch_size, num_images)
+        needed = bytes_of_step(functools.partial(forward_of_zeros, copy.deepcopy(network), images), batch_size)
+        lines.append(require_memory(*needed, batch_size, free_bytes()))
+    if options.dry_run:
+        for began in (0.0, 0.0):  # twice, as the first step is slower than the others
+            began = time.monotonic()
+            batch, target = images.batch(training.batch_size, options.seed, "final", 0)
+            dropped = datasets.generator("drop path", options.seed, 0, device=str(device))
+            take_step(config, network, optimizer, batch, target, network_config.drop_path, dropped)
+        print(*lines, outlook(time.monotonic() - began, num_steps, training.batch_size), sep="\n")
+        return
+
     with run or RunFolder.create(path, config, trained_on) as run, Interrupts() as interrupts:
         fingerprint = datasets.fingerprint(images.split, test_images.split)
         progress = run.restore(state, fingerprint, genotype.to_text())
         genotype.save(run.path / "genotype.json", file.provenance)
         drawn = genotype.draw(run.path / "cells")
-        size = network_size(
-            genotype,
-            image_size,
-            in_channels,
-            network_config.init_channels,
-            network_config.num_cells,
-            num_classes,
-            network_config.stem,
-        )
-        held_out = f" ({len(holdout_images.split.targets)} held out)" if holdout_images else ""
-        run.log(
-            f"{path_or_name} on {data.dataset}: {num_images} training images{held_out}, "
-            f"{in_channels} × {image_size} × {image_size}, {num_classes} classes; "
-            f"{size.weights:,} weights, {size.multiply_adds:,} multiply-adds "
-            f"({2 * size.multiply_adds / 1e9:.3f} GFLOP) an image, on {device}"
-        )
+        for line in lines:
+            run.log(line)
         run.log(f"{run.path}: tensorboard --logdir {run.path.parent} shows the training as it goes")
 
         def save(finished: bool = False) -> None:
@@ -120,10 +140,7 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
 
         if progress.steps == 0:
             save()
-        first = progress.steps  # of this process; it is slower than the others
-        probed = min(first + RECORD_EVERY_STEPS, num_steps - 1)  # the step after which the speed is known
-        began = time.monotonic()
-        with run.progress(num_steps, progress.steps) as advance:
+        with run.progress(num_steps, progress.steps, training.batch_size) as advance:
             for epoch in range(progress.epochs, training.epochs):
                 if progress.steps == epoch * steps_an_epoch:
                     progress.begin_epoch(run.elapsed_s())
@@ -137,17 +154,9 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
                     scalars: dict[str, float] = {}
                     try:
                         with undone_if_not_finite(state):
-                            optimizer.zero_grad()
-                            logits, auxiliary_logits = network(batch, drop_path, dropped)
-                            loss = F.cross_entropy(logits, target)
-                            total = loss
-                            if auxiliary_logits is not None:
-                                auxiliary_loss = F.cross_entropy(auxiliary_logits, target)
-                                total = loss + network_config.auxiliary_weight * auxiliary_loss
-                            total.backward()
-                            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), training.grad_clip)
-                            optimizer.step()
-                            scalars, num_correct = read(network, loss, norm, (logits.argmax(1) == target).sum())
+                            scalars, num_correct = take_step(
+                                config, network, optimizer, batch, target, drop_path, dropped
+                            )
                         progress.good_step(scalars["train/step_loss"], num_correct, len(target))
                         progress.see({"train/step_loss_max": scalars["train/step_loss"]})
                     except FloatingPointError as error:
@@ -160,14 +169,6 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
                         rates = {"train/learning_rate": learning_rate, "train/drop_path": drop_path}
                         rates["speed/images_per_s"] = len(target) / (time.monotonic() - step_began)
                         run.record(epoch + 1, step + 1, scalars | rates | progress.take_peaks())
-                    if step == first:
-                        began = time.monotonic()
-                    elif step == probed:
-                        step_s = (time.monotonic() - began) / (probed - first)
-                        left = duration(step_s * (num_steps - first))
-                        run.log(
-                            f"{training.batch_size / step_s:.1f} images a second: {left} for {training.epochs} epochs"
-                        )
                     if time.monotonic() - run.saved_at >= 60 * options.checkpoint_minutes:
                         save()
                     stop_if_asked()
@@ -204,12 +205,40 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
         save(finished=True)
 
 
+def take_step(
+    config: FinalConfig,
+    network: FinalNetwork,
+    optimizer: torch.optim.SGD,
+    batch: torch.Tensor,
+    target: torch.Tensor,
+    drop_path: float,
+    dropped: torch.Generator,
+) -> tuple[dict[str, float], float]:
+    """Move the weights; see `read` for what is returned and raised."""
+    optimizer.zero_grad()
+    logits, auxiliary_logits = network(batch, drop_path, dropped)
+    loss = F.cross_entropy(logits, target)
+    total = loss
+    if auxiliary_logits is not None:
+        total = loss + config.network.auxiliary_weight * F.cross_entropy(auxiliary_logits, target)
+    total.backward()
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.training.grad_clip)
+    optimizer.step()
+    return read(network, loss, norm, (logits.argmax(1) == target).sum())
+
+
+def forward_of_zeros(network: FinalNetwork, images: Images, num_images: int) -> torch.Tensor:
+    """What a pass forward takes does not depend on what the images show."""
+    logits, auxiliary_logits = network(torch.zeros(num_images, *images.split.images.shape[1:]))
+    return logits if auxiliary_logits is None else logits + auxiliary_logits
+
+
 def images_of(config: FinalConfig, images: Images, holdout_images: Images | None, step: int) -> str:
     """Which images of the training set the batch of a step consists of."""
     num_images, num_held_out = (len(part.split.targets) if part else 0 for part in (images, holdout_images))
     seed, training = config.run.seed, config.training
     kept, _ = datasets.halves(num_images + num_held_out, training.holdout_fraction, seed)
-    return f"training images {kept[datasets.batch(num_images, training.batch_size, seed, 'final', step)].tolist()}"
+    return f"training images {kept[images.indices(training.batch_size, seed, 'final', step)].tolist()}"
 
 
 def read(
@@ -244,18 +273,32 @@ def load_images(config: FinalConfig, device: torch.device) -> tuple[Images, Imag
     kept, held_out = datasets.halves(len(train.targets), training.holdout_fraction, seed)
     if len(kept) < 2:
         raise InputError(f"--holdout-fraction {training.holdout_fraction}: fewer than two images are left to train on.")
-    images = prepare(train.select(kept), data.dataset, device, cutout)
+    images = prepare(train.select(kept), data.dataset, device, cutout, data.balanced)
     holdout = images._replace(split=train.select(held_out).to(device)) if len(held_out) else None
     return images, holdout
 
 
 def load_test_images(data: Data, trained_on: TrainedOn, device: torch.device) -> Images:
     """The test set, prepared as the training images were."""
-    test = datasets.load(data.dataset, Path(data.data_dir), "test", data.image_size, skip_bad=data.skip_bad_images)
+    test = datasets.load(
+        data.dataset,
+        Path(data.data_dir),
+        "test",
+        data.image_size,
+        skip_bad=data.skip_bad_images,
+        classes=trained_on.classes,
+    )
     if test.classes != trained_on.classes:
-        other = sorted(set(test.classes) ^ set(trained_on.classes))
+        other = sorted(set(test.classes) ^ set(trained_on.classes)) or ["their order"]
         raise InputError(
-            f"--data-dir {data.data_dir}: training and test images differ in their classes: {', '.join(other[:5])}."
+            f"--data-dir {data.data_dir}: training and test images differ in their classes: "
+            f"{printable(', '.join(other[:5]), 300)}."
+        )
+    shape, trained = test.images.shape[1:], (trained_on.in_channels, trained_on.image_size, trained_on.image_size)
+    if shape != trained:
+        raise InputError(
+            f"--data-dir {data.data_dir}: test images are {' × '.join(map(str, shape))} (channels, rows, columns), "
+            f"training images {' × '.join(map(str, trained))}; bring them to one shape."
         )
     mean, std = (torch.tensor(values, device=device) for values in (trained_on.mean, trained_on.std))
     return Images(test.to(device), mean, std, flip=False)

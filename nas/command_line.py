@@ -13,23 +13,37 @@ from typing import Any
 
 import tyro
 
-from nas.config import MAY_CHANGE, Config, Data, SearchConfig, TrainedOn, flag_of, read_config, validate
+from nas.config import MAY_CHANGE, PRESETS, Config, Data, SearchConfig, TrainedOn, flag_of, read_config, validate
 from nas.errors import InputError, Stopped
 
 
 def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
-    """The config that command-line arguments stand for; with --resume, that of the run as far as they leave it alone.
+    """The config that command-line arguments stand for.
+
+    What they leave alone comes from --config, --preset or, with --resume, the run that goes on.
 
     Raises:
         InputError: an unknown flag, a value of the wrong type or out of range, or one that the run to be resumed does
             not go with; it names the flag.
         SystemExit: with code 0, after --help was printed.
     """
-    config = validate(kind, dataclasses.asdict(understand(kind, arguments)))
-    if isinstance(config, TrainedOn) or config.run.resume is None:
-        return config
+    config = understand(kind, arguments)
+    if isinstance(config, TrainedOn):
+        return validate(kind, dataclasses.asdict(config))
     given = {argument[2:].partition("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
-    return _resumed(kind, config, given, Path(config.run.resume))
+    if config.run.resume is not None:
+        alone = sorted(given & {"config", "preset", "dry_run"})
+        if alone:
+            raise InputError(f"{flag_of(alone[0])}: goes without --resume, with which the flags of the run hold.")
+        validate(kind, dataclasses.asdict(config))
+        return _resumed(kind, config, given, Path(config.run.resume))
+    if config.run.config is not None:
+        if "preset" in given:
+            raise InputError("--preset: goes without --config; both say what the flags are that are not given.")
+        config = understand(kind, arguments, default=_flags_of_run(kind, Path(config.run.config)))
+    elif "preset" in given:
+        config = understand(kind, arguments, default=PRESETS[config.run.preset])
+    return validate(kind, dataclasses.asdict(config))
 
 
 def understand(kind: Any, arguments: Sequence[str], **options: Any) -> Any:
@@ -51,6 +65,15 @@ def understand(kind: Any, arguments: Sequence[str], **options: Any) -> Any:
         if stop.code in (0, None):
             raise
         raise InputError(_as_sentence(complaint.getvalue())) from None
+
+
+def _flags_of_run(kind: type[Config], path: Path) -> Any:
+    """The flags of a run, without those that make it that run."""
+    file = read_config(path)
+    if (file.trained_on is None) != (kind is SearchConfig):
+        raise InputError(f"--config {path}: of a run of the other script, {file.script}.")
+    config: Any = validate(kind, file.config, path)
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, name=None))
 
 
 def _resumed(kind: type[Config], config: Any, given: set[str], folder: Path) -> Any:

@@ -42,8 +42,9 @@ class Data:
 
     __pydantic_config__ = _STRICT
 
-    dataset: Literal["cifar10", "cifar100", "fashion-mnist", "svhn", "digits", "folder"] = "cifar10"
-    """Data set. digits is embedded and works offline; folder reads DATA_DIR/train/CLASS/* and DATA_DIR/test/CLASS/*."""
+    dataset: Literal["cifar10", "cifar100", "fashion-mnist", "svhn", "digits", "folder", "npz"] = "cifar10"
+    """Data set. digits is embedded and works offline; folder reads DATA_DIR/train/CLASS/* and DATA_DIR/test/CLASS/*;
+    npz reads DATA_DIR/train.npz and DATA_DIR/test.npz, with the arrays images, labels and, if you like, classes."""
     data_dir: str = "data"
     """Folder of the images. The sets that torchvision knows are downloaded to it when they are missing."""
     image_size: Annotated[Annotated[int, Field(ge=8, le=1024)] | None, _optional("INT", "32")] = None
@@ -52,6 +53,8 @@ class Data:
     """Use so many training images, drawn by the seed."""
     skip_bad_images: Flag = False
     """Leave out files of folder that cannot be read as images, and say how many, where they would end the run."""
+    balanced: Flag = False
+    """Draw each class as often as any other in training; images of small classes come again sooner."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ class Run:
     """Folder of the run folders."""
     name: Annotated[Annotated[str, Field(pattern=_NAME)] | None, _optional("STR", "data set, seed and time")] = None
     """Name of the run folder: letters, digits, '.', '_', '-'."""
+    config: Annotated[str | None, _optional("FILE", "none")] = None
+    """Begin with the flags of another run: its config.json, or its folder. Flags given beside it win."""
+    dry_run: Flag = False
+    """Say what would happen and how long it would take, by a few steps, and write nothing."""
     resume: Annotated[str | None, _optional("RUN_DIR", "none")] = None
     """Go on with a run from its last checkpoint, bit for bit, with its flags; --epochs alone may grow."""
     checkpoint_minutes: NotNegative = 5.0
@@ -76,6 +83,14 @@ class Run:
     """So many steps in a row whose loss, gradient or weights are not finite end the run. None of them is applied."""
     deterministic: Flag = False
     """Refuse operations that may give other bits the next time. On a CPU there are none."""
+
+
+@dataclass(frozen=True)
+class SearchRun(Run):
+    """Run"""
+
+    preset: Literal["paper", "paper-first-order", "quick"] = "paper"
+    """What the other flags are where they are not given. quick: a small supernet for minutes on a laptop."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +162,18 @@ class SearchConfig:
     supernet: SupernetSize = field(default_factory=SupernetSize)
     lower: LowerLevel = field(default_factory=LowerLevel)
     upper: UpperLevel = field(default_factory=UpperLevel)
-    run: Run = field(default_factory=Run)
+    run: SearchRun = field(default_factory=SearchRun)
+
+
+PRESETS = {
+    "paper": SearchConfig(),
+    "paper-first-order": SearchConfig(upper=UpperLevel(hypergradient="first-order")),
+    "quick": SearchConfig(
+        supernet=SupernetSize(init_channels=8, num_cells=3),
+        lower=LowerLevel(epochs=8, batch_size=96),
+        upper=UpperLevel(alpha_lr=0.01),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -264,12 +290,12 @@ class ConfigFile(BaseModel):
 
 
 def read_config(folder: Path) -> ConfigFile:
-    """The config.json of a run folder.
+    """The config.json of a run folder, which may be named itself.
 
     Raises:
         InputError: there is none, or not such a one; it names file and field.
     """
-    path = folder / "config.json"
+    path = folder if folder.is_file() else folder / "config.json"
     if not path.exists():
         raise InputError(f"{folder}: no run folder, as it holds no config.json.")
     try:

@@ -1,5 +1,6 @@
 """How large the final network of a genotype is, counted on shapes alone: nothing is computed or kept in memory."""
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ class NetworkSize(NamedTuple):
     multiply_adds: int
 
 
+@functools.lru_cache  # half a second each
 def network_size(
     genotype: Genotype,
     image_size: int = 32,

@@ -28,8 +28,10 @@ from nas.config import CONFIG_VERSION, MAY_CHANGE, ConfigFile, FinalConfig, Run,
 from nas.environment import environment
 from nas.errors import InputError, Stopped
 from nas.event_file import EventFile
+from nas.forecast import duration, outlook
 
 PLAIN_LINE_EVERY_S = 60.0
+TIMED_STEPS = 10
 EVENT_FILES = "events.out.tfevents.*"
 _RECORD = TypeAdapter(dict[str, float])
 
@@ -121,7 +123,7 @@ class RunFolder:
         file = file.model_copy(update={"config": _plain(config), "resumed": [*file.resumed, now]})
         try:
             lock = _lock(path)
-            for name in ("config.json", "genotype.json", "weights.safetensors", checkpoint.CURRENT):
+            for name in ("config.json", "genotype.json", "weights.safetensors", "report.html", checkpoint.CURRENT):
                 files.remove_asides(path / name)
             return cls(path, lock, file)
         except OSError as error:
@@ -296,31 +298,37 @@ class RunFolder:
         return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in paths if path.exists()}
 
     @contextlib.contextmanager
-    def progress(self, num_steps: int, done: int = 0) -> Iterator[Callable[[], None]]:
+    def progress(self, num_steps: int, done: int, images_a_step: int) -> Iterator[Callable[[], None]]:
         """Hands out what to call after each step: on a terminal a bar with the time left, elsewhere a line a minute.
+
+        On both there is a line, after a few steps, on how quick they are and when the last one will have been taken.
 
         Args:
             done: steps of `num_steps` that were taken before.
         """
-        if self.console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps, time left"), TimeRemainingColumn())
-            with Bar(*columns, console=self.console, transient=True) as bar:
-                task = bar.add_task("", total=num_steps, completed=done)
-                yield lambda: bar.advance(task)
-            return
         began = said = time.monotonic()
         step = done
 
         def advance() -> None:
-            nonlocal said, step
+            nonlocal began, said, step
             step += 1
             now = time.monotonic()
-            if now - said >= PLAIN_LINE_EVERY_S:
+            if step == done + 1:
+                began = said = now  # the first step of a process is slower than the others
+            elif step == done + 1 + TIMED_STEPS and step < num_steps:
+                self.log(outlook((now - began) / TIMED_STEPS, num_steps - step, images_a_step))
+            elif not self.console.is_terminal and now - said >= PLAIN_LINE_EVERY_S:
                 said = now
-                left = (now - began) / (step - done) * (num_steps - step)
+                left = (now - began) / (step - done - 1) * (num_steps - step)
                 self.log(f"step {step} of {num_steps}, {duration(left)} left")
 
-        yield advance
+        if not self.console.is_terminal:
+            yield advance
+            return
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps, time left"), TimeRemainingColumn())
+        with Bar(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task("", total=num_steps, completed=done)
+            yield lambda: (advance(), bar.advance(task))[-1]
 
     def close(self) -> None:
         """Give the folder free."""
@@ -368,7 +376,9 @@ class RunFolder:
 
 def _plain(config: SearchConfig | FinalConfig) -> dict[str, Any]:
     """As a dictionary; how the run was begun or resumed is no part of it."""
-    return dataclasses.asdict(dataclasses.replace(config, run=dataclasses.replace(config.run, resume=None)))
+    content = dataclasses.asdict(config)
+    content["run"] |= {"resume": None, "config": None}
+    return content
 
 
 def _lock(path: Path) -> int:
@@ -395,9 +405,3 @@ def _refuse_links(path: Path) -> None:
         for entry in (Path(parent, name) for name in folders + names):
             if entry.is_symlink() or not (entry.is_dir() or (entry.is_file() and entry.stat().st_nlink == 1)):
                 raise InputError(f"--resume {path}: {entry} is a link or no regular file; remove it.")
-
-
-def duration(seconds: float) -> str:
-    """Such as 1:02:03 (hours, minutes, seconds)."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

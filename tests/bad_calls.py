@@ -1,7 +1,7 @@
 """Wrong calls of the two scripts, and what is said of each: python -m tests.bad_calls tries them all for real.
 
 A call may be made in a folder that holds `genotypes/taken.json` (no genotype), the folder `runs/made` (no run), and
-`images/` with a file that is no image.
+`images/` with a file that is no image, and with a `train.npz` that is no such file.
 """
 
 import os
@@ -52,6 +52,13 @@ _SEARCH = [
     ("--dataset folder --data-dir nowhere", "--data-dir nowhere: there is no folder nowhere/train"),
     ("--dataset folder --data-dir images", "images/train/ant/1.png: cannot be read as an image"),
     ("--dataset digits --skip-bad-images", "--skip-bad-images: goes with --dataset folder"),
+    ("--dataset npz --data-dir nowhere", "--data-dir nowhere: there is no file nowhere/train.npz"),
+    ("--dataset npz --data-dir images", "images/train.npz: no .npz file, or a damaged one"),
+    ("--dataset npz --data-dir images --image-size 32", "--image-size 32: goes with --dataset folder"),
+    ("--dataset npz --data-dir images --skip-bad-images", "--skip-bad-images: goes with --dataset folder"),
+    ("--dataset digits --balanced --resume nowhere", "nowhere: no run folder"),
+    ("--balanced=yes", "Unrecognized options: yes"),
+    ("--no-balanced", "--no-balanced"),
     ("--train-limit 3", "--train-limit: must be greater than or equal to 4, got 3"),
     ("--name ../elsewhere", "--name: must be up to 100 letters"),
     ("--name .hidden", "--name: must be up to 100 letters"),
@@ -79,6 +86,7 @@ _FINAL = [
     ("--genotype ../../etc/passwd", "genotype ../../etc/passwd"),
     ("--genotype runs", "genotype runs: not a regular file"),
     ("--genotype __import__('os').system('true')", "no such file, and no such name"),
+    ("--genotype DARTS_V1 --dataset npz --data-dir nowhere", "--data-dir nowhere: there is no file nowhere/train.npz"),
     ("--genotype DARTS_V1 --dataset digits --cutout 9", "--cutout 9: larger than the images"),
     ("--genotype DARTS_V1 --cutout -1", "--cutout: must be greater than or equal to 0, got -1"),
     ("--genotype DARTS_V1 --auxiliary-weight -1", "--auxiliary-weight: must be greater than or equal to 0, got -1.0"),
@@ -110,6 +118,7 @@ def make_surroundings(folder: Path) -> None:
     for name in ("ant", "bee"):
         (folder / "images" / "train" / name).mkdir(parents=True)
         (folder / "images" / "train" / name / "1.png").write_bytes(b"\x89PNG no more")
+    (folder / "images" / "train.npz").write_bytes(b"PK no more")
 
 
 def content(folder: Path) -> dict[str, bytes | None]:

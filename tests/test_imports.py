@@ -17,12 +17,18 @@ ALLOWED = {
     "depthwise": set(),
     "operations": {"search_space", "depthwise"},
     "supernet": {"search_space", "operations", "depthwise"},
-    "final_network": {"search_space", "operations", "genotype"},
+    "final_network": {"search_space", "operations", "genotype", "checkpoint", "config", "errors"},
+    "export": {"final_network", "command_line", "files", "errors"},
     "network_size": {"final_network", "genotype"},
+    "genotype_forms": {"search_space", "genotype", "errors"},
+    "genotypes": {
+        *("search_space", "draw", "files", "genotype", "genotype_forms", "network_size", "command_line", "errors"),
+    },
     "hypergradient": set(),
     "augment": set(),
     "image_folder": {"files", "errors"},
-    "datasets": {"image_folder", "errors"},
+    "npz": {"errors"},
+    "datasets": {"image_folder", "npz", "errors"},
     "training": {"augment", "datasets", "errors"},
     "checkpoint": {"files", "errors"},
     "config": {"files", "errors"},
@@ -30,7 +36,10 @@ ALLOWED = {
     "environment": {"version"},
     "event_file": set(),
     "interrupts": set(),
-    "run_folder": {"checkpoint", "config", "environment", "event_file", "files", "errors"},
+    "report_data": {"command_line", "config", "errors", "genotype", "network_size", "search_space"},
+    "report": {"command_line", "errors", "files", "report_data", "search_space"},
+    "forecast": {"errors"},
+    "run_folder": {"checkpoint", "config", "environment", "event_file", "files", "forecast", "errors"},
 }
 
 

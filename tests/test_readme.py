@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from nas.command_line import parse
+from nas.command_line import parse, understand
 from nas.config import FinalConfig, SearchConfig
 from nas.errors import InputError
+from nas.export import Export
+from nas.genotypes import Command, List
+from nas.report import Arguments
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,12 +29,23 @@ def test_there_are_commands():
     assert {command.split()[0] for command in COMMANDS} == {"make", "python", "tensorboard"}
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python")])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python -m")])
+def test_each_command_of_a_module_is_understood(command):
+    _, _, module, *arguments = shlex.split(command, comments=True)
+    kind, options = {
+        "nas.genotypes": (Command, {"default": List()}),
+        "nas.export": (Export, {}),
+        "nas.report": (Arguments, {}),
+    }[module]
+    assert understand(kind, arguments, **options)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if re.match(r"python \w+\.py", command)])
 def test_the_flags_of_each_command_are_understood(command):
     _, script, *arguments = shlex.split(command)
     # A run that there is not is noticed after all flags were understood.
     there_is_none = pytest.raises(InputError, match="no run folder")
-    with there_is_none if "--resume" in arguments else contextlib.nullcontext():
+    with there_is_none if {"--resume", "--config"} & set(arguments) else contextlib.nullcontext():
         parse({"search.py": SearchConfig, "train_final.py": FinalConfig}[script], arguments)
 
 
@@ -47,7 +61,7 @@ def test_make_has_each_target_and_ci_calls_one_of_them():
 
 
 def test_the_example_of_onestage_moves_the_upper_model(tmp_path):
-    code = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)[1]
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "Onestage" in block)
     assert len([line for line in code.splitlines() if line and "import" not in line]) <= 10
     torch.manual_seed(0)
     (tmp_path / "example.py").write_text(code, encoding="utf-8")

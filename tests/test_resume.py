@@ -144,6 +144,27 @@ def test_a_run_stopped_within_an_epoch_and_resumed_ends_with_the_same_bits(scrip
         assert steps == sorted(set(steps)), name
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_balanced_run_resumes_alike_and_is_another_than_one_that_is_not(script, tmp_path, undisturbed):
+    left_alone, resumed = tmp_path / "left alone", tmp_path / "resumed"
+    for folder in (left_alone, resumed):
+        folder.mkdir()
+    assert call(script, left_alone, *flags(script, "--balanced")) == 0
+    with at_step(script, STOPPED_AT[script], once):
+        assert call(script, resumed, *flags(script, "--balanced")) == 143
+    assert call(script, resumed, GO_ON) == 0
+    assert torture.differences(script, left_alone, resumed) == []
+    assert torture.differences(script, left_alone, undisturbed[script]) != []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_whether_a_run_is_balanced_holds(script, stopped, capfd):
+    assert call(script, stopped(script), GO_ON, "--balanced") == 2
+    assert is_one_sentence(
+        capfd.readouterr().err, "error: --balanced True: the run in runs/run has False; another value"
+    )
+
+
 def test_a_search_stopped_at_the_last_step_of_an_epoch_resumes_alike(tmp_path, undisturbed):
     with at_step("search", 6, once):
         assert call("search", tmp_path, *flags("search")) == 143
@@ -182,9 +203,7 @@ def test_a_signal_ends_a_process_after_its_step_and_the_command_it_prints_goes_o
     assert f"stopped: after step {said[1]}" in log(tmp_path)
     name, *arguments = shlex.split(said[2])
     assert name == f"{script}.py"
-    resumed = process(script, tmp_path, *arguments)
-    _, error = resumed.communicate(timeout=120)
-    assert (resumed.returncode, error) == (0, "")
+    assert call(script, tmp_path, *arguments) == 0
     assert torture.differences(script, undisturbed[script], tmp_path) == []
 
 
@@ -684,9 +703,12 @@ def test_a_step_of_the_search_that_is_not_finite_is_undone_and_named(case, tmp_p
         ("train_final", "final", "train/step_loss is nan"),
     ],
 )
-def test_images_that_give_no_numbers_are_named_and_the_next_steps_go_on(script, purpose, said, tmp_path, monkeypatch):
+@pytest.mark.parametrize("more", [[], ["--balanced"]], ids=["", "balanced"])
+def test_images_that_give_no_numbers_are_named_and_the_next_steps_go_on(
+    script, purpose, said, more, tmp_path, monkeypatch
+):
     chosen = spoil_images(monkeypatch, [1], purpose)
-    assert call(script, tmp_path, *FEW_STEPS[script]) == 0
+    assert call(script, tmp_path, *FEW_STEPS[script], *more) == 0
     line = next(line for line in log(tmp_path).splitlines() if "is not applied" in line)
     assert re.search(rf"step 1 is not applied: .*{said}", line)
     where = {"lower": "for the weights ", "upper": "for the alphas ", "final": "training images "}[purpose]

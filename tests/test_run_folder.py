@@ -14,7 +14,7 @@ from nas.checkpoint import Progress
 from nas.command_line import parse
 from nas.config import FinalConfig, Run, SearchConfig, TrainedOn, read_config
 from nas.errors import InputError, Stopped
-from nas.run_folder import RunFolder, duration, folder_of_run, is_finished
+from nas.run_folder import RunFolder, folder_of_run, is_finished
 
 IMAGES = "0" * 32  # a fingerprint
 CONFIG = SearchConfig(run=Run(seed=3))
@@ -253,19 +253,21 @@ def test_what_is_resumed_is_the_config_of_the_run(tmp_path, monkeypatch):
 def test_on_a_pipe_a_line_now_and_then_says_what_is_left(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run_folder, "PLAIN_LINE_EVERY_S", 0.0)
     run = begun(tmp_path / "a")
-    with run.progress(3, done=1) as advance:
-        advance()
-        advance()
+    monkeypatch.setattr(run_folder, "TIMED_STEPS", 2)
+    with run.progress(6, done=1, images_a_step=8) as advance:
+        for _ in range(5):
+            advance()
     run.close()
-    out = capsys.readouterr().out
-    assert re.search(r"step 2 of 3, 0:00:00 left\nstep 3 of 3, 0:00:00 left", out)
-    assert "\x1b" not in out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step 3 of 6, 0:00:00 left"
+    assert re.search(r"images a second, \S+ s a step: 0:00:00 for 2 steps, until ", lines[1])
+    assert lines[2:] == ["step 5 of 6, 0:00:00 left", "step 6 of 6, 0:00:00 left"]
 
 
 def test_on_a_terminal_there_is_a_bar(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     run = begun(tmp_path / "a")
-    with run.progress(3, done=1) as advance:
+    with run.progress(3, done=1, images_a_step=8) as advance:
         advance()
         run.log("a line above the bar")
         advance()
@@ -273,14 +275,3 @@ def test_on_a_terminal_there_is_a_bar(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "3/3" in out
     assert "a line above the bar" in out
-
-
-def test_durations_are_readable():
-    assert [duration(seconds) for seconds in (0.4, 59.6, 3723)] == ["0:00:00", "0:01:00", "1:02:03"]
-
-
-def test_a_folder_that_is_deleted_ends_in_one_sentence(tmp_path):
-    run = begun(tmp_path / "a")
-    shutil.rmtree(run.path)
-    with pytest.raises(Stopped, match=r"a/cells: no such file; the run folder is gone$"), run:
-        raise FileNotFoundError(2, "no such file", "a/cells")

@@ -1,0 +1,88 @@
+"""What a run will take, said before it takes it: memory and time."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nas.errors import InputError
+
+# Beyond what a pass keeps for its way back a step holds gradients and what is being computed: a fiftieth, measured.
+STEP_THROUGH_PASS = 1.05
+
+
+def bytes_of_step(forward: Callable[[int], Tensor], batch_size: int) -> tuple[int, int]:
+    """Memory that a step needs at its peak, to a few percent: a constant part, and one that each image adds.
+
+    Args:
+        forward: a pass forward of so many images, its result with a graph; called with 2 and 4 alone, as what it keeps
+            for the way back grows linearly.
+        batch_size: images of a step.
+
+    Returns:
+        Bytes of the step, and bytes an image.
+    """
+
+    def kept(num_images: int) -> int:
+        storages: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            storages[storage._cdata] = storage  # several saved tensors may be views of one
+            return tensor
+
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            forward(num_images)
+        return sum(storage.nbytes() for storage in storages.values())
+
+    few, more = kept(2), kept(4)
+    an_image = STEP_THROUGH_PASS * (more - few) / 2
+    return round(STEP_THROUGH_PASS * few + (batch_size - 2) * an_image), round(an_image)
+
+
+def free_bytes() -> int | None:
+    """Memory that this process may still take without swapping; None where that cannot be asked (not on Linux)."""
+    found = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        found += [int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if "MemAvailable" in line]
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
+        found.append(int(limit.read_text()) - int(used.read_text()))
+    return min(found, default=None)
+
+
+def require_memory(step_bytes: int, bytes_an_image: int, batch_size: int, free: int | None) -> str:
+    """What a step needs and what there is, as a line for the log.
+
+    Raises:
+        InputError: there is too little; the batch size that would fit is named.
+    """
+    if free is None:
+        return f"a step takes about {step_bytes / 1e9:.2f} GB of memory"
+    if step_bytes <= free:
+        return f"a step takes about {step_bytes / 1e9:.2f} GB of memory, of {free / 1e9:.2f} GB that are free"
+    fitting = batch_size - -(-(step_bytes - free) // max(bytes_an_image, 1))
+    advice = f"--batch-size {fitting} would fit" if fitting >= 2 else "not even two images would fit"
+    raise InputError(
+        f"--batch-size {batch_size}: a step takes about {step_bytes / 1e9:.2f} GB of memory, and {free / 1e9:.2f} GB "
+        f"are free; {advice}."
+    )
+
+
+def outlook(step_s: float, num_steps: int, images_a_step: int) -> str:
+    """How quick the steps are, how long so many of them take, and when they will have been taken."""
+    left_s = step_s * num_steps
+    end = datetime.now().astimezone() + timedelta(seconds=left_s)
+    return (
+        f"{images_a_step / step_s:.1f} images a second, {step_s:.3g} s a step: {duration(left_s)} for {num_steps:,} "
+        f"steps, until {end:%Y-%m-%d %H:%M}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Such as 1:02:03 (hours, minutes, seconds)."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

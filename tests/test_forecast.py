@@ -1,0 +1,129 @@
+"""What is said of a run before it begins, against what it then takes."""
+
+import re
+
+import pytest
+import torch
+
+import search
+from benchmarks.search_step import peak_bytes
+from nas import forecast
+from nas.command_line import parse
+from nas.config import PRESETS, SearchConfig
+from nas.errors import InputError
+from tests.in_process import call
+
+
+def test_the_memory_of_a_step_is_what_the_step_then_takes():
+    config = parse(SearchConfig, ["--init-channels=4", "--num-cells=3", "--num-nodes=3"])
+    models = search.build(config, 3, 10, torch.device("cpu"))
+    train, validate = ((torch.randn(16, 3, 32, 32), torch.randint(10, (16,))) for _ in range(2))
+    measured = peak_bytes(lambda: search.exact_step(models, train, validate, 0.025), torch.device("cpu"))
+    needed, an_image = forecast.bytes_of_step(lambda n: models.supernet(torch.zeros(n, 3, 32, 32), models.alphas()), 16)
+    assert needed == pytest.approx(measured, rel=0.1)
+    assert 16 * an_image == pytest.approx(needed, rel=0.1)
+
+
+def test_each_storage_counts_once_and_memory_grows_with_the_images():
+    weight = torch.ones(1000, requires_grad=True)
+
+    def forward(num_images):
+        x = torch.ones(num_images, 1000) * weight  # keeps the ones
+        return (x[:, :500] * x[:, 500:]).sum()  # keeps two views of one tensor
+
+    needed, an_image = forecast.bytes_of_step(forward, 10)
+    assert an_image == round(forecast.STEP_THROUGH_PASS * 2 * 4000)
+    assert needed == 10 * an_image
+
+
+@pytest.mark.parametrize("free", [9_000, 5_500, 2_100])
+def test_the_batch_size_that_would_fit_fits_and_one_more_does_not(free):
+    constant, an_image = 1_000, 100
+    with pytest.raises(InputError) as error:
+        forecast.require_memory(constant + 100 * an_image, an_image, 100, free)
+    fitting = int(re.search(r"--batch-size 100: .*; --batch-size (\d+) would fit\.$", str(error.value))[1])
+    assert constant + fitting * an_image <= free < constant + (fitting + 1) * an_image
+
+
+def test_enough_memory_too_little_for_anything_and_memory_that_cannot_be_asked():
+    assert forecast.require_memory(10**9, 1, 64, 2 * 10**9).endswith("1.00 GB of memory, of 2.00 GB that are free")
+    assert forecast.require_memory(10**9, 1, 64, None) == "a step takes about 1.00 GB of memory"
+    with pytest.raises(InputError, match="not even two images would fit"):
+        forecast.require_memory(10**9, 10**7, 64, 10**6)
+    assert forecast.free_bytes() is None or forecast.free_bytes() > 10**7
+
+
+def test_a_script_that_does_not_fit_ends_before_anything_is_written(tmp_path, monkeypatch, capfd):
+    for script, flags in (("search", ["--num-nodes=1"]), ("train_final", ["--genotype=DARTS_V2"])):
+        monkeypatch.setattr(f"{script}.free_bytes", lambda: 10**6)
+        size = ["--dataset=digits", "--init-channels=2", "--num-cells=3", "--batch-size=64"]
+        assert call(script, tmp_path, *size, *flags) == 2
+        error = capfd.readouterr().err
+        assert error.startswith("error: --batch-size 64: a step takes about 0.")
+        assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_speed_and_end_of_a_run():
+    text = forecast.outlook(0.5, 7200, 64)
+    assert re.fullmatch(
+        r"128\.0 images a second, 0\.5 s a step: 1:00:00 for 7,200 steps, until \d{4}-\d\d-\d\d \d\d:\d\d", text
+    )
+    assert [forecast.duration(seconds) for seconds in (0.4, 59.6, 3723)] == ["0:00:00", "0:01:00", "1:02:03"]
+
+
+@pytest.mark.parametrize(("script", "flags"), [("search", ["--num-nodes=1"]), ("train_final", ["--genotype=DARTS_V2"])])
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(script, flags, tmp_path, capfd):
+    size = ["--dataset=digits", "--train-limit=48", "--init-channels=2", "--num-cells=3", "--batch-size=12"]
+    assert call(script, tmp_path, *size, *flags, "--epochs=3", "--dry-run") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert "digits: " in lines[0]
+    assert "weights" in lines[0]
+    assert re.match(r"a step takes about \d+\.\d\d GB of memory", lines[-2])
+    steps = {"search": 6, "train_final": 12}[script]
+    assert re.search(rf"images a second, [\d.]+ s a step: \d+:\d\d:\d\d for {steps} steps, until ", lines[-1])
+    assert list(tmp_path.iterdir()) == []
+
+
+# --config and --preset
+
+
+def test_a_preset_is_what_is_not_given():
+    assert parse(SearchConfig, []) == parse(SearchConfig, ["--preset=paper"]) == SearchConfig()
+    quick = parse(SearchConfig, ["--preset=quick", "--epochs=3"])
+    assert (quick.supernet.init_channels, quick.upper.alpha_lr, quick.lower.epochs) == (8, 0.01, 3)
+    assert quick.run.preset == "quick"
+    assert parse(SearchConfig, ["--preset=paper-first-order"]).upper.hypergradient == "first-order"
+    assert set(PRESETS) == {"paper", "paper-first-order", "quick"}
+
+
+def test_flags_of_another_run_and_what_is_given_beside_them(tmp_path, capfd):
+    size = ["--dataset=digits", "--train-limit=48", "--init-channels=2", "--num-cells=3", "--batch-size=12"]
+    assert call("search", tmp_path, *size, "--num-nodes=1", "--epochs=1", "--name=first", "--seed=5") == 0
+    capfd.readouterr()
+    for path in (tmp_path / "runs" / "first", tmp_path / "runs" / "first" / "config.json"):
+        config = parse(SearchConfig, [f"--config={path}", "--epochs=2"])
+        assert (config.lower.epochs, config.lower.batch_size, config.supernet.num_nodes) == (2, 12, 1)
+        assert (config.run.seed, config.run.name, config.data.dataset) == (5, None, "digits")
+    assert call("search", tmp_path, "--config=runs/first", "--name=second") == 0
+    first, second = ((tmp_path / "runs" / name / "metrics.jsonl").read_text() for name in ("first", "second"))
+    timed = re.compile(r'"(time_s|speed/\w+)": [\d.]+')
+    assert timed.sub("", first) == timed.sub("", second)
+    capfd.readouterr()
+    assert call("train_final", tmp_path, "--config=runs/first", "--genotype=DARTS_V2") == 2
+    assert capfd.readouterr().err == "error: --config runs/first: of a run of the other script, search.py.\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--config=nowhere"], "nowhere: no run folder"),
+        (["--config=nowhere", "--preset=quick"], "--preset: goes without --config"),
+        (["--resume=nowhere", "--preset=quick"], "--preset: goes without --resume"),
+        (["--resume=nowhere", "--dry-run"], "--dry-run: goes without --resume"),
+        (["--resume=nowhere", "--config=nowhere"], "--config: goes without --resume"),
+    ],
+)
+def test_flags_that_contradict_each_other(flags, sentence):
+    with pytest.raises(InputError, match=f"^{sentence}"):
+        parse(SearchConfig, flags)
