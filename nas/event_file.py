@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,11 @@ class EventFile:
         """A picture of one step."""
         value = summary.image(name, np.asarray(picture.convert("RGB")), dataformats="HWC")
         self._write(Event(wall_time=time.time(), step=step, summary=value))
+
+    def flags(self, values: Mapping[str, bool | float | str], compared: Sequence[str]) -> None:
+        """A row in TensorBoard's table of runs (HPARAMS): flags, and scalars whose last values are compared."""
+        for part in summary.hparams(dict(values), dict.fromkeys(compared, 0.0)):
+            self._write(Event(wall_time=time.time(), summary=part))
 
     @property
     def deleted(self) -> bool:

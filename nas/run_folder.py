@@ -32,6 +32,7 @@ from nas.forecast import duration, outlook
 
 PLAIN_LINE_EVERY_S = 60.0
 TIMED_STEPS = 10
+COMPARED = {"search": ("upper/accuracy", "upper/loss", "lower/accuracy"), "final": ("test/accuracy", "train/accuracy")}
 EVENT_FILES = "events.out.tfevents.*"
 _RECORD = TypeAdapter(dict[str, float])
 
@@ -228,8 +229,7 @@ class RunFolder:
                 os.truncate(file, sizes[name])
             else:
                 file.unlink()
-        self._events = EventFile(self.path / "tensorboard")
-        self._open.append(self._events)
+        self._events = self._new_events()
         if not complete:
             self._restore_curves()
 
@@ -284,10 +284,23 @@ class RunFolder:
         if not self._events.deleted:
             return False
         self._events.close()
-        self._events = EventFile(self.path / "tensorboard")
-        self._open.append(self._events)
+        self._events = self._new_events()
         self._restore_curves()
         return True
+
+    def _new_events(self) -> EventFile:
+        events = EventFile(self.path / "tensorboard")
+        self._open.append(events)
+        flags = {
+            name: value
+            for group, values in self._file.config.items()
+            if group != "run"
+            for name, value in values.items()
+        }
+        flags["seed"] = self._file.config["run"]["seed"]
+        known = {name: value for name, value in flags.items() if value is not None}
+        events.flags(known, COMPARED["search" if self._file.trained_on is None else "final"])
+        return events
 
     def _sizes(self) -> dict[str, int]:
         """Of the files that only grow, all of them on the disk by now."""

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from nas.checkpoint import Manifest
 from nas.genotype import Genotype, GenotypeFile
@@ -142,6 +143,20 @@ def test_metrics_and_tensorboard_hold_the_same_scalars(searched):
     # One curve an edge and primitive: 2 cells, 14 edges, 8 primitives.
     assert sum(name.startswith("edge_weights_") for name in recorded) == 2 * 14 * 8
     assert {"heat_map/normal", "heat_map/reduce"} <= set(events.Tags()["images"])
+
+
+def test_tensorboard_compares_runs_by_their_flags(searched):
+    folder, _ = searched
+    events = EventAccumulator(str(folder / "runs" / "small" / "tensorboard")).Reload()
+    start, experiment = (
+        HParamsPluginData.FromString(events.SummaryMetadata(f"_hparams_/{part}").plugin_data.content)
+        for part in ("session_start_info", "experiment")
+    )
+    flags = start.session_start_info.hparams
+    assert (flags["init_channels"].number_value, flags["seed"].number_value) == (2, 3)
+    assert (flags["dataset"].string_value, flags["share_lower_step"].bool_value) == ("digits", False)
+    compared = {metric.name.tag for metric in experiment.experiment.metric_infos}
+    assert "upper/accuracy" in compared <= set(events.Tags()["scalars"])
 
 
 def test_pictures_are_in_the_folder_and_in_tensorboard(searched):
