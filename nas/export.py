@@ -10,7 +10,7 @@ import importlib.util
 import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -164,11 +164,11 @@ def _write_safetensors(logits: Logits, images: Tensor, texts: dict[str, str], pa
     return again
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
 
     def run() -> int:
-        options = understand(Export, sys.argv[1:], prog="python -m nas.export")
+        options = understand(Export, arguments, prog="python -m nas.export")
         path, difference = export(options.run_dir, options.format, options.output)
         print(
             f"{path}: {path.stat().st_size:,} bytes; on random images, in batches of "
@@ -180,4 +180,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -165,12 +165,12 @@ def test_only_a_trained_network_can_be_exported(tmp_path):
         FinalNetwork.from_run(tmp_path / "begun")
 
 
-def test_the_command_says_what_it_wrote(run, tmp_path, monkeypatch, capsys):
+def test_the_command_says_what_it_wrote(run, tmp_path, capsys):
     path = tmp_path / "network.pt2"
-    monkeypatch.setattr("sys.argv", ["nas.export", str(run), "--format=torch-export", f"--output={path}"])
-    assert export.main() == 0
+    arguments = [str(run), "--format=torch-export", f"--output={path}"]
+    assert export.main(arguments) == 0
     assert f"{path}: {path.stat().st_size:,} bytes; " in capsys.readouterr().out
-    assert export.main() == 2
+    assert export.main(arguments) == 2
     assert capsys.readouterr().err == f"error: --output {path}: exists already, and is left as it is.\n"
 
 
