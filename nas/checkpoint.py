@@ -23,6 +23,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 Count = Annotated[int, Field(ge=0, le=10**15)]
+FlagValue = bool | int | Annotated[float, Field(allow_inf_nan=False)] | str | None
 
 
 def save_weights(path: Path, network: nn.Module) -> None:
@@ -120,7 +121,7 @@ class Manifest(BaseModel):
     """What a checkpoint holds beside tensors. Random numbers need no place: they follow from seed and step.
 
     Attributes:
-        config: of the run, as plain data.
+        config: of the run: by group, its flags.
         data: fingerprint of the images.
         genotype: the derived or trained one, as text.
         progress: where the run is.
@@ -132,7 +133,7 @@ class Manifest(BaseModel):
     model_config = _STRICT
 
     format_version: Annotated[int, Field(ge=1, le=FORMAT_VERSION)] = FORMAT_VERSION
-    config: dict[str, Any]
+    config: dict[str, dict[str, FlagValue]]
     data: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     genotype: Annotated[str, Field(max_length=100_000)]
     progress: Progress

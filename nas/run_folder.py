@@ -160,10 +160,10 @@ class RunFolder:
         if genotype is not None and manifest.genotype != genotype:
             raise InputError(f"--resume {self.path}: genotype.json is not the genotype of the checkpoint.")
         changed = {
-            name: (before, self._file.config[group].get(name))
+            name: (before, self._file.config.get(group, {}).get(name))
             for group, flags in manifest.config.items()
             for name, before in flags.items()
-            if before != self._file.config[group].get(name)
+            if before != self._file.config.get(group, {}).get(name)
         }
         for name, (before, now) in changed.items():
             if name not in MAY_CHANGE:

@@ -346,6 +346,9 @@ def test_a_number_that_is_none_is_refused(saved, value, place):
         ("data", "0" * 32 + "\n"),
         ("genotype", "x" * 100_001),
         ("config", []),
+        ("config", {"lower": 1.0}),
+        ("config", {"lower": {"epochs": [1]}}),
+        ("config", {"lower": {"epochs": {}}}),
         ("finished", 1),
         ("elapsed_s", -1.0),
         ("sizes", {"metrics.jsonl": -1}),
@@ -403,7 +406,9 @@ PROGRESS = st.builds(
 EVENTS = st.text("0123456789.", min_size=1, max_size=40).map("tensorboard/events.out.tfevents.".__add__)
 MANIFESTS = st.builds(
     Manifest,
-    config=st.dictionaries(TEXT, JSON, max_size=3),
+    config=st.dictionaries(
+        TEXT, st.dictionaries(TEXT, st.none() | st.booleans() | st.integers() | FINITE | TEXT, max_size=3), max_size=3
+    ),
     data=st.text("0123456789abcdef", min_size=32, max_size=32),
     genotype=TEXT,
     progress=PROGRESS,

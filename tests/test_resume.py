@@ -324,6 +324,16 @@ def test_a_config_edited_by_hand_is_refused_by_name(stopped, capfd):
     assert is_one_sentence(error, "error: --resume runs/run: lower_lr is 0.05 in config.json, 0.025 in the checkpoint")
 
 
+def test_a_checkpoint_of_flags_that_there_are_not_is_refused(stopped, capfd):
+    folder = stopped("train_final")
+    path = folder / RUN / checkpoint.CURRENT
+    crafted = manifest(path).model_copy(update={"config": {"odd": {"flag": 1}}})
+    checkpoint.save(folder / RUN, load_file(path), crafted)
+    assert call("train_final", folder, GO_ON) == 2
+    error = capfd.readouterr().err
+    assert is_one_sentence(error, "error: --resume runs/run: flag is None in config.json, 1 in the checkpoint")
+
+
 # One writer
 
 
