@@ -113,11 +113,12 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
         needed = bytes_of_step(functools.partial(forward_of_zeros, copy.deepcopy(network), images), batch_size)
         lines.append(require_memory(*needed, batch_size, free_bytes()))
     if options.dry_run:
-        for began in (0.0, 0.0):  # twice, as the first step is slower than the others
-            began = time.monotonic()
-            batch, target = images.batch(training.batch_size, options.seed, "final", 0)
-            dropped = datasets.generator("drop path", options.seed, 0, device=str(device))
-            take_step(config, network, optimizer, batch, target, network_config.drop_path, dropped)
+        batch, target = images.batch(training.batch_size, options.seed, "final", 0)
+        dropped = datasets.generator("drop path", options.seed, 0, device=str(device))
+        step = config, network, optimizer, batch, target, network_config.drop_path, dropped
+        take_step(*step)  # not timed, as the first one is slower than the others
+        began = time.monotonic()
+        take_step(*step)
         print(*lines, outlook(time.monotonic() - began, num_steps, training.batch_size), sep="\n")
         return
 

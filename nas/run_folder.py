@@ -341,7 +341,12 @@ class RunFolder:
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps, time left"), TimeRemainingColumn())
         with Bar(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task("", total=num_steps, completed=done)
-            yield lambda: (advance(), bar.advance(task))[-1]
+
+            def advance_with_bar() -> None:
+                advance()
+                bar.advance(task)
+
+            yield advance_with_bar
 
     def close(self) -> None:
         """Give the folder free."""

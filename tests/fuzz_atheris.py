@@ -9,6 +9,7 @@ the corpus, and `python -m tests.fuzz_atheris TARGET --replay FILE` shows it aga
 folder of its own.
 """
 
+import abc
 import argparse
 import copy
 import json
@@ -111,17 +112,19 @@ def change(content: Any, chance: random.Random) -> Any:
     return content
 
 
-class Target:
+class Target(abc.ABC):
     """One parser: inputs to start from, and what is called with each."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
+    @abc.abstractmethod
     def seeds(self) -> list[bytes]:
-        raise NotImplementedError
+        """Inputs that are in order."""
 
+    @abc.abstractmethod
     def read(self, data: bytes) -> None:
-        raise NotImplementedError
+        """Parse one; InputError alone is expected."""
 
     def mutate(self, data: bytes, max_size: int, seed: int) -> bytes:
         """Half of the time the bytes, else a value of the JSON: a byte alone seldom leaves JSON behind."""
