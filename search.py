@@ -170,7 +170,7 @@ def search(config: SearchConfig) -> None:
         torch.use_deterministic_algorithms(True)
     run = RunFolder.reopen(path, config) if options.resume is not None else None
     images, lower_images, upper_images = load_images(config, device)
-    num_images, in_channels, image_size, _ = images.split.images.shape
+    num_images, in_channels, _, _ = images.split.images.shape
     num_lower, num_classes = len(lower_images.split.targets), len(images.split.classes)
     models = build(config, in_channels, num_classes, device)
     alphas, supernet = models.alphas, models.supernet
@@ -288,22 +288,7 @@ def search(config: SearchConfig) -> None:
                 progress.epochs = epoch + 1
                 save()
 
-        found = GenotypeFile.load(run.path / "genotype.json")
-        genotype = Genotype(**found.cells())
-        genotype.save(exported, found.provenance)
-        size = network_size(genotype, image_size, in_channels, num_classes=num_classes)
-        run.log(genotype.to_text())
-        run.log(
-            f"as a final network (36 channels, 20 cells): {size.weights:,} weights, {size.multiply_adds:,} "
-            "multiply-adds an image"
-        )
-        names = "genotype.json, cells/, checkpoint.safetensors, metrics.jsonl, tensorboard/, log.txt"
-        try:
-            report.write([run.path], run.path / "report.html")
-            names = f"report.html, {names}"
-        except InputError as error:  # such as somebody else's page in that place: no reason not to finish
-            run.log(f"no report: {error}")
-        run.log(f"written: {exported}, and in {run.path}: {names}")
+        export_cell(run, exported, images)
         if not drawn:
             run.log(draw.HOW_TO_GET_PICTURES)
         run.log(f"retrain it: python train_final.py --genotype {exported}{data_flags(data)}")
@@ -341,6 +326,27 @@ def forecast(
         batch_size = min(config.lower.batch_size, num_lower)
         lines.append(require_memory(*bytes_of_step(forward, batch_size), batch_size, free_bytes()))
     return lines
+
+
+def export_cell(run: RunFolder, exported: Path, images: Images) -> None:
+    """Leave the derived cell where `train_final.py` finds it, and the report; say what they are."""
+    found = GenotypeFile.load(run.path / "genotype.json")
+    genotype = Genotype(**found.cells())
+    genotype.save(exported, found.provenance)
+    _, in_channels, image_size, _ = images.split.images.shape
+    size = network_size(genotype, image_size, in_channels, num_classes=len(images.split.classes))
+    run.log(genotype.to_text())
+    run.log(
+        f"as a final network (36 channels, 20 cells): {size.weights:,} weights, {size.multiply_adds:,} "
+        "multiply-adds an image"
+    )
+    names = "genotype.json, cells/, checkpoint.safetensors, metrics.jsonl, tensorboard/, log.txt"
+    try:
+        report.write([run.path], run.path / "report.html")
+        names = f"report.html, {names}"
+    except InputError as error:  # such as somebody else's page in that place: no reason not to finish
+        run.log(f"no report: {error}")
+    run.log(f"written: {exported}, and in {run.path}: {names}")
 
 
 def load_images(config: SearchConfig, device: torch.device) -> tuple[Images, Images, Images]:
