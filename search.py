@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Search a cell: the weights and the alphas of a supernet learn in turn (DARTS, ICLR 2019, algorithm 1)."""
 
 import copy
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from nas import datasets, draw, report
-from nas.checkpoint import state_tensors
+from nas.checkpoint import Progress, state_tensors
 from nas.command_line import data_flags, run_script
 from nas.config import SearchConfig
 from nas.environment import versions
@@ -24,6 +25,7 @@ from nas.genotype import Genotype, GenotypeFile, Provenance
 from nas.hypergradient import FirstOrder, Onestage, State
 from nas.interrupts import Interrupts
 from nas.network_size import network_size
+from nas.progress_bar import progress_bar
 from nas.run_folder import RunFolder, folder_of_run, is_finished
 from nas.search_space import PRIMITIVES, edges
 from nas.supernet import Alphas, EdgeWeights, Supernet
@@ -203,6 +205,7 @@ def search(config: SearchConfig) -> None:
         run.log(f"{run.path}: tensorboard --logdir {run.path.parent} shows the search as it goes")
         genotype = Genotype.derive(alphas)
         drawn = genotype.draw(run.path / "cells")
+        upper_accuracy: float | None = None  # of the last epoch
 
         def save(finished: bool = False) -> None:
             run.save(state, fingerprint, genotype.to_text(), progress, finished)
@@ -214,7 +217,7 @@ def search(config: SearchConfig) -> None:
 
         if progress.steps == 0:
             save()
-        with run.progress(num_steps, progress.steps, 2 * lower.batch_size) as advance:
+        with progress_bar(run.console, run.log, num_steps, progress.steps, 2 * lower.batch_size) as advance:
             for epoch in range(progress.epochs, lower.epochs):
                 if progress.steps == epoch * steps_an_epoch:
                     progress.begin_epoch(run.elapsed_s())
@@ -245,7 +248,7 @@ def search(config: SearchConfig) -> None:
                     if time.monotonic() - run.saved_at >= 60 * options.checkpoint_minutes:
                         save()
                     stop_if_asked()
-                    advance()
+                    advance(status(progress, upper_accuracy, genotype))
 
                 with torch.no_grad():
                     edge_weights = alphas()
@@ -281,8 +284,7 @@ def search(config: SearchConfig) -> None:
                 show(run, edge_weights, progress.steps)
                 run.log(
                     f"epoch {epoch + 1}/{lower.epochs}: lower loss {lower_loss:.3f}, accuracy {lower_accuracy:.1%}; "
-                    f"upper loss {upper_loss:.3f}, accuracy {upper_accuracy:.1%}; skips "
-                    f"{cells['cells/skip_connections_normal']:.0f} + {cells['cells/skip_connections_reduce']:.0f}; "
+                    f"upper loss {upper_loss:.3f}, accuracy {upper_accuracy:.1%}; {skips(genotype)}; "
                     f"{duration(epoch_s)}"
                 )
                 progress.epochs = epoch + 1
@@ -412,6 +414,18 @@ def describe(edge_weights: EdgeWeights, genotype: Genotype) -> dict[str, float]:
             for primitive, weight in zip(PRIMITIVES, row, strict=True):
                 scalars[f"edge_weights_{cell}/{edge}_{primitive}"] = weight
     return scalars
+
+
+def status(progress: Progress, upper_accuracy: float | None, genotype: Genotype) -> str:
+    """What stands beside the bar: accuracies of this epoch's steps and of the last epoch's cell, and its skips."""
+    upper = "" if upper_accuracy is None else f", upper {upper_accuracy:.1%}"
+    return f"lower {progress.means()[1]:.1%}{upper}; {skips(genotype)}"
+
+
+def skips(genotype: Genotype) -> str:
+    """How many skip connections each derived cell has; where they take over, a search has failed."""
+    normal, reduction = (sum(name == "skip_connect" for name, _ in cell) for cell in (genotype.normal, genotype.reduce))
+    return f"skips {normal} + {reduction}"
 
 
 def show(run: RunFolder, edge_weights: EdgeWeights, step: int) -> None:

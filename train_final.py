@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Train the network of a genotype from scratch, and report its test accuracy (DARTS, ICLR 2019, appendix A.2.1)."""
 
 import copy
@@ -22,6 +23,7 @@ from nas.forecast import bytes_of_step, duration, free_bytes, outlook, require_m
 from nas.genotype import Genotype, GenotypeFile, find
 from nas.interrupts import Interrupts
 from nas.network_size import network_size
+from nas.progress_bar import progress_bar
 from nas.run_folder import RunFolder, folder_of_run, is_finished
 from nas.training import (
     Images,
@@ -141,7 +143,8 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
 
         if progress.steps == 0:
             save()
-        with run.progress(num_steps, progress.steps, training.batch_size) as advance:
+        held_out = ""  # accuracy after the last epoch
+        with progress_bar(run.console, run.log, num_steps, progress.steps, training.batch_size) as advance:
             for epoch in range(progress.epochs, training.epochs):
                 if progress.steps == epoch * steps_an_epoch:
                     progress.begin_epoch(run.elapsed_s())
@@ -173,7 +176,7 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
                     if time.monotonic() - run.saved_at >= 60 * options.checkpoint_minutes:
                         save()
                     stop_if_asked()
-                    advance()
+                    advance(f"train {progress.means()[1]:.1%}{held_out}")
 
                 train_loss, train_accuracy = progress.means()
                 line = f"epoch {epoch + 1}/{training.epochs}: loss {train_loss:.3f}, accuracy {train_accuracy:.1%}"
@@ -181,6 +184,7 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
                 if holdout_images is not None:
                     loss, accuracy = accuracy_of(network, holdout_images, training.batch_size, stop_if_asked)
                     line += f"; held out: loss {loss:.3f}, accuracy {accuracy:.1%}"
+                    held_out = f", held out {accuracy:.1%}"
                     scalars |= {"holdout/loss": loss, "holdout/accuracy": accuracy}
                 epoch_s = run.elapsed_s() - progress.epoch_began_s
                 run.record(epoch + 1, progress.steps, scalars | {"speed/epoch_s": epoch_s})

@@ -1,25 +1,20 @@
-"""The folder of one run: config.json, metrics.jsonl, TensorBoard's event files, log.txt; and its progress on screen."""
+"""The folder of one run: its config, lock and log, its checkpoints, and its records."""
 
 import contextlib
 import dataclasses
 import fcntl
-import json
-import math
 import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from torch import Tensor
 
 from nas import checkpoint, files
@@ -27,14 +22,9 @@ from nas.checkpoint import Manifest, Progress
 from nas.config import CONFIG_VERSION, MAY_CHANGE, ConfigFile, FinalConfig, Run, SearchConfig, TrainedOn, read_config
 from nas.environment import environment
 from nas.errors import InputError, Stopped
-from nas.event_file import EventFile
-from nas.forecast import duration, outlook
+from nas.records import Records
 
-PLAIN_LINE_EVERY_S = 60.0
-TIMED_STEPS = 10
 COMPARED = {"search": ("upper/accuracy", "upper/loss", "lower/accuracy"), "final": ("test/accuracy", "train/accuracy")}
-EVENT_FILES = "events.out.tfevents.*"
-_RECORD = TypeAdapter(dict[str, float])
 
 
 def folder_of_run(options: Run, default: str) -> Path:
@@ -75,7 +65,7 @@ class RunFolder:
         self._lock = lock
         self._saved_step: int | None = None
         self._log = (path / "log.txt").open("a", encoding="utf-8", buffering=1)
-        self._open: list[TextIO | EventFile] = [self._log]
+        self._records: Records | None = None  # from `restore` on
 
     @classmethod
     def create(cls, path: Path, config: SearchConfig | FinalConfig, trained_on: TrainedOn | None = None) -> Self:
@@ -188,13 +178,14 @@ class RunFolder:
         self, tensors: Mapping[str, Tensor], data: str, genotype: str, progress: Progress, finished: bool = False
     ) -> None:
         """Write a checkpoint; arguments as in `checkpoint.Manifest`."""
+        assert self._records is not None
         manifest = Manifest(
             config=self._file.config,
             data=data,
             genotype=genotype,
             progress=progress,
             elapsed_s=self.elapsed_s(),
-            sizes=self._sizes(),
+            sizes=self._records.sizes(),
             finished=finished,
         )
         checkpoint.save(self.path, tensors, manifest)
@@ -210,43 +201,16 @@ class RunFolder:
 
     def _begin(self, sizes: Mapping[str, int], elapsed_s: float) -> None:
         self._began = time.monotonic() - elapsed_s
-        path = self.path / "metrics.jsonl"
-        size = sizes.get("metrics.jsonl", 0)
-        self._metrics = path.open("a", encoding="utf-8", buffering=1)
-        self._open.append(self._metrics)
-        if os.path.getsize(path) < size:
-            self.log(f"{path} was cut or removed: what it held before step {self._saved_step} is incomplete.")
-        else:
-            os.truncate(path, size)
-        found = {f"tensorboard/{file.name}": file for file in (self.path / "tensorboard").glob(EVENT_FILES)}
-        complete = all(
-            name in found and found[name].stat().st_size >= size
-            for name, size in sizes.items()
-            if name.startswith("tensorboard/")
-        )
-        for name, file in found.items():
-            if complete and name in sizes:
-                os.truncate(file, sizes[name])
-            else:
-                file.unlink()
-        self._events = self._new_events()
-        if not complete:
-            self._restore_curves()
-
-    def _restore_curves(self) -> None:
-        """Write the scalars of metrics.jsonl into the event file."""
-        path, started = self.path / "metrics.jsonl", datetime.fromisoformat(self.started).timestamp()
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                values = _RECORD.validate_json(line)
-                values.pop("epoch")
-                step, time_s = int(values.pop("step")), values.pop("time_s")
-            except (ValidationError, KeyError, ValueError):
-                raise InputError(f"{path}, line {number}: not a record; remove the line.") from None
-            self._events.scalars(values, step, started + time_s)
-        self.log(
-            f"{self._events.path.parent} was removed: its curves are those of metrics.jsonl, its pictures are lost."
-        )
+        config = self._file.config
+        flags = {
+            name: value
+            for group, values in config.items()
+            for name, value in values.items()
+            if (group != "run" or name == "seed") and value is not None
+        }
+        compared = COMPARED["search" if self._file.trained_on is None else "final"]
+        began = datetime.fromisoformat(self.started).timestamp()
+        self._records = Records(self.path, sizes, began, flags, compared, self.log)
 
     def log(self, line: str) -> None:
         """Print a line, and keep it in log.txt."""
@@ -261,98 +225,21 @@ class RunFolder:
         return time.monotonic() - self._began
 
     def record(self, epoch: int, step: int, scalars: Mapping[str, float]) -> None:
-        """One line in metrics.jsonl, and the same scalars in TensorBoard.
-
-        Args:
-            epoch: counted from 1.
-            step: steps taken since the start of the run.
-            scalars: by name, and what stands before a '/' groups them in TensorBoard; what is not finite is left out.
-        """
-        scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
-        line = {"epoch": epoch, "step": step, "time_s": round(self.elapsed_s(), 3), **scalars}
-        self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
-        if not self._renew_events():
-            self._events.scalars(scalars, step)
+        """See `Records.write`."""
+        assert self._records is not None
+        self._records.write(epoch, step, self.elapsed_s(), scalars)
 
     def picture(self, name: str, picture: Image.Image, step: int) -> None:
         """A picture in TensorBoard."""
-        self._renew_events()
-        self._events.picture(name, picture, step)
-
-    def _renew_events(self) -> bool:
-        """Whether TensorBoard's folder was deleted, and is there again with all that metrics.jsonl holds."""
-        if not self._events.deleted:
-            return False
-        self._events.close()
-        self._events = self._new_events()
-        self._restore_curves()
-        return True
-
-    def _new_events(self) -> EventFile:
-        events = EventFile(self.path / "tensorboard")
-        self._open.append(events)
-        flags = {
-            name: value
-            for group, values in self._file.config.items()
-            if group != "run"
-            for name, value in values.items()
-        }
-        flags["seed"] = self._file.config["run"]["seed"]
-        known = {name: value for name, value in flags.items() if value is not None}
-        events.flags(known, COMPARED["search" if self._file.trained_on is None else "final"])
-        return events
-
-    def _sizes(self) -> dict[str, int]:
-        """Of the files that only grow, all of them on the disk by now."""
-        self._renew_events()
-        os.fsync(self._metrics.fileno())
-        self._events.sync()
-        paths = [self.path / "metrics.jsonl", *sorted((self.path / "tensorboard").glob(EVENT_FILES))]
-        return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in paths if path.exists()}
-
-    @contextlib.contextmanager
-    def progress(self, num_steps: int, done: int, images_a_step: int) -> Iterator[Callable[[], None]]:
-        """Hands out what to call after each step: on a terminal a bar with the time left, elsewhere a line a minute.
-
-        On both there is a line, after a few steps, on how quick they are and when the last one will have been taken.
-
-        Args:
-            done: steps of `num_steps` that were taken before.
-        """
-        began = said = time.monotonic()
-        step = done
-
-        def advance() -> None:
-            nonlocal began, said, step
-            step += 1
-            now = time.monotonic()
-            if step == done + 1:
-                began = said = now  # the first step of a process is slower than the others
-            elif step == done + 1 + TIMED_STEPS and step < num_steps:
-                self.log(outlook((now - began) / TIMED_STEPS, num_steps - step, images_a_step))
-            elif not self.console.is_terminal and now - said >= PLAIN_LINE_EVERY_S:
-                said = now
-                left = (now - began) / (step - done - 1) * (num_steps - step)
-                self.log(f"step {step} of {num_steps}, {duration(left)} left")
-
-        if not self.console.is_terminal:
-            yield advance
-            return
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps, time left"), TimeRemainingColumn())
-        with Bar(*columns, console=self.console, transient=True) as bar:
-            task = bar.add_task("", total=num_steps, completed=done)
-
-            def advance_with_bar() -> None:
-                advance()
-                bar.advance(task)
-
-            yield advance_with_bar
+        assert self._records is not None
+        self._records.picture(name, picture, step)
 
     def close(self) -> None:
         """Give the folder free."""
-        for file in self._open:
+        for file in (self._log, self._records):
             with contextlib.suppress(OSError):  # on a full disk closing fails as writing did
-                file.close()
+                if file is not None:
+                    file.close()
         os.close(self._lock)
 
     def __enter__(self) -> Self:

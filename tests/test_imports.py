@@ -39,7 +39,9 @@ ALLOWED = {
     "report_data": {"command_line", "config", "errors", "genotype", "network_size", "search_space"},
     "report": {"command_line", "errors", "files", "report_data", "search_space"},
     "forecast": {"errors"},
-    "run_folder": {"checkpoint", "config", "environment", "event_file", "files", "forecast", "errors"},
+    "progress_bar": {"forecast"},
+    "records": {"event_file", "errors"},
+    "run_folder": {"checkpoint", "config", "environment", "files", "records", "errors"},
 }
 
 

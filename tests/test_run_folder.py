@@ -248,30 +248,3 @@ def test_what_is_resumed_is_the_config_of_the_run(tmp_path, monkeypatch):
     begun(tmp_path / "a", parse(SearchConfig, ["--seed=3", "--epochs=7"])).close()
     config = parse(SearchConfig, ["--resume=a", "--epochs=9"])
     assert (config.run.seed, config.lower.epochs, config.run.resume) == (3, 9, "a")
-
-
-def test_on_a_pipe_a_line_now_and_then_says_what_is_left(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run_folder, "PLAIN_LINE_EVERY_S", 0.0)
-    run = begun(tmp_path / "a")
-    monkeypatch.setattr(run_folder, "TIMED_STEPS", 2)
-    with run.progress(6, done=1, images_a_step=8) as advance:
-        for _ in range(5):
-            advance()
-    run.close()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "step 3 of 6, 0:00:00 left"
-    assert re.search(r"images a second, \S+ s a step: 0:00:00 for 2 steps, until ", lines[1])
-    assert lines[2:] == ["step 5 of 6, 0:00:00 left", "step 6 of 6, 0:00:00 left"]
-
-
-def test_on_a_terminal_there_is_a_bar(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    run = begun(tmp_path / "a")
-    with run.progress(3, done=1, images_a_step=8) as advance:
-        advance()
-        run.log("a line above the bar")
-        advance()
-    run.close()
-    out = capsys.readouterr().out
-    assert "3/3" in out
-    assert "a line above the bar" in out

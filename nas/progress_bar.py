@@ -1,0 +1,64 @@
+"""How far a loop is: a bar on a terminal, a line now and then in a notebook, a pipe or a file."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nas.forecast import duration, outlook
+
+PLAIN_LINE_EVERY_S = 60.0
+TIMED_STEPS = 10
+
+
+@contextlib.contextmanager
+def progress_bar(
+    console: Console, log: Callable[[str], None], num_steps: int, done: int, images_a_step: int
+) -> Iterator[Callable[[str], None]]:
+    """Hands out what to call after each step, with what to show beside the time left, such as accuracies.
+
+    After a few steps a line says how quick they are and when the last one will have been taken.
+
+    Args:
+        log: prints a line, and keeps it.
+        done: steps of `num_steps` that were taken before.
+    """
+    # A command that a notebook starts has a terminal, but one in which no line can be drawn over.
+    drawn = console.is_terminal and "JPY_PARENT_PID" not in os.environ
+    began = said = time.monotonic()
+    step = done
+
+    def advance(status: str) -> None:
+        nonlocal began, said, step
+        step += 1
+        now = time.monotonic()
+        if step == done + 1:
+            began = said = now  # the first step of a process is slower than the others
+        elif step == done + 1 + TIMED_STEPS and step < num_steps:
+            log(outlook((now - began) / TIMED_STEPS, num_steps - step, images_a_step))
+        elif not drawn and now - said >= PLAIN_LINE_EVERY_S:
+            said = now
+            left = (now - began) / (step - done - 1) * (num_steps - step)
+            log(f"step {step} of {num_steps}, {duration(left)} left; {status}")
+
+    if not drawn:
+        yield advance
+        return
+    columns = (
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(),
+        TextColumn("steps,"),
+        TimeRemainingColumn(),
+        TextColumn("left; {task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=num_steps, completed=done)
+
+        def advance_with_bar(status: str) -> None:
+            advance(status)
+            bar.update(task, advance=1, description=status)
+
+        yield advance_with_bar
