@@ -2,6 +2,8 @@
 
 import functools
 import hashlib
+import json
+import os
 import socket
 import tempfile
 import urllib.error
@@ -19,6 +21,7 @@ from nas.errors import InputError
 # Sets in which the mirror image of a thing is not that thing.
 MIRRORED_IS_ANOTHER = ("digits", "svhn")
 DOWNLOAD_TIMEOUT_S = 30.0
+MAX_NAMES_BYTES = 1_000_000  # a run's config.json holds the names of the classes, and 1 MiB of it is read back
 
 # What torchvision looks for under the data folder.
 EXPECTED_FILES = {
@@ -36,19 +39,21 @@ class Split(NamedTuple):
         images: (num_images, channels, size, size), uint8.
         targets: (num_images,), int64, indices into `classes`.
         classes: names of the classes.
+        mirror: whether a mirrored image is of the same class, as far as the images say so themselves.
     """
 
     images: Tensor
     targets: Tensor
     classes: tuple[str, ...]
+    mirror: bool = True
 
     def select(self, indices: Tensor) -> "Split":
         """The images at `indices`, in that order."""
-        return Split(self.images[indices], self.targets[indices], self.classes)
+        return self._replace(images=self.images[indices], targets=self.targets[indices])
 
     def to(self, device: torch.device) -> "Split":
         """The same on a device."""
-        return Split(self.images.to(device), self.targets.to(device), self.classes)
+        return self._replace(images=self.images.to(device), targets=self.targets.to(device))
 
 
 def load(
@@ -66,8 +71,9 @@ def load(
     Args:
         name: cifar10, cifar100, fashion-mnist, svhn, digits, folder or npz. `digits` is embedded: 1,797 grey images,
             8 × 8, every fifth one for testing. `folder` is `data_dir/train/<class>/*` and `data_dir/test/<class>/*`,
-            any image format, as RGB; a part read whole is kept beside it (see `nas.image_folder`). `npz` is
-            `data_dir/train.npz` and `data_dir/test.npz`, arrays of numpy's, grey or RGB (see `nas.npz`).
+            any image format, as RGB whether they are grey or not; a part read whole is kept beside it (see
+            `nas.image_folder`). `npz` is `data_dir/train.npz` and `data_dir/test.npz`, arrays of numpy's, grey or RGB
+            (see `nas.npz`).
         data_dir: where the files lie; a set that torchvision knows and that is missing is downloaded to it.
         part: "train" or "test".
         image_size: pixels a side, for `folder` alone (32 by default): images are scaled, and cropped about their centre
@@ -83,21 +89,29 @@ def load(
     assert part in ("train", "test"), part
     if name == "folder":
         choose = functools.partial(_draw, limit=limit, seed=seed)
-        return Split(*image_folder.load(data_dir, part, image_size or 32, choose, skip_bad))
-    if name == "npz":
+        split = Split(*image_folder.load(data_dir, part, image_size or 32, choose, skip_bad))
+    elif name == "npz":
         split = Split(*npz.load(data_dir, part, classes))
     else:
         split = _load_digits(part) if name == "digits" else _load_torchvision(name, data_dir, part)
+    num_bytes = len(json.dumps(split.classes, ensure_ascii=False).encode())
+    if num_bytes > MAX_NAMES_BYTES:
+        raise InputError(
+            f"--data-dir {data_dir}: the names of the {len(split.classes):,} classes take {num_bytes:,} bytes, of "
+            f"which {MAX_NAMES_BYTES:,} can be kept; shorten them."
+        )
     return split.select(_draw(len(split.targets), limit, seed)) if limit else split
 
 
 def fingerprint(*splits: Split) -> str:
-    """A digest of images, targets and classes, 32 hexadecimal digits."""
+    """A digest of images, targets, classes and whether they may be mirrored, 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
-    for images, targets, classes in splits:
-        digest.update(repr((tuple(images.shape), classes)).encode())
-        for tensor in (images, targets):
+    for split in splits:
+        digest.update(repr((tuple(split.images.shape), split.classes)).encode())
+        for tensor in (split.images, split.targets):
             digest.update(tensor.cpu().contiguous().numpy().data)
+        if not split.mirror:
+            digest.update(b"not to be mirrored")
     return digest.hexdigest()
 
 
@@ -214,9 +228,15 @@ def _open_torchvision(name: str, root: Path, part: str, download: bool):
 
 def _download(name: str, data_dir: Path) -> None:
     """Download into a folder aside, so that nothing half-downloaded stays behind, then move it to its place."""
+    for kind, own in (("folder", data_dir / "train"), ("npz", data_dir / "train.npz")):
+        if os.path.exists(own):
+            raise InputError(
+                f"--dataset {name}: not found in --data-dir {data_dir}, which holds {own}; for images of your own add "
+                f"--dataset {kind}."
+            )
     print(f"{name} is not in {data_dir}: downloading it.", flush=True)
     before = socket.getdefaulttimeout()
-    existing = next(folder for folder in (data_dir, *data_dir.absolute().parents) if folder.is_dir())
+    existing = next(folder for folder in (data_dir, *data_dir.absolute().parents) if os.path.isdir(folder))
     try:
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
         with tempfile.TemporaryDirectory(prefix=".nas-download-", dir=existing) as aside:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nas import files
-from nas.errors import InputError
+from nas.errors import InputError, Stopped, printable
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 MAX_CLASSES = 10_000  # as many as nas.config.TrainedOn reads back
+# Half of the memory, as the two levels of a search have copies of their halves.
+MAX_BYTES = min(64 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
 
 
 def load(
@@ -29,17 +32,30 @@ def load(
     as no file was added, removed or changed (by size and time of change).
 
     Args:
-        part: images are `data_dir/part/<class>/*`, RGB or not, sorted by class and name.
+        part: images are `data_dir/part/<class>/*`, sorted by class and name. Grey ones get three channels that are
+            the same, so that all have one shape; of 16 bits a pixel the upper 8 are taken; what is transparent becomes
+            white; of an animation the first picture is taken.
         choose: from the number of files to the indices of those to load; without a cache no other is opened.
         skip_bad: leave out files that cannot be read as images, and say so.
 
     Raises:
-        InputError: a folder is missing or empty, or an image cannot be read; it names the file.
+        InputError: a folder is missing or empty, or an image cannot be read, or they do not fit into half of the
+            memory; it names folder, file or flag.
     """
-    classes, paths, targets = _list(data_dir, part)
+    try:
+        classes, paths, targets = _list(data_dir, part)
+        fingerprint = _fingerprint(classes, paths)
+    except OSError as error:
+        where = printable(error.filename, 1000)
+        raise InputError(f"--data-dir {data_dir}: {where} cannot be read ({error.strerror}).") from None
     chosen = choose(len(paths))
+    num_bytes = 3 * image_size**2 * len(chosen)
+    if num_bytes > MAX_BYTES:
+        raise InputError(
+            f"--image-size {image_size}: {len(chosen):,} images of this size take {num_bytes / 2**30:,.1f} GiB, but "
+            f"{MAX_BYTES / 2**30:,.1f} GiB can be held here; give a smaller size, or fewer images."
+        )
     cache = data_dir / f".nas-{part}-{image_size}.safetensors"
-    fingerprint = _fingerprint(classes, paths)
     images = _read_cache(cache, fingerprint, (len(paths), 3, image_size, image_size))
     if images is not None:
         images = images[chosen]  # a copy, so that what happens to the file later does not matter
@@ -50,7 +66,8 @@ def load(
     images, bad = _read([paths[index] for index in chosen], image_size, skip_bad)
     if bad:
         good = [index for index in range(len(chosen)) if index not in bad]
-        print(f"Left out {len(bad)} of {len(chosen)} files: {', '.join(map(str, list(bad.values())[:5]))}.", flush=True)
+        named = ", ".join(printable(path, 1000) for path in list(bad.values())[:5])
+        print(f"Left out {len(bad)} of {len(chosen)} files: {named}.", flush=True)
         lost = {targets[index] for index in chosen} - {targets[index] for index in chosen[good]}
         if lost:
             raise InputError(
@@ -66,12 +83,13 @@ def _list(data_dir: Path, part: str) -> tuple[tuple[str, ...], list[Path], list[
     """Names of the classes, and all files with their targets."""
     layout = f"{data_dir}/{part}/CLASS/IMAGE"
     root = data_dir / part
-    if not root.is_dir():
+    if not os.path.isdir(root):  # as Path.is_dir raises at a name that is too long
         raise InputError(f"--data-dir {data_dir}: there is no folder {root}; images are expected as {layout}.")
     classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
     if len(classes) < 2:
         raise InputError(
-            f"--data-dir {data_dir}: {root} holds {len(classes)} class folders, but two at least are needed: {layout}."
+            f"--data-dir {data_dir}: {root} holds {len(classes)} class folder{'s' * (len(classes) != 1)}, but two at "
+            f"least are needed: {layout}."
         )
     if len(classes) > MAX_CLASSES:
         raise InputError(
@@ -80,10 +98,18 @@ def _list(data_dir: Path, part: str) -> tuple[tuple[str, ...], list[Path], list[
     paths: list[Path] = []
     targets: list[int] = []
     for target, name in enumerate(classes):
+        if not name.isprintable():
+            raise InputError(
+                f"--data-dir {data_dir}: the class folder '{printable(name, 300)}' in {root} has a name that cannot be "
+                "printed; rename it."
+            )
         with os.scandir(root / name) as entries:
             images = sorted(entry.name for entry in entries if entry.is_file() and not entry.name.startswith("."))
         if not images:
-            raise InputError(f"--data-dir {data_dir}: the class {root / name} holds no image; add some or remove it.")
+            raise InputError(
+                f"--data-dir {data_dir}: the class {root / name} holds no image (folders inside it are not read); add "
+                "some or remove it."
+            )
         paths += [root / name / image for image in images]
         targets += [target] * len(images)
     return classes, paths, targets
@@ -106,14 +132,32 @@ def _read(paths: list[Path], image_size: int, skip_bad: bool) -> tuple[Tensor, d
 def _read_image(path: Path, image_size: int) -> Tensor:
     """RGB, (3, image_size, image_size), uint8: upright, scaled, and cropped about its centre to a square."""
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            square = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            square = ImageOps.fit(_upright_rgb(image), (image_size, image_size), Image.Resampling.BILINEAR)
+    except Stopped:
+        raise
+    except Exception as error:  # there are forty decoders, and no end to what a damaged file makes them raise
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "of no known format" if unknown else printable(error, 200) or type(error).__name__
         raise InputError(
-            f"{path}: cannot be read as an image ({error}); remove or replace it, or --skip-bad-images."
+            f"{printable(path, 1000)}: cannot be read as an image ({reason}); remove or replace it, or "
+            "--skip-bad-images."
         ) from None
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    if image.format == "EPS":
+        raise ValueError("PostScript is a program, and not run")
+    upright = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))  # Pillow would make nearly all white
+    elif image.mode in ("I", "F"):
+        raise ValueError("32 bits a pixel, of which nothing says what is white; 8 and 16 can be read")
+    elif upright.has_transparency_data:
+        clear = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
+    return upright.convert("RGB")
 
 
 def _fingerprint(classes: tuple[str, ...], paths: list[Path]) -> str:

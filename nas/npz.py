@@ -1,6 +1,7 @@
 """Images, labels and names of classes in .npz files, which may be hostile: no pickle is opened, no zip bomb unpacked.
 
-This makes both files of scikit-learn's digits; any arrays of yours do as well:
+This makes both files of scikit-learn's digits; any arrays of yours do as well. Where `mirror` is left out or True half
+of the images are mirrored, left to right, in training, as those of an image folder always are:
 
     import os
     import numpy as np
@@ -9,9 +10,10 @@ This makes both files of scikit-learn's digits; any arrays of yours do as well:
     pixels, labels = load_digits(return_X_y=True)
     images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)  # grey, or (N, size, size, 3)
     classes = [f"digit {label}" for label in range(10)]  # or leave them out
-    os.makedirs("own")
+    os.makedirs("own", exist_ok=True)
     for part, chosen in {"train": np.arange(1797) % 5 > 0, "test": np.arange(1797) % 5 == 0}.items():
-        np.savez_compressed(f"own/{part}.npz", images=images[chosen], labels=labels[chosen], classes=classes)
+        arrays = {"images": images[chosen], "labels": labels[chosen], "classes": classes}
+        np.savez_compressed(f"own/{part}.npz", **arrays, mirror=False)  # a mirrored digit is no digit
 """
 
 import io
@@ -44,17 +46,20 @@ _DTYPES = {
     "images": (r"[|<>=]?u1", "uint8, from 0 to 255"),
     "labels": (r"[|<>=]?[iu][1248]", "integers"),
     "classes": (r"[<>=]U[1-9]\d{0,2}", "text of up to 999 letters"),
+    "mirror": (r"\|b1", "True or False"),
 }
 # All that zipfile and numpy are known to raise at what is no .npz file.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError, MemoryError)
 
 
-def load(data_dir: Path, part: str, classes: tuple[str, ...] | None = None) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Images (num_images, channels, size, size), uint8, targets (num_images,), int64, and names of the classes.
+def load(
+    data_dir: Path, part: str, classes: tuple[str, ...] | None = None
+) -> tuple[Tensor, Tensor, tuple[str, ...], bool]:
+    """Images (num_images, channels, size, size), uint8, targets (num_images,), int64, names of the classes, and mirror.
 
     `data_dir/part.npz` holds `images`, (num_images, size, size) or (num_images, size, size, 1 or 3), uint8, with 8 to
     1,024 pixels a side; `labels`, (num_images,), integers from 0 on; and, if it likes, `classes`, (num_classes,),
-    their names. Other arrays in it are not read.
+    their names, and `mirror`, whether a mirrored image is of the same class. Other arrays in it are not read.
 
     Args:
         part: "train" or "test". Of "train" each class has an image.
@@ -65,7 +70,7 @@ def load(data_dir: Path, part: str, classes: tuple[str, ...] | None = None) -> t
             half of the memory; the sentence names file and array.
     """
     path = data_dir / f"{part}.npz"
-    if not path.is_file():
+    if not os.path.isfile(path):  # as Path.is_file raises at a name that is too long
         raise InputError(
             f"--data-dir {data_dir}: there is no file {path}; train.npz and test.npz are expected there, as "
             "numpy.savez_compressed makes them."
@@ -93,7 +98,7 @@ def load(data_dir: Path, part: str, classes: tuple[str, ...] | None = None) -> t
         )
     pixels = torch.from_numpy(images)
     pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-    return pixels.contiguous(), targets, classes
+    return pixels.contiguous(), targets, classes, bool(arrays.get("mirror", True))
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -176,6 +181,8 @@ def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     names = shapes.get("classes", (1,))
     if len(names) != 1 or not 1 <= names[0] <= MAX_CLASSES:
         raise InputError(f"{path}: classes: of shape {names}, but must be a list of {MAX_CLASSES:,} names at most.")
+    if shapes.get("mirror", ()):
+        raise InputError(f"{path}: mirror: of shape {shapes['mirror']}, but must be a single True or False.")
 
 
 def _names(path: Path, array: np.ndarray) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Wrong calls of the two scripts, and what is said of each: python -m tests.bad_calls tries them all for real.
 
-A call may be made in a folder that holds `genotypes/taken.json` (no genotype), the folder `runs/made` (no run), and
-`images/` with a file that is no image, and with a `train.npz` that is no such file.
+A call may be made in a folder that holds `genotypes/taken.json` (no genotype), the folder `runs/made` (no run),
+`images/` with files that are no images and a `train.npz` that is none, and `own/` with a `train.npz` alone.
 """
 
 import os
@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import numpy as np
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,6 +53,13 @@ _SEARCH = [
     ("--dataset folder --image-size 7", "--image-size: must be greater than or equal to 8, got 7"),
     ("--dataset folder --data-dir nowhere", "--data-dir nowhere: there is no folder nowhere/train"),
     ("--dataset folder --data-dir images", "images/train/ant/1.png: cannot be read as an image"),
+    ("--dataset folder --data-dir images --skip-bad-images", "no image is left of the class images/train/ant."),
+    ("--dataset folder --data-dir images/train", "there is no folder images/train/train; images are expected as"),
+    (f"--dataset folder --data-dir {'a' * 300}", "a: there is no folder aaa"),
+    (f"--dataset npz --data-dir {'a' * 300}", "a: there is no file aaa"),
+    ("--data-dir images", "--data-dir images, which holds images/train; for images of your own add --dataset folder"),
+    ("--dataset svhn --data-dir own", "which holds own/train.npz; for images of your own add --dataset npz"),
+    ("--dataset npz --data-dir own --upper-fraction 0.9", "--upper-fraction 0.9: 1 images for the weights"),
     ("--dataset digits --skip-bad-images", "--skip-bad-images: goes with --dataset folder"),
     ("--dataset npz --data-dir nowhere", "--data-dir nowhere: there is no file nowhere/train.npz"),
     ("--dataset npz --data-dir images", "images/train.npz: no .npz file, or a damaged one"),
@@ -87,6 +96,8 @@ _FINAL = [
     ("--genotype runs", "genotype runs: not a regular file"),
     ("--genotype __import__('os').system('true')", "no such file, and no such name"),
     ("--genotype DARTS_V1 --dataset npz --data-dir nowhere", "--data-dir nowhere: there is no file nowhere/train.npz"),
+    ("--genotype DARTS_V1 --dataset npz --data-dir own", "--data-dir own: there is no file own/test.npz"),
+    ("--genotype DARTS_V1 --dataset folder --data-dir images", "images/train/ant/1.png: cannot be read as an image"),
     ("--genotype DARTS_V1 --dataset digits --cutout 9", "--cutout 9: larger than the images"),
     ("--genotype DARTS_V1 --cutout -1", "--cutout: must be greater than or equal to 0, got -1"),
     ("--genotype DARTS_V1 --auxiliary-weight -1", "--auxiliary-weight: must be greater than or equal to 0, got -1.0"),
@@ -119,6 +130,8 @@ def make_surroundings(folder: Path) -> None:
         (folder / "images" / "train" / name).mkdir(parents=True)
         (folder / "images" / "train" / name / "1.png").write_bytes(b"\x89PNG no more")
     (folder / "images" / "train.npz").write_bytes(b"PK no more")
+    (folder / "own").mkdir()
+    np.savez(folder / "own" / "train.npz", images=np.zeros((8, 8, 8), np.uint8), labels=[0, 1] * 4)
 
 
 def content(folder: Path) -> dict[str, bytes | None]:

@@ -120,6 +120,19 @@ def test_a_thousand_classes_take_turns():
     assert drawn[:64].tolist() != sorted(drawn[:64].tolist())
 
 
+def test_a_fingerprint_tells_apart_whatever_a_run_depends_on():
+    split = datasets.load("digits", None, "test")
+    others = [
+        split._replace(images=split.images.flip(0)),
+        split._replace(images=split.images.reshape(-1, 1, 16, 4)),
+        split._replace(targets=split.targets.flip(0)),
+        split._replace(classes=split.classes[::-1]),
+        split._replace(mirror=False),
+    ]
+    assert len({datasets.fingerprint(other) for other in [split, *others]}) == 6
+    assert datasets.fingerprint(split.select(torch.arange(360))) == datasets.fingerprint(split)
+
+
 def test_generators_of_different_keys_differ():
     keys = [("a", 1, 2), ("a", 2, 1), ("a", 12), ("a", 1, "2"), ("b", 1, 2)]
     draws = {torch.rand(1, generator=datasets.generator(*key)).item() for key in keys}

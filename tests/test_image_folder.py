@@ -1,12 +1,16 @@
 import os
+import shutil
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from nas import datasets, image_folder
-from nas.errors import InputError
+from nas.errors import InputError, Stopped
+from tests.in_process import call
 
 
 def folder_data(root, parts=("train", "test"), classes=("cat", "dog"), num_images=3, size=(12, 9), suffix="png"):
@@ -52,6 +56,127 @@ def test_folder_crops_about_the_centre_and_turns_upright(tmp_path):
     assert images[4, 0, :, :4].max() < 50
 
 
+def read(path, image, **options):
+    """An image as it comes out, 16 × 16, after it went through a file."""
+    image.save(path, **options)
+    return image_folder._read_image(path, 16)
+
+
+def with_middle(mode, outside, inside):
+    image = Image.new(mode, (16, 16), outside)
+    image.paste(inside, (4, 4, 12, 12))
+    return image
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_grey_of_16_bits_keeps_its_brightness(tmp_path, name):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    pixels = read(tmp_path / name, Image.fromarray(ramp))
+    assert (pixels == torch.from_numpy((ramp >> 8).astype(np.uint8))).all()
+    assert pixels.unique().numel() == 256
+
+
+def test_16_bits_are_turned_upright_too(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = read(
+        tmp_path / "a.tif", Image.fromarray(np.repeat([[60000], [0]], 8, 0).repeat(16, 1).astype(np.uint16)), exif=exif
+    )
+    assert pixels[0, :, 9:].min() == 60000 >> 8
+    assert pixels[0, :, :7].max() == 0
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_32_bits_a_pixel_are_refused_as_nothing_says_what_is_white(tmp_path, kind):
+    with pytest.raises(InputError, match=r"a\.tif: cannot be read as an image \(32 bits a pixel"):
+        read(tmp_path / "a.tif", Image.fromarray(np.ones((9, 9), kind)))
+
+
+@pytest.mark.parametrize(
+    ("image", "options"),
+    [
+        (with_middle("RGBA", (0, 0, 0, 0), (0, 0, 0, 255)), {}),
+        (with_middle("LA", (0, 0), (0, 255)), {}),
+        (with_middle("L", 7, 0), {"transparency": 7}),
+        (with_middle("RGB", (9, 8, 7), (0, 0, 0)), {"transparency": (9, 8, 7)}),
+        (with_middle("RGB", (9, 8, 7), (0, 0, 0)).quantize(2), {"transparency": 0}),
+        (with_middle("RGB", (9, 8, 7), (0, 0, 0)).quantize(2), {"transparency": b"\0\xff"}),
+    ],
+)
+def test_what_is_transparent_becomes_white_as_on_paper(tmp_path, image, options):
+    expected = torch.from_numpy(np.array(with_middle("RGB", (255, 255, 255), (0, 0, 0)))).permute(2, 0, 1)
+    with warnings.catch_warnings(action="error"):
+        assert torch.equal(read(tmp_path / "a.png", image, **options), expected)
+
+
+def test_printers_colours_become_those_of_a_screen(tmp_path):
+    for name in ("a.jpg", "a.tif"):
+        pixels = read(tmp_path / name, Image.new("CMYK", (16, 16), (0, 255, 255, 0)))
+        assert (pixels[0].min(), pixels[1:].max()) == (255, 0)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
+def test_of_an_animation_the_first_picture_is_taken(tmp_path, suffix):
+    first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    pixels = read(tmp_path / f"a.{suffix}", first, save_all=True, append_images=[second])
+    assert pixels[0].min() > 240
+    assert pixels[1:].max() < 15
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 3000), (3, 2)])
+def test_any_shape_fills_the_square(tmp_path, size):
+    assert (read(tmp_path / "a.png", Image.new("L", size, 200)) == 200).all()
+
+
+def test_a_folder_of_grey_images_has_the_shape_of_one_with_colour(tmp_path):
+    for part in ("train", "test"):
+        for name in ("ant", "bee"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(4):
+                Image.new("L", (8, 8), 40 * number).save(tmp_path / part / name / f"{number}.png")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "train/bee/colour.png")
+    train, test = (datasets.load("folder", tmp_path, part, image_size=8) for part in ("train", "test"))
+    assert train.images.shape == (9, 3, 8, 8)
+    assert test.images.shape == (8, 3, 8, 8)
+    assert all(torch.equal(test.images[:, channel], test.images[:, 0]) for channel in (1, 2))
+
+
+def test_a_large_photograph_is_read_without_a_word(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # Pillow warns from there on, and refuses from twice as many on
+    with warnings.catch_warnings(action="error"):
+        read(tmp_path / "a.png", Image.new("L", (16, 16)))
+
+
+def test_postscript_is_never_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("it was run"))
+    with pytest.raises(InputError, match="PostScript is a program, and not run"):
+        read(tmp_path / "a.eps", Image.new("RGB", (9, 9)))
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no\nluck"), NotImplementedError(), MemoryError(), EOFError(), KeyError(3)]
+)
+def test_whatever_a_decoder_raises_is_one_sentence(tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(image_folder.ImageOps, "fit", fail)
+    with pytest.raises(InputError, match=r"a\.png: cannot be read as an image") as refused:
+        read(tmp_path / "a.png", Image.new("L", (9, 9)))
+    assert str(refused.value).isprintable()
+    assert "()" not in str(refused.value)
+
+
+def test_a_signal_while_an_image_is_read_stops_the_run(tmp_path, monkeypatch):
+    def terminate(*_):
+        raise Stopped("by SIGTERM.", 143)
+
+    root = folder_data(tmp_path)
+    monkeypatch.setattr(image_folder.ImageOps, "fit", terminate)
+    with pytest.raises(Stopped, match="by SIGTERM"):
+        datasets.load("folder", root, "train", skip_bad=True)
+
+
 def test_search_never_opens_the_test_folder(tmp_path):
     root = folder_data(tmp_path)
     (root / "test" / "cat" / "0.png").write_bytes(b"damaged")
@@ -76,7 +201,25 @@ def test_limit_reads_no_other_image(tmp_path):
     ("spoil", "sentence"),
     [
         (lambda root: None, r"--data-dir .*there is no folder .*train.*CLASS/IMAGE"),
-        (lambda root: (root / "train" / "cat").mkdir(parents=True), r"holds 1 class folders, but two at least"),
+        (lambda root: (root / "train").mkdir(), r"holds 0 class folders, but two at least"),
+        (lambda root: (root / "train" / "cat").mkdir(parents=True), r"holds 1 class folder, but two at least"),
+        (lambda root: folder_data(root, classes=("a", "b\n\x1b[2J")), r"class folder 'b\\n\\x1b\[2J' in .*; rename it"),
+        (
+            lambda root: folder_data(root, classes=("a", os.fsdecode(b"caf\xe9"))),
+            r"class folder 'caf\\udce9' in .*; rename it",
+        ),
+        (
+            lambda root: (
+                folder_data(root)
+                and (root / "train/cat").rename(root / "train/dog/cat")
+                and (root / "train/cat").mkdir()
+            ),
+            r"class .*cat holds no image \(folders inside it are not read\)",
+        ),
+        (
+            lambda root: folder_data(root) and (root / "train/cat/x\ny.jpg").write_text("hello"),
+            r"x\\ny\.jpg: cannot be read as an image \(of no known format\)",
+        ),
         (lambda root: folder_data(root) and (root / "train" / "ant").mkdir(), r"class .*ant holds no image"),
         (
             lambda root: folder_data(root) and (root / "train" / "cat" / "x.jpg").write_text("hello"),
@@ -96,6 +239,38 @@ def test_more_classes_than_can_be_read_back_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(image_folder, "MAX_CLASSES", 1)
     with pytest.raises(InputError, match=r"train holds 2 class folders; 1 at most are read"):
         datasets.load("folder", root, "train")
+
+
+def test_names_that_a_run_could_not_read_back_are_refused(tmp_path, monkeypatch):
+    root = folder_data(tmp_path, classes=("ä" * 20, "b" * 20))
+    monkeypatch.setattr(datasets, "MAX_NAMES_BYTES", 67)
+    with pytest.raises(InputError, match=r"the names of the 2 classes take 68 bytes, of which 67 can be kept"):
+        datasets.load("folder", root, "train")
+
+
+def test_what_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    root = folder_data(tmp_path)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(image_folder.os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"--data-dir .*train/cat cannot be read \(Permission denied\)"):
+        datasets.load("folder", root, "train")
+
+
+def test_a_name_that_is_too_long_is_no_folder(tmp_path):
+    with pytest.raises(InputError, match="there is no folder"):
+        datasets.load("folder", tmp_path / ("a" * 300), "train")
+
+
+def test_more_than_fits_into_memory_is_refused_before_it_is_read(tmp_path, monkeypatch, num_read):
+    root = folder_data(tmp_path)
+    monkeypatch.setattr(image_folder, "MAX_BYTES", 5 * 3 * 16 * 16)
+    with pytest.raises(InputError, match=r"--image-size 16: 6 images of this size take .* GiB can be held here"):
+        datasets.load("folder", root, "train", image_size=16)
+    assert num_read == []
+    assert len(datasets.load("folder", root, "train", image_size=16, limit=5).targets) == 5
 
 
 def test_a_thousand_class_folders(tmp_path):
@@ -308,3 +483,38 @@ def test_good_images_are_kept_in_the_cache_whatever_the_flag(tmp_path, num_read,
         assert len(datasets.load("folder", root, "train", skip_bad=True).targets) == 6
         assert "Left out" not in capsys.readouterr().out
     assert len(num_read) == 6
+
+
+# As a user does
+
+
+SMALL = ["--dataset=folder", "--data-dir=images", "--image-size=8", "--init-channels=2", "--num-cells=2", "--epochs=1"]
+SMALL += ["--name=run", "--batch-size=64", "--balanced"]
+SHORT = {
+    "search": [*SMALL, "--num-nodes=1", "--hypergradient=first-order"],
+    "train_final": [*SMALL, "--genotype=DARTS_V2"],
+}
+
+
+@pytest.mark.parametrize("script", SHORT)
+def test_both_scripts_run_on_a_thousand_folders_one_of_which_has_more_images(script, tmp_path):
+    classes = [f"{number:03}" for number in range(1000)]
+    folder_data(tmp_path / "images", ("train",), classes, num_images=2, size=(8, 8))
+    folder_data(tmp_path / "images", ("test",), classes, num_images=1, size=(8, 8))
+    Image.new("L", (9, 7)).save(tmp_path / "images/train/007/more.png")
+    Image.new("L", (7, 9)).save(tmp_path / "images/train/007/still more.png")
+    assert call(script, tmp_path, *SHORT[script]) == 0
+    log = (tmp_path / "runs/run/log.txt").read_text()
+    assert "3 × 8 × 8, 1000 classes" in log
+    assert "classes differ in size: 2 of '000', 4 of '007'; each class is drawn as often" in log
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_class_that_is_in_one_part_alone_is_named(part, tmp_path, capfd):
+    root = folder_data(tmp_path / "images")
+    shutil.copytree(root / "train/cat", root / part / "eel")
+    assert call("train_final", tmp_path, *SHORT["train_final"]) == 2
+    error = capfd.readouterr().err
+    assert "--data-dir images: training and test images differ in their classes: eel." in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()

@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 from nas import datasets, npz
 from nas.errors import InputError
+from nas.training import prepare
 from tests.in_process import call
 
 SMALL = ["--dataset=npz", "--data-dir=own", "--init-channels=2", "--num-cells=3", "--batch-size=8", "--name=run"]
@@ -96,6 +97,14 @@ def test_the_order_in_memory_and_other_arrays_do_not_matter(tmp_path):
     assert torch.equal(split.images, torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
+@pytest.mark.parametrize(("array", "mirror"), [(None, True), (True, True), (False, False), (np.bool_(False), False)])
+def test_whether_images_may_be_mirrored(array, mirror, tmp_path):
+    split = datasets.load("npz", write(tmp_path, mirror=array), "train", limit=5)
+    assert split.mirror == mirror
+    assert prepare(split, "npz", torch.device("cpu")).flip == mirror
+    assert split.to(torch.device("cpu")).mirror == mirror
+
+
 @pytest.mark.parametrize("dtype", ["<U11", ">U40"])
 def test_names_of_the_classes(dtype, tmp_path):
     folder = write(tmp_path, classes=np.array(["cat", "Käfer", "white shark"], dtype))
@@ -170,6 +179,9 @@ WRONG = {
     "half a letter": ({"classes": ["a", "b\ud800", "c"]}, "classes: a name holds what is no letter"),
     "no letter": ({"classes": np.frombuffer(b"\xff" * 12, "<U1")}, "classes: a name holds what is no letter"),
     "no letter either": ({"classes": np.frombuffer(b"\xff" * 12, ">U1")}, "classes: a name holds what is no letter"),
+    "a mirror for each": ({"mirror": np.ones(6, bool)}, "mirror: of shape (6,), but must be a single True or False"),
+    "a number as mirror": ({"mirror": 0}, "mirror: of dtype '<i8', but must be True or False"),
+    "a word as mirror": ({"mirror": "no"}, "mirror: of dtype '<U2', but must be True or False"),
     "a novel": ({"classes": TOO_LONG}, "classes: of dtype '<U1000', but must be text of up to 999 letters"),
 }
 
@@ -191,6 +203,7 @@ def test_a_missing_file_is_named_with_what_makes_one(tmp_path):
     assert "numpy.savez_compressed" in sentence
     (tmp_path / "train.npz").mkdir()
     assert "there is no file" in refusal(tmp_path)
+    assert "there is no file" in refusal(tmp_path / ("a" * 300))
 
 
 def test_what_numpy_would_open_as_something_else_is_not_opened(tmp_path):
@@ -338,7 +351,7 @@ def test_a_strange_header_is_refused(images, tmp_path):
 SEEDS = [
     (save, others)
     for save in (np.savez, np.savez_compressed)
-    for others in ({}, {"images": pixels(channels=(3,)), "classes": np.array(["a", "bc", "d"])})
+    for others in ({}, {"images": pixels(channels=(3,)), "classes": np.array(["a", "bc", "d"]), "mirror": False})
 ]
 WORDS = st.sampled_from(
     [
@@ -384,7 +397,7 @@ def test_any_file_gives_images_or_a_sentence(tmp_path_factory, mutations, save, 
     path = write(folder, save=save, **others) / "train.npz"
     path.write_bytes(data.draw(mutations(path.read_bytes())))
     try:
-        images, targets, classes = npz.load(folder, "train")
+        images, targets, classes, _ = npz.load(folder, "train")
     except InputError as refused:
         sentence = str(refused)
     else:
@@ -411,7 +424,7 @@ def test_any_header_gives_images_or_a_sentence(tmp_path_factory, dtype, shape, o
     folder = tmp_path_factory.getbasetemp()
     write_members(folder, **{name: header(dtype, shape, order) + content})
     with contextlib.suppress(InputError):
-        images, targets, _ = npz.load(folder, "train")
+        images, targets, _, _ = npz.load(folder, "train")
         assert len(images) == len(targets) == 6
 
 
@@ -419,8 +432,9 @@ def test_any_header_gives_images_or_a_sentence(tmp_path_factory, dtype, shape, o
 
 
 def test_the_lines_that_make_a_data_set_of_ones_own(tmp_path, monkeypatch):
-    code = textwrap.dedent(npz.__doc__.partition("do as well:\n")[2])
-    assert len([line for line in code.splitlines() if line]) <= 10
+    lines = [line for line in npz.__doc__.splitlines() if line.startswith("    ")]
+    code = textwrap.dedent("\n".join(lines))
+    assert len(lines) <= 10
     monkeypatch.chdir(tmp_path)
     Path("own.py").write_text(code, encoding="utf-8")
     runpy.run_path("own.py")
@@ -429,6 +443,7 @@ def test_the_lines_that_make_a_data_set_of_ones_own(tmp_path, monkeypatch):
         assert_close(own.images, embedded.images, rtol=0, atol=0)
         assert torch.equal(own.targets, embedded.targets)
         assert own.classes == tuple(f"digit {name}" for name in embedded.classes)
+        assert not own.mirror
 
 
 def own(folder, labels, test_labels=None, **others):
@@ -458,6 +473,26 @@ def test_both_scripts_run_on_a_thousand_classes(script, tmp_path):
     assert call(script, tmp_path, *SHORT[script], "--batch-size=1000", "--balanced") == 0
     assert "1000 classes" in log(tmp_path)
     assert "classes differ" not in log(tmp_path)
+
+
+@pytest.mark.parametrize(("script", "levels"), [("search", {"lower", "upper"}), ("train_final", {"final"})])
+def test_balanced_draws_alike_wherever_something_learns(script, levels, tmp_path, monkeypatch):
+    own(tmp_path, [0] * 56 + [1] * 8)
+    draw, drawn = datasets.balanced_batch, {}
+
+    def spy(targets, batch_size, seed, purpose, step):
+        batch = draw(targets, batch_size, seed, purpose, step)
+        drawn.setdefault(purpose, []).append(targets[batch])
+        return batch
+
+    monkeypatch.setattr(datasets, "balanced_batch", spy)
+    monkeypatch.setattr(datasets, "batch", None)
+    assert call(script, tmp_path, *SHORT[script], "--balanced") == 0
+    assert drawn.keys() == levels
+    for targets in drawn.values():
+        few, many = sorted(torch.cat(targets).bincount().tolist())
+        assert many - few <= 1
+    assert "classes differ in size: 8 of '1', 56 of '0'; each class is drawn as often" in log(tmp_path)
 
 
 def test_a_trained_network_is_measured_on_a_test_file_elsewhere(tmp_path, capsys):
