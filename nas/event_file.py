@@ -39,7 +39,9 @@ class EventFile:
 
     def flags(self, values: Mapping[str, bool | float | str], compared: Sequence[str]) -> None:
         """A row in TensorBoard's table of runs (HPARAMS): flags, and scalars whose last values are compared."""
-        for part in summary.hparams(dict(values), dict.fromkeys(compared, 0.0)):
+        words = {True: "yes", False: "no"}  # torch would write numbers
+        shown = {name: words[value] if isinstance(value, bool) else value for name, value in values.items()}
+        for part in summary.hparams(shown, dict.fromkeys(compared, 0.0)):
             self._write(Event(wall_time=time.time(), summary=part))
 
     @property

@@ -112,7 +112,9 @@ def read_run(folder: Path) -> dict[str, Any]:
             for cell in CELLS
         }
         run["changes"] = changes(history, metrics.epochs)
-        commands.append(["train the cell", f"python train_final.py --genotype {stored}{data_flags(config.data)}"])
+        commands.append(
+            ["train the cell", f"python train_final.py --genotype {stored}{data_flags(config.data, config.run.seed)}"]
+        )
     else:
         history = [Genotype(**GenotypeFile.load(folder / "genotype.json").cells())]
         trained_on = validate(TrainedOn, file.trained_on, path)
@@ -174,7 +176,9 @@ def _read_metrics(folder: Path, names: Sequence[str], num_epochs: int, num_nodes
         for cell in CELLS
     }
     expected = {name for rows in columns.values() for row in rows for name in row}
-    found = _Metrics([], {name: [] for name in (*names, "speed/epoch_s", "speed/images_per_s")}, [], {}, 0.0)
+    found = _Metrics(
+        [], {name: [] for name in (*names, "speed/epoch_s", "speed/images_per_s", "speed/peak_memory_gb")}, [], {}, 0.0
+    )
     rates: list[float] = []
     time_s = 0.0
     for number, record in _records(path):

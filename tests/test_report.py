@@ -145,8 +145,8 @@ def test_the_numbers_are_those_of_the_run(runs):
 
 def test_the_command_of_the_page_trains_the_cell(copy):
     (_, command), _ = report_data.read_run(Path("runs/a"))["commands"]
-    assert command == "python train_final.py --genotype runs/a/genotype.json --dataset digits"
-    assert call("train_final", copy, *command.split()[2:], *SMALL[1:], "--epochs=1", "--name=again") == 0
+    assert command == "python train_final.py --genotype runs/a/genotype.json --dataset digits --train-limit 48"
+    assert call("train_final", copy, *command.split()[2:], *SMALL[2:], "--epochs=1", "--name=again") == 0
 
 
 def test_a_search_leaves_the_page_that_the_command_writes(copy, capsys):
@@ -381,6 +381,37 @@ def test_a_browser_draws_several_runs_and_final_networks(copy):
 
 
 @needs_chromium
+def test_a_comparison_says_what_differs_and_leaves_unfinished_runs_out_of_the_mean(copy):
+    edit_config(Path("runs/b"), lambda config: config["config"]["lower"].update(momentum=0.5, epochs=9))
+    report.write([Path("runs/a"), Path("runs/b")], Path("page.html"))
+    dom = drawn(copy / "page.html", copy / "profile")
+    differing = re.search(r"<h2>What differs</h2>.*?<thead>(.*?)</thead>", dom)[1]
+    assert re.findall(r">(--[a-z-]+)<", differing) == ["--epochs", "--momentum"]
+    accuracy = report_data.read_run(Path("runs/a"))["series"]["upper/accuracy"][-1]
+    assert f'mean ± spread of 1</th><td class="num">{100 * accuracy:.1f} %<' in dom
+
+
+@needs_chromium
+def test_each_of_many_runs_has_a_line_of_its_own(copy):
+    report.write([Path("runs/a")] * 28, Path("page.html"))
+    dom = drawn(copy / "page.html", copy / "profile")
+    lines = re.findall(r'<svg class="swatch"[^>]*><line ([^>]*)>', dom)
+    assert len(lines) == 28 + 8 * 28  # of the table, and of eight legends
+    assert len(set(lines)) == 28
+
+
+@needs_chromium
+def test_the_memory_of_a_run_is_shown_where_it_was_recorded(copy):
+    assert "memory" not in drawn(copy / "runs" / "a" / "report.html", copy / "profile").split("</main>")[0]
+    path = Path("runs/a/metrics.jsonl")
+    path.write_text(path.read_text().replace('"speed/epoch_s"', '"speed/peak_memory_gb": 1.234, "speed/epoch_s"'))
+    assert report.main(["runs/a"]) == 0
+    assert "<dt>memory, peak</dt><dd>1.23<small> GB" in drawn(copy / "runs" / "a" / "report.html", copy / "profile")
+    report.write([Path("runs/a"), Path("runs/b")], Path("page.html"))
+    assert "peak memory, GB</th>" in drawn(copy / "page.html", copy / "profile")
+
+
+@needs_chromium
 def test_a_browser_runs_nothing_of_a_hostile_run(copy):
     def change(config):
         config["config"]["data"]["data_dir"] = HOSTILE
@@ -398,3 +429,8 @@ def test_primitives_have_a_colour():
     style = (report.ASSETS / "report.css").read_text(encoding="utf-8")
     for name in (*PRIMITIVES, "conv_7x1_1x7"):
         assert f".kind-{name.split('_')[0]} {{" in style
+
+
+def test_each_script_is_in_the_page():
+    own = {path.name for path in report.ASSETS.glob("*.js")} - {"uPlot.iife.min.js"}
+    assert own == set(report.SCRIPTS)
