@@ -32,17 +32,20 @@ BATCH_SIZES = (1, 5)  # with which that is checked
 
 @dataclass(frozen=True)
 class Export:
-    """Write a trained network to a file that others read, and check that it computes the same.
+    """Write a trained network to a file that others read.
 
-    Example: python -m nas.export runs/mine --format onnx
+    It is checked that the file computes the same as the network.
+
+    For example:
+      python -m nas.export runs/mine --format onnx
     """
 
     run_dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """Run folder of train_final.py."""
     format: Literal["onnx", "torch-export", "safetensors"] = "onnx"
     """onnx: for any ONNX runtime. torch-export: for `torch.export.load`. safetensors: the weights alone."""
-    output: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in RUN_DIR)")] = None
-    """File to write; one that exists is left as it is."""
+    output: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """File to write, which must not exist. (default: network.onnx, .pt2 or .safetensors in RUN_DIR)"""
 
 
 class Logits(nn.Module):

@@ -19,6 +19,7 @@ from nas.report_data import read_run
 from nas.search_space import PRIMITIVES
 
 ASSETS = Path(__file__).parent / "report_assets"
+SCRIPTS = ("parts.js", "charts.js", "cells.js", "search_page.js", "compare_page.js", "report.js")  # in this order
 MARKER = "<!-- nas.report -->\n"  # only a file that begins with it is replaced
 
 
@@ -56,7 +57,7 @@ def refuse_others(output: Path) -> None:
 def render(runs: Sequence[dict[str, Any]]) -> str:
     """The page; what the runs hold stands in it as data alone, and the script makes text of it."""
     styles = [_asset("uPlot.min.css"), _asset("report.css")]
-    scripts = [_asset("uPlot.iife.min.js"), _asset("report.js")]
+    scripts = [_asset("uPlot.iife.min.js"), "".join(map(_asset, SCRIPTS))]
     data = {"runs": runs, "primitives": PRIMITIVES, "published": json.loads(_asset("published.json"))}
     return string.Template(MARKER + _asset("report.html")).substitute(
         policy=f"default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
@@ -83,14 +84,20 @@ def _hash(source: str) -> str:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write one page of HTML on a run, with all that it shows inside, or one that compares several."""
+    """Write one page of HTML on a run, or one that compares several.
+
+    The page is one file, which needs no server and loads nothing.
+
+    For example:
+      python -m nas.report runs/mine
+    """
 
     run_dirs: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR...", help_behavior_hint="")
     ]
-    """Run folders of search.py, or of train_final.py."""
+    """Run folders, one at least: all of search.py, or all of train_final.py. (required)"""
     output: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """File to write, by default report.html in the run folder, or here where there are several runs."""
+    """File to write; another report is replaced. (default: report.html in RUN_DIR, or here where there are several)"""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,31 +1,35 @@
 """Feed the parsers made-up input for minutes, guided by the lines that it reaches; anything but InputError is a crash.
 
     pip install atheris
-    python -m tests.fuzz_atheris {text,json,manifest} --minutes 10 [--corpus FOLDER]
+    python -m tests.fuzz_atheris {text,json,manifest,npz} --minutes 10 [--corpus FOLDER]
 
 text: a genotype as text. json: a genotype file. manifest: a checkpoint, either the whole file as bytes, or a file in
-order around a made-up manifest. The run ends with the number of executions; a crash leaves its input as a file beside
-the corpus, and `python -m tests.fuzz_atheris TARGET --replay FILE` shows it again. The corpus is kept if it has a
-folder of its own.
+order around a made-up manifest. npz: images and labels, either the whole file or a file in order around one made-up
+array. The run ends with the number of executions; a crash leaves its input as a file beside the corpus, and
+`python -m tests.fuzz_atheris TARGET --replay FILE` shows it again. The corpus is kept if it has a folder of its own.
 """
 
 import abc
 import argparse
 import copy
+import inspect
+import io
 import json
 import math
 import random
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import atheris
+import numpy as np
 import torch
 
 with atheris.instrument_imports(include=["nas"], enable_loader_override=False):
-    from nas import checkpoint, files, genotype, genotype_text, search_space  # noqa: F401, all of them are watched
+    from nas import checkpoint, files, genotype, genotype_text, npz, search_space  # noqa: F401, all of them are watched
     from nas.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -38,29 +42,33 @@ WORDS = [
     *["epoch_began_s", "metrics.jsonl", "tensorboard/events.out.tfevents.1", "../", "checksum", "manifest"],
     *["__metadata__", "dtype", "shape", "data_offsets", "F32", "I64", "BF16", "NaN", "Infinity", "-Infinity", "1e999"],
     *["true", "false", "null", r"\ud800", r"\u0000", "9" * 400, "[" * 300, *search_space.PRIMITIVES],
+    *["PK\1\2", "PK\3\4", "PK\5\6", "PK\6\6", "PK\6\7", "\x93NUMPY\1\0", "images.npy", "labels.npy", "classes.npy"],
+    *[
+        "mirror.npy",
+        "'descr': '",
+        "'fortran_order': True",
+        "'shape': (3, 8, 8)",
+        "'|u1'",
+        "'<i8'",
+        "'>U1'",
+        "'|O'",
+        "(3,)",
+        "()",
+    ],
 ]
 
 VALUES = [
-    None,
-    True,
-    -1,
-    0,
-    2,
-    0.5,
-    1e300,
-    math.inf,
-    math.nan,
-    2**63,
-    -(2**64),
-    10**400,
-    "",
-    "\0",
-    "é",
-    [],
-    {},
-    [[]],
-    {"": {}},
+    *[None, True, -1, 0, 2, 0.5, 1e300, math.inf, math.nan, 2**63, -(2**64), 10**400],
+    *["", "\0", "é", [], {}, [[]], {"": {}}],
 ]
+
+# Of arrays: what is put among their bytes, and what their headers say.
+NUMBERS = [
+    *[b"\0", b"\1", b"\x80", b"\xff", b"\7\0\0\0", b"\x1b\0\0\0", b"\0\xd8\0\0", b"\0\0\x11\0"],
+    *[b"\2", bytes(8), b"\xff" * 8],
+]
+DTYPES = ["|u1", "|i1", "<u2", ">i4", "<i8", ">u8", "<f8", "|b1", "|O", "<U1", ">U3", "<U999"]
+SHAPES = [(), (0,), (2,), (3,), (3, 1), (3, 8, 8), (2, 9, 9, 1), (3, 8, 8, 3), (2, 8, 8, 2), (0, 8, 8), (10**11, 8, 8)]
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -211,7 +219,78 @@ class Manifest(Target):
         assert all(not name.startswith(("/", "..")) and "/../" not in name for name in read.sizes)
 
 
-TARGETS: dict[str, Callable[[Path], Target]] = {"text": Text, "json": Json, "manifest": Manifest}
+class Npz(Target):
+    """The first byte of the input chooses: that of an array's name has the array after it, around which there is a file
+    in order; anything else a whole file."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        for kind in (zipfile.ZipFile, zipfile.ZipInfo, zipfile.ZipExtFile):  # watched too: they read the directory
+            for function in filter(inspect.isfunction, vars(kind).values()):
+                atheris.instrument_func(function)
+        self.path = folder / "train.npz"
+        (folder / "test.npz").symlink_to(self.path)  # which is read less strictly
+        images = np.arange(3 * 8 * 8, dtype=np.uint8).reshape(3, 8, 8)
+        arrays = {"images": images, "labels": [0, 1, 1], "classes": ["a", "bc"], "mirror": False}
+        self.members = {}
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.save(content, array)
+            self.members[name] = content.getvalue()
+        self.names = {name[:1].encode(): name for name in self.members}
+
+    def file(self, compression: int = zipfile.ZIP_STORED, **changed: bytes) -> bytes:
+        """With the right checksum of each member, so that arrays alone are to blame."""
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w", compression) as archive:
+            for name, member in (self.members | changed).items():
+                archive.writestr(f"{name}.npy", member)
+        return content.getvalue()
+
+    def seeds(self) -> list[bytes]:
+        arrays = [letter + self.members[name] for letter, name in self.names.items()]
+        return [*arrays, b"f" + self.file(), b"f" + self.file(zipfile.ZIP_DEFLATED)]
+
+    def mutate(self, data: bytes, max_size: int, seed: int) -> bytes:
+        """Half of the time an array that differs in one number, or in dtype and shape: bytes alone seldom leave one."""
+        chance = random.Random(seed)
+        if chance.random() < 0.5:
+            return atheris.Mutate(data, max_size)
+        if data[:1] not in self.names or b"\n" not in data:
+            data = chance.choice(self.seeds()[: len(self.names)])
+        header, _, content = data.partition(b"\n")
+        if content and chance.random() < 0.5:
+            start, number = chance.randrange(len(content)), chance.choice(NUMBERS)
+            return (header + b"\n" + content[:start] + number + content[start + len(number) :])[:max_size]
+        dtype, shape, made = chance.choice(DTYPES), chance.choice(SHAPES), io.BytesIO()
+        order = chance.random() < 0.5
+        np.lib.format.write_array_header_1_0(made, {"descr": dtype, "fortran_order": order, "shape": shape})
+        size = min(math.prod(shape) * np.dtype(dtype).itemsize, max_size - 200)
+        content = content or b"\0"
+        return data[:1] + made.getvalue() + (content * (size // len(content) + 1))[:size]
+
+    def read(self, data: bytes) -> None:
+        name = self.names.get(data[:1])
+        self.path.write_bytes(self.file(**{name: data[1:]}) if name else data[1:])
+        for part in ("test", "train"):
+            images, targets, classes, mirror = npz.load(self.folder, part)
+            assert images.dtype == torch.uint8
+            assert images.numel() <= npz.DEFLATE_RATIO * self.path.stat().st_size
+            assert images.shape[1:] in {(channels, size, size) for channels in (1, 3) for size in images.shape[2:]}
+            assert len(images) == len(targets) >= 2
+            assert 0 <= targets.min() <= targets.max() < len(classes) == len(set(classes))
+            assert all(name and name.isprintable() for name in classes)
+            assert type(mirror) is bool
+        assert len(targets.unique()) == len(classes)
+
+
+TARGETS: dict[str, Callable[[Path], Target]] = {"text": Text, "json": Json, "manifest": Manifest, "npz": Npz}
+
+
+def quoted(word: str) -> str:
+    """As libFuzzer's dictionaries have it."""
+    letters = word.encode("latin-1")
+    return "".join(chr(letter) if chr(letter).isalnum() and letter < 128 else f"\\x{letter:02x}" for letter in letters)
 
 
 def main() -> None:
@@ -233,7 +312,7 @@ def main() -> None:
         for number, seed in enumerate(target.seeds()):
             (corpus / f"seed-{number}").write_bytes(seed)
         words = corpus.with_name(f"{corpus.name}.words")
-        words.write_text("".join(f'"{word.replace(chr(92), chr(92) * 2)}"\n' for word in dict.fromkeys(WORDS)))
+        words.write_text("".join(f'"{quoted(word)}"\n' for word in dict.fromkeys(WORDS)))
         arguments = [
             f"-max_total_time={options.minutes * 60:.0f}",
             f"-dict={words}",

@@ -1,4 +1,3 @@
-import copy
 import dataclasses
 import json
 
@@ -11,6 +10,7 @@ from PIL import Image
 from nas import image_folder
 from nas.config import ConfigFile, FinalConfig, SearchConfig, TrainedOn, read_config, validate
 from nas.errors import InputError
+from tests.damaged_json import damaged, junk, spliced
 
 TRAINED_ON = {"classes": ["a", "b"], "in_channels": 1, "image_size": 8, "mean": [0.5], "std": [0.25]}
 ENVIRONMENT = {"date": "2026-11-24T00:00:00+00:00", "command": "python search.py", "versions": {"nas": "1"}}
@@ -23,51 +23,7 @@ FINAL = {
     "resumed": [ENVIRONMENT],
 }
 
-SCRAPS = st.text(max_size=3) | st.sampled_from(
-    [*'[]{},:"\\\n\0²0123456789', "NaN", "-Infinity", "1e999", "\\ud800", "9" * 5000, "[" * 300, "date", "config"]
-)
-JUNK = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | SCRAPS
-    | st.sampled_from([10**400, "\x1b[31m\n", "folder"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCRAPS, inner, max_size=3),
-    max_leaves=4,
-)
-
-
-@st.composite
-def mutated(draw, content):
-    content = copy.deepcopy(content)
-    for _ in range(draw(st.integers(1, 3))):
-        item = content
-        while True:
-            key = draw(st.sampled_from(sorted(item) if isinstance(item, dict) else range(len(item))))
-            if not (isinstance(item[key], dict | list) and item[key] and draw(st.integers(0, 3))):
-                break
-            item = item[key]
-        match draw(st.sampled_from(["replace", "add", "delete"])):
-            case "replace":
-                item[key] = draw(JUNK)
-            case "add" if isinstance(item, dict):
-                item[draw(SCRAPS)] = draw(JUNK)
-            case "add":
-                item.insert(key, draw(JUNK))
-            case "delete" if len(item) > 1:
-                del item[key]
-    return content
-
-
-@st.composite
-def spliced(draw, whole):
-    """Bytes with up to three pieces in the place of others."""
-    for _ in range(draw(st.integers(1, 3))):
-        start = draw(st.integers(0, len(whole)))
-        piece = draw(st.binary(max_size=9) | SCRAPS.map(lambda scrap: scrap.encode()))
-        whole = whole[:start] + piece + whole[start + draw(st.integers(0, 12)) :]
-    return whole
+WORDS = ("date", "config", "folder")
 
 
 def outcome(read, *arguments):
@@ -90,7 +46,7 @@ def check(result, kind):
 @given(data=st.data())
 def test_any_config_file_is_read_or_refused_by_a_sentence(tmp_path_factory, content, data):
     folder = tmp_path_factory.getbasetemp()
-    text = mutated(content).map(lambda changed: json.dumps(changed).encode()) | spliced(json.dumps(content).encode())
+    text = damaged(content, WORDS).map(json.dumps).map(str.encode) | spliced(json.dumps(content).encode(), WORDS)
     (folder / "config.json").write_bytes(data.draw(text))
     check(outcome(read_config, folder), ConfigFile)
 
@@ -102,7 +58,7 @@ def test_any_config_file_is_read_or_refused_by_a_sentence(tmp_path_factory, cont
 @given(data=st.data())
 def test_any_config_is_valid_or_refused_by_a_sentence(tmp_path_factory, kind, content, data):
     path = tmp_path_factory.getbasetemp() / "config.json"
-    result = outcome(validate, kind, data.draw(mutated(content) | JUNK), path)
+    result = outcome(validate, kind, data.draw(damaged(content, WORDS) | junk(WORDS)), path)
     check(result, kind)
     if not isinstance(result, str):
         assert validate(kind, dataclasses.asdict(result), path) == result
@@ -125,7 +81,7 @@ def images(tmp_path_factory):
 def test_a_damaged_cache_gives_the_images_that_are_in_the_folder(images, data):
     root, expected, cache, whole = images
     cut = st.integers(0, len(whole) - 1).map(lambda length: whole[:length])
-    cache.write_bytes(data.draw(spliced(whole) | cut))
+    cache.write_bytes(data.draw(spliced(whole, WORDS) | cut))
     with pytest.MonkeyPatch.context() as patch:  # the disk's sync takes most of the time
         patch.setattr(image_folder.files, "sync", lambda path: None)
         loaded, targets, classes = image_folder.load(root, "train", 8, torch.arange)

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from nas.errors import InputError
 from nas.genotype import Genotype, GenotypeFile, Provenance, known_names
 from nas.search_space import DERIVED_PRIMITIVES, PRIMITIVES
+from tests.damaged_json import damaged, spliced
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "genotypes").glob("*.json"))
@@ -456,51 +457,16 @@ def check(result):
     assert Genotype.from_text(result.to_text()) == result
 
 
-SCRAPS = st.one_of(
-    st.text(max_size=3),
-    st.sampled_from([*PRIMITIVES, *"[](){},:='\"\n\0²0123456789", "range(2, 6)", "normal", "concat", "NaN", "1e9"]),
-)
-JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | SCRAPS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCRAPS, inner, max_size=3),
-    max_leaves=4,
-)
+WORDS = (*PRIMITIVES, "range(2, 6)", "normal", "concat", "1e9")
 
 
-@st.composite
-def mutated_contents(draw):
-    content = copy.deepcopy(CONTENT)
-    for _ in range(draw(st.integers(1, 3))):
-        item = content
-        while True:
-            key = draw(st.sampled_from(sorted(item) if isinstance(item, dict) else range(len(item))))
-            if not (isinstance(item[key], dict | list) and item[key] and draw(st.integers(0, 3))):
-                break
-            item = item[key]
-        match draw(st.sampled_from(["replace", "nudge", "add", "delete"])):
-            case "replace":
-                item[key] = draw(JUNK)
-            case "nudge":  # likely another cell
-                item[key] = draw(st.sampled_from(PRIMITIVES) if isinstance(item[key], str) else st.integers(0, 6))
-            case "add" if isinstance(item, dict):
-                item[draw(SCRAPS)] = draw(JUNK)
-            case "add":
-                item.insert(key, draw(JUNK))
-            case "delete" if len(content) > 1:
-                del item[key]
-    return content
-
-
-@st.composite
-def spliced(draw, text):
-    for _ in range(draw(st.integers(1, 3))):
-        start = draw(st.integers(0, len(text)))
-        text = text[:start] + draw(SCRAPS) + text[start + draw(st.integers(0, 12)) :]
-    return text
+def nudged(value):
+    """Likely another cell."""
+    return st.sampled_from(PRIMITIVES) if isinstance(value, str) else st.integers(0, 6)
 
 
 @pytest.mark.fuzz
-@given(text=mutated_contents().map(json.dumps) | spliced(json.dumps(CONTENT)))
+@given(text=damaged(CONTENT, WORDS, nudged).map(json.dumps) | spliced(json.dumps(CONTENT), WORDS))
 def test_any_file_gives_a_genotype_or_a_sentence(text, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "mutated.json"
     path.write_text(text, encoding="utf-8")
@@ -508,7 +474,7 @@ def test_any_file_gives_a_genotype_or_a_sentence(text, tmp_path_factory):
 
 
 @pytest.mark.fuzz
-@given(text=spliced(TEXT))
+@given(text=spliced(TEXT, WORDS))
 def test_any_text_gives_a_genotype_or_a_sentence(text):
     check(outcome(Genotype.from_text, text))
 

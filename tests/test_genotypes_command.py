@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from nas import draw, genotypes
+from nas import draw, genotype_lines, genotypes
 from nas.genotype import Genotype, GenotypeFile, Provenance
-from nas.genotypes import main, random_genotype
+from nas.genotypes import main
 from nas.network_size import NetworkSize
+from nas.random_genotype import random_genotype
 from nas.search_space import PRIMITIVES
 from tests.bad_calls import content, fault
 
@@ -34,7 +35,7 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """Counting a network takes half a second."""
-    monkeypatch.setattr(genotypes, "network_size", lambda genotype: NetworkSize(3_000_000, 3_500_000, 500_000_000))
+    monkeypatch.setattr(genotype_lines, "network_size", lambda genotype: NetworkSize(3_000_000, 3_500_000, 500_000_000))
 
 
 def type_in(monkeypatch, data):

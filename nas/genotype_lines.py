@@ -1,0 +1,90 @@
+"""Genotypes as lines for people to read: a table of many, all about one, the difference of two."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from nas.errors import printable
+from nas.genotype import Genotype, GenotypeFile, Provenance
+from nas.network_size import network_size
+from nas.search_space import EDGES_PER_NODE, NUM_INPUTS
+
+CELLS = {"normal": "normal cell", "reduce": "reduction cell"}
+
+
+def table(files: Mapping[str, GenotypeFile | str]) -> Iterator[str]:
+    """A heading, and a row for each file by its name; a text in the place of a file says what is wrong with it.
+
+    Rows come one by one, as counting a network takes half a second.
+    """
+    width = max([4, *(len(printable(name, 40)) for name in files)])
+    row = f"{{:<{width}}}  {{:>5}}  {{:>6}}  {{:>9}}  {{:>13}}  {{:>8}}  {{:>8}}"
+    yield row.format("", "", "", "", "reported", "reported", "supernet")
+    yield row.format("name", "nodes", "params", "mult-adds", "test error", "params", "accuracy")
+    for name, file in files.items():
+        if isinstance(file, str):
+            yield f"{printable(name, 40):<{width}}  {file}"
+            continue
+        genotype, provenance = Genotype(**file.cells()), file.provenance
+        size = network_size(genotype)
+        nodes = dict.fromkeys(str(len(edges) // EDGES_PER_NODE) for edges in (genotype.normal, genotype.reduce))
+        error, params = provenance.reported_cifar10_test_error_percent, provenance.reported_params_millions
+        accuracy = provenance.supernet_accuracy
+        columns = (
+            "/".join(nodes),
+            f"{size.weights / 1e6:.2f} M",
+            f"{size.multiply_adds / 1e6:.0f} M",
+            "-" if error is None else f"{printable(error, 20)} %",
+            "-" if params is None else f"{params:g} M",
+            "-" if accuracy is None else f"{printable(round(100 * accuracy, 1), 6)} %",
+        )
+        yield row.format(printable(name, 40), *columns)
+
+
+def description(genotype: Genotype, provenance: Provenance) -> Iterator[str]:
+    """Both cells, the provenance, and the size of the network."""
+    for cell, name in CELLS.items():
+        edges, concat = getattr(genotype, cell), getattr(genotype, f"{cell}_concat")
+        width = len(_state(NUM_INPUTS + len(edges) // EDGES_PER_NODE - 1))
+        yield from ("", name)
+        for node, ((left, one), (right, two)) in enumerate(zip(edges[::2], edges[1::2], strict=True), NUM_INPUTS):
+            yield f"  {_state(one):>7} --{left}--> {_state(node):>{width}} <--{right}-- {_state(two)}"
+        yield f"  {', '.join(map(_state, concat))} --concatenated--> c_{{k}}"
+    known = provenance.model_dump(exclude_none=True)
+    if known:
+        yield from ("", "provenance")
+    for field, value in known.items():
+        value = ", ".join(f"{key} {version}" for key, version in value.items()) if field == "versions" else value
+        yield f"  {field}: {printable(value, 400)}"
+    size = network_size(genotype)
+    yield from ("", "size with 36 channels, 20 cells and images of CIFAR-10")
+    yield f"  {size.weights:,} parameters, {size.weights_with_head:,} with the auxiliary head"
+    yield f"  {size.multiply_adds:,} multiply-adds an image"
+
+
+def difference(before: Genotype, after: Genotype) -> list[str]:
+    """The edges and outputs of one alone, per cell and node: '-' before those of the first, '+' of the second."""
+    lines = []
+    for cell, name in CELLS.items():
+        old, new = _edges_of_nodes(before, cell), _edges_of_nodes(after, cell)
+        for node in sorted(old | new):
+            gone, come = old.get(node, Counter()), new.get(node, Counter())
+            if gone != come:
+                lines.append(f"{name}, {_state(node)}")
+                for sign, edges in (("-", gone - come), ("+", come - gone)):
+                    lines += [f"{sign} {_state(source):>7} --{kind}-->" for source, kind in sorted(edges.elements())]
+        gone, come = getattr(before, f"{cell}_concat"), getattr(after, f"{cell}_concat")
+        if gone != come:
+            lines.append(f"{name}, c_{{k}}")
+            lines += [f"{sign} {', '.join(map(_state, nodes))}" for sign, nodes in (("-", gone), ("+", come))]
+    return lines
+
+
+def _state(state: int) -> str:
+    return ("c_{k-2}", "c_{k-1}")[state] if state < NUM_INPUTS else f"node {state - NUM_INPUTS}"
+
+
+def _edges_of_nodes(genotype: Genotype, cell: str) -> dict[int, Counter]:
+    """How often each node has an edge of a source and a primitive."""
+    edges = getattr(genotype, cell)
+    pairs = enumerate(zip(edges[::2], edges[1::2], strict=True), NUM_INPUTS)
+    return {node: Counter((source, primitive) for primitive, source in pair) for node, pair in pairs}

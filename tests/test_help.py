@@ -1,0 +1,44 @@
+"""What --help says of the commands that are modules: a terminal of 80 columns shows it, and its examples are some."""
+
+import re
+import shlex
+
+import pytest
+
+from nas import export, genotypes, report
+from nas.command_line import understand
+
+SUBCOMMANDS = ["list", "show", "diff", "convert", "random", "validate"]
+KINDS = {
+    genotypes: (genotypes.Command, {"default": genotypes.List()}),
+    report: (report.Arguments, {}),
+    export: (export.Export, {}),
+}
+CALLS = [(genotypes, []), *[(genotypes, [name]) for name in SUBCOMMANDS], (report, []), (export, [])]
+
+
+@pytest.mark.parametrize(
+    ("module", "subcommand"), CALLS, ids=[" ".join([module.__name__, *names]) for module, names in CALLS]
+)
+def test_a_help_has_a_sentence_and_an_example_that_is_understood(module, subcommand, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        module.main([*subcommand, "--help"])
+    assert stop.value.code == 0
+    usage, _, about = capsys.readouterr().out.partition("\n\n")
+    command = f"python -m {' '.join([module.__name__, *subcommand])}"
+    assert usage.startswith(f"usage: {command} ")
+    lines = [line.strip("│ ") for line in about.splitlines()]
+    assert re.match(r"[A-Z].*\.", lines[0])
+    # The lowest tyro makes one line of the first two paragraphs.
+    assert max(map(len, about.splitlines()[1:])) <= 80
+    examples = [line for line in lines if line.startswith("python -m nas.")]
+    kind, options = KINDS[module]
+    for example in examples:
+        assert understand(kind, shlex.split(example)[3:], **options)
+    if (module, subcommand) == (genotypes, []):  # its own, and one of each subcommand, none of them on two lines
+        assert [example.split()[3] for example in examples] == ["show", *SUBCOMMANDS]
+        assert all(len(example.split()) > 4 for example in examples if not example.endswith(" list"))
+    else:
+        assert len(examples) == 1
+        assert examples[0].startswith(command)
