@@ -40,8 +40,9 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.search_step
 	$(BIN)/python -m benchmarks.final_step
 
-# Both scripts killed thirty times each, and resumed to the same bits; then every wrong call for real. Half an hour.
+# Slow tests; both scripts killed thirty times each, and resumed to the same bits; every wrong call for real. 40 minutes.
 torture: $(STAMP)
+	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m tests.torture --kills 30 --script search
 	$(BIN)/python -m tests.torture --kills 30 --script train_final
 	$(BIN)/python -m tests.bad_calls

@@ -10,33 +10,39 @@ from typing import Any, NamedTuple
 
 import higher
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from nas import datasets, draw, report
+from nas.batch_norm import synchronise
 from nas.checkpoint import Progress, state_tensors
 from nas.command_line import data_flags, run_script
 from nas.config import SearchConfig
 from nas.environment import versions
 from nas.errors import InputError, Stopped
-from nas.forecast import bytes_of_step, duration, free_bytes, outlook, require_memory
+from nas.follower import Follower, restore
+from nas.forecast import duration, memory_of_step, outlook, peak_memory_gb
 from nas.genotype import Genotype, GenotypeFile, Provenance
 from nas.hypergradient import FirstOrder, Onestage, State
 from nas.interrupts import Interrupts
 from nas.network_size import network_size
+from nas.processes import ALONE, Processes
 from nas.progress_bar import progress_bar
 from nas.run_folder import RunFolder, folder_of_run, is_finished
 from nas.search_space import PRIMITIVES, edges
 from nas.supernet import Alphas, EdgeWeights, Supernet
 from nas.training import (
     Images,
+    Target,
+    average_step,
     check_finite,
     cosine,
+    cross_entropy,
     evaluate,
     imbalance,
     pick_device,
     prepare,
+    require_a_row_each,
     start_states,
     too_many_bad_steps,
     undone_if_not_finite,
@@ -45,7 +51,7 @@ from nas.training import (
 RECORD_EVERY_STEPS = 10
 LEVELS = ("lower", "upper")
 
-Batch = tuple[Tensor, Tensor]  # images and targets
+Batch = tuple[Tensor, Target]  # images, and what they are
 
 
 class StepResult(NamedTuple):
@@ -60,7 +66,7 @@ class StepResult(NamedTuple):
 
 def objective(state: State) -> Tensor:
     """Cross entropy of the supernet; the same at both levels."""
-    return F.cross_entropy(state.lower_model(state.data, state.upper_model()), state.target)
+    return cross_entropy(state.lower_model(state.data, state.upper_model()), state.target)
 
 
 class Models(NamedTuple):
@@ -73,9 +79,12 @@ class Models(NamedTuple):
     hypergradient: FirstOrder | Onestage
     auxiliary: Any  # the supernet as `higher` wraps it, at w′
     grad_clip: float
+    processes: Processes
 
 
-def build(config: SearchConfig, in_channels: int, num_classes: int, device: torch.device) -> Models:
+def build(
+    config: SearchConfig, in_channels: int, num_classes: int, device: torch.device, processes: Processes = ALONE
+) -> Models:
     """Both models, started from the seed, with their optimizers."""
     lower, upper, size = config.lower, config.upper, config.supernet
     torch.manual_seed(config.run.seed)
@@ -87,6 +96,8 @@ def build(config: SearchConfig, in_channels: int, num_classes: int, device: torc
     weight_optimizer = torch.optim.SGD(
         supernet.parameters(), lower.lower_lr, lower.momentum, weight_decay=lower.weight_decay
     )
+    if config.run.sync_batch_norm and processes.count > 1:
+        synchronise(supernet, processes.gather)
     start_states(alpha_optimizer)
     start_states(weight_optimizer)
     method = {"onestage": Onestage, "first-order": FirstOrder}[upper.hypergradient]
@@ -95,10 +106,11 @@ def build(config: SearchConfig, in_channels: int, num_classes: int, device: torc
         supernet,
         alpha_optimizer,
         weight_optimizer,
-        method(objective, alphas, objective, supernet, lower.lower_lr, upper.r),
+        method(objective, alphas, objective, supernet, lower.lower_lr, upper.r, processes.mean),
         # One wrapper for the whole search: making one takes longer than giving it new weights.
         higher.monkeypatch(supernet, track_higher_grads=False),
         lower.grad_clip,
+        processes,
     )
 
 
@@ -110,7 +122,8 @@ def exact_step(models: Models, train: Batch, validate: Batch, learning_rate: flo
         virtual_optimizer = higher.get_diff_optim(
             models.weight_optimizer, weights, fmodel=models.auxiliary, track_higher_grads=False
         )
-        virtual_optimizer.step(objective(State(*train, models.alphas, models.auxiliary)))
+        loss = objective(State(*train, models.alphas, models.auxiliary))
+        virtual_optimizer.step(loss, grad_callback=models.processes.mean)
     models.hypergradient.lower_learning_rate = learning_rate
     upper_loss, upper_norm = upper_step(models, train, validate)
     lower_loss, lower_norm, num_correct = lower_step(models, train)
@@ -152,66 +165,76 @@ def lower_step(models: Models, train: Batch) -> tuple[Tensor, Tensor, Tensor]:
     weights = list(models.supernet.parameters())
     models.weight_optimizer.zero_grad()
     logits = models.supernet(data, models.alphas())
-    loss = F.cross_entropy(logits, target)
+    loss = cross_entropy(logits, target)
     loss.backward(inputs=weights)
+    loss, num_correct = average_step(models.processes, models.supernet, loss, logits, target)
     norm = torch.nn.utils.clip_grad_norm_(weights, models.grad_clip)
     models.weight_optimizer.step()
-    return loss.detach(), norm, (logits.argmax(1) == target).sum()
+    return loss, norm, num_correct
 
 
-def search(config: SearchConfig) -> None:
+def search(config: SearchConfig, processes: Processes = ALONE) -> None:
     data, lower, upper, options = config.data, config.lower, config.upper, config.run
-    path = folder_of_run(options, f"search-{data.dataset}")
+    path = Path(processes.text_of_first(str(folder_of_run(options, f"search-{data.dataset}"))))
     exported = Path("genotypes", f"{path.resolve().name}.json")
-    if options.resume is None and exported.exists():
-        raise InputError(f"--name {path.name}: {exported} exists already; choose another --name.")
-    if options.resume is not None and is_finished(path, lower.epochs):
+    if processes.any(processes.first and options.resume is not None and is_finished(path, lower.epochs)):
         return
-    device = pick_device(options.device)
-    if options.deterministic:  # only then, as the call itself takes seconds to import what it sets
-        torch.use_deterministic_algorithms(True)
-    run = RunFolder.reopen(path, config) if options.resume is not None else None
-    images, lower_images, upper_images = load_images(config, device)
-    num_images, in_channels, _, _ = images.split.images.shape
-    num_lower, num_classes = len(lower_images.split.targets), len(images.split.classes)
-    models = build(config, in_channels, num_classes, device)
+    with processes.agreed():
+        if processes.first and options.resume is None and exported.exists():
+            raise InputError(f"--name {path.name}: {exported} exists already; choose another --name.")
+        device = pick_device(options.device, processes.local_rank)
+        if options.deterministic:  # only then, as the call itself takes seconds to import what it sets
+            torch.use_deterministic_algorithms(True)
+        run = RunFolder.reopen(path, config) if processes.first and options.resume is not None else None
+    images, lower_images, upper_images = processes.in_turn(lambda: load_images(config, device, processes))
+    _, in_channels, _, _ = images.split.images.shape
+    models = build(config, in_channels, len(images.split.classes), device, processes)
     alphas, supernet = models.alphas, models.supernet
     state = state_tensors(
         {"supernet": supernet, "alphas": alphas},
         {"weight_optimizer": models.weight_optimizer, "alpha_optimizer": models.alpha_optimizer},
     )
     take_step = shared_step if upper.share_lower_step else exact_step
-    steps_an_epoch = datasets.num_batches(num_lower, lower.batch_size)
+    steps_an_epoch = datasets.num_batches(len(lower_images.split.targets), lower.batch_size)
     num_steps = lower.epochs * steps_an_epoch
-    lines = forecast(config, models, images, lower_images, upper_images, device)
-    if options.dry_run:
-        train, validate = (
-            part.batch(lower.batch_size, options.seed, level, 0)
-            for part, level in zip((lower_images, upper_images), LEVELS, strict=True)
-        )
-        take_step(models, train, validate, lower.lower_lr)  # not timed, as the first one is slower than the others
-        began = time.monotonic()
-        take_step(models, train, validate, lower.lower_lr)
-        print(*lines, outlook(time.monotonic() - began, num_steps, 2 * lower.batch_size), sep="\n")
-        return
 
-    with run or RunFolder.create(path, config) as run, Interrupts() as interrupts:
+    def batches(step: int) -> tuple[Batch, Batch]:
+        return (
+            lower_images.batch(lower.batch_size, options.seed, "lower", step),
+            upper_images.batch(lower.batch_size, options.seed, "upper", step),
+        )
+
+    with processes.agreed():
+        lines = forecast(config, models, images, lower_images, upper_images, device)
+    if options.dry_run:
+        take_step(models, *batches(0), lower.lower_lr)  # not timed, as the first one is slower than the others
+        began = time.monotonic()
+        take_step(models, *batches(0), lower.lower_lr)
+        if processes.first:
+            print(*lines, outlook(time.monotonic() - began, num_steps, 2 * lower.batch_size), sep="\n")
+        return
+    with processes.agreed():
+        followed = None if processes.first else Follower(path, processes.rank)
+        run = run or followed or RunFolder.create(path, config)
+
+    with run, Interrupts() as interrupts:
         fingerprint = datasets.fingerprint(images.split)
-        progress = run.restore(state, fingerprint)
-        if exported.exists() and GenotypeFile.load(exported).provenance.date != run.started:
-            raise InputError(f"--resume {path}: {exported} comes from another run; move it away.")
+        progress = restore(run, processes, state, fingerprint)
+        with processes.agreed():
+            if processes.first and exported.exists() and GenotypeFile.load(exported).provenance.date != run.started:
+                raise InputError(f"--resume {path}: {exported} comes from another run; move it away.")
         for line in lines:
             run.log(line)
         run.log(f"{run.path}: tensorboard --logdir {run.path.parent} shows the search as it goes")
         genotype = Genotype.derive(alphas)
-        drawn = genotype.draw(run.path / "cells")
+        drawn = processes.first and genotype.draw(run.path / "cells")
         upper_accuracy: float | None = None  # of the last epoch
 
         def save(finished: bool = False) -> None:
             run.save(state, fingerprint, genotype.to_text(), progress, finished)
 
         def stop_if_asked() -> None:
-            if interrupts.received is not None:
+            if processes.any(interrupts.received is not None):
                 save()
                 raise Stopped(f"after step {progress.steps}; go on: {run.go_on}", interrupts.exit_code)
 
@@ -225,13 +248,12 @@ def search(config: SearchConfig) -> None:
                 models.weight_optimizer.param_groups[0]["lr"] = learning_rate
                 recent_began, recent_images = time.monotonic(), 0
                 for step in range(progress.steps, (epoch + 1) * steps_an_epoch):
-                    train = lower_images.batch(lower.batch_size, options.seed, "lower", step)
-                    validate = upper_images.batch(lower.batch_size, options.seed, "upper", step)
+                    train, validate = batches(step)
                     scalars: dict[str, float] = {}
                     try:
                         with undone_if_not_finite(state):
                             scalars, num_correct = read(take_step(models, train, validate, learning_rate), models)
-                        progress.good_step(scalars["lower/step_loss"], num_correct, len(train[1]))
+                        progress.good_step(scalars["lower/step_loss"], num_correct, train[1].batch_size)
                         progress.see({f"{level}/step_loss_max": scalars[f"{level}/step_loss"] for level in LEVELS})
                     except FloatingPointError as error:
                         run.bad_step(progress, f"{error} {images_of(config, (lower_images, upper_images), step)}")
@@ -239,7 +261,7 @@ def search(config: SearchConfig) -> None:
                             save()
                             flag = "--alpha-lr" if "alphas" in str(error) else "--lower-lr"
                             raise Stopped(too_many_bad_steps(progress.bad_steps_in_a_row, error, flag)) from None
-                    recent_images += len(train[1]) + len(validate[1])
+                    recent_images += train[1].batch_size + validate[1].batch_size
                     if step % RECORD_EVERY_STEPS == 0:
                         rates = {"lower/learning_rate": learning_rate, "upper/learning_rate": upper.alpha_lr}
                         rates["speed/images_per_s"] = recent_images / (time.monotonic() - recent_began)
@@ -256,45 +278,60 @@ def search(config: SearchConfig) -> None:
                 predict = functools.partial(supernet, edge_weights=edge_weights)
                 upper_loss, upper_accuracy = evaluate(predict, upper_images, 2 * lower.batch_size, stop_if_asked)
                 supernet.train()
-                lower_loss, lower_accuracy = progress.means()
+                processes.check_identical(state)
                 previous, genotype = genotype, Genotype.derive(alphas)
-                epoch_s = run.elapsed_s() - progress.epoch_began_s
-                levels = {
-                    "lower/loss": lower_loss,
-                    "lower/accuracy": lower_accuracy,
-                    "upper/loss": upper_loss,
-                    "upper/accuracy": upper_accuracy,
-                    "speed/epoch_s": epoch_s,
-                }
-                cells = describe(edge_weights, genotype)
-                run.record(epoch + 1, progress.steps, levels | cells)
-                provenance = Provenance(
-                    method=f"nas search, {upper.hypergradient}",
-                    dataset=data.dataset,
-                    num_images=num_images,
-                    seed=options.seed,
-                    epochs=epoch + 1,
-                    supernet_accuracy=upper_accuracy,
-                    date=run.started,
-                    versions=versions(),
-                )
-                genotype.save(run.path / "genotype.json", provenance)
-                if genotype != previous:
+                if processes.first and genotype != previous:
                     drawn = genotype.draw(run.path / "cells")
-                show(run, edge_weights, progress.steps)
-                run.log(
-                    f"epoch {epoch + 1}/{lower.epochs}: lower loss {lower_loss:.3f}, accuracy {lower_accuracy:.1%}; "
-                    f"upper loss {upper_loss:.3f}, accuracy {upper_accuracy:.1%}; {skips(genotype)}; "
-                    f"{duration(epoch_s)}"
-                )
                 progress.epochs = epoch + 1
+                if processes.first:
+                    note_epoch(config, run, progress, (upper_loss, upper_accuracy), edge_weights, genotype, images)
                 save()
 
-        export_cell(run, exported, images)
+        if processes.first:
+            export_cell(run, exported, images)
         if not drawn:
             run.log(draw.HOW_TO_GET_PICTURES)
-        run.log(f"retrain it: python train_final.py --genotype {exported}{data_flags(data)}")
+        run.log(f"retrain it: python train_final.py --genotype {exported}{data_flags(data, options.seed)}")
         save(finished=True)
+
+
+def note_epoch(
+    config: SearchConfig,
+    run: RunFolder | Follower,
+    progress: Progress,
+    upper: tuple[float, float],
+    edge_weights: EdgeWeights,
+    genotype: Genotype,
+    images: Images,
+) -> None:
+    """Record and show what an epoch has come to; `upper` are loss and accuracy on the images of the upper level."""
+    (lower_loss, lower_accuracy), (upper_loss, upper_accuracy) = progress.means(), upper
+    epoch_s = run.elapsed_s() - progress.epoch_began_s
+    levels = {
+        "lower/loss": lower_loss,
+        "lower/accuracy": lower_accuracy,
+        "upper/loss": upper_loss,
+        "upper/accuracy": upper_accuracy,
+        "speed/epoch_s": epoch_s,
+        "speed/peak_memory_gb": peak_memory_gb(images.mean.device),
+    }
+    run.record(progress.epochs, progress.steps, levels | describe(edge_weights, genotype))
+    provenance = Provenance(
+        method=f"nas search, {config.upper.hypergradient}",
+        dataset=config.data.dataset,
+        num_images=len(images.split.targets),
+        seed=config.run.seed,
+        epochs=progress.epochs,
+        supernet_accuracy=upper_accuracy,
+        date=run.started,
+        versions=versions(),
+    )
+    genotype.save(run.path / "genotype.json", provenance)
+    show(run, edge_weights, progress.steps)
+    run.log(
+        f"epoch {progress.epochs}/{config.lower.epochs}: lower loss {lower_loss:.3f}, accuracy {lower_accuracy:.1%}; "
+        f"upper loss {upper_loss:.3f}, accuracy {upper_accuracy:.1%}; {skips(genotype)}; {duration(epoch_s)}"
+    )
 
 
 def forecast(
@@ -321,16 +358,16 @@ def forecast(
     ]
     if device.type == "cpu":  # no other device was ever asked for its memory
         supernet = copy.deepcopy(models.supernet)
+        synchronise(supernet, None)
 
         def forward(num_images: int) -> Tensor:
             return supernet(torch.zeros(num_images, in_channels, image_size, image_size), models.alphas())
 
-        batch_size = min(config.lower.batch_size, num_lower)
-        lines.append(require_memory(*bytes_of_step(forward, batch_size), batch_size, free_bytes()))
+        lines.append(memory_of_step(forward, min(config.lower.batch_size, num_lower), images.processes))
     return lines
 
 
-def export_cell(run: RunFolder, exported: Path, images: Images) -> None:
+def export_cell(run: RunFolder | Follower, exported: Path, images: Images) -> None:
     """Leave the derived cell where `train_final.py` finds it, and the report; say what they are."""
     found = GenotypeFile.load(run.path / "genotype.json")
     genotype = Genotype(**found.cells())
@@ -351,7 +388,7 @@ def export_cell(run: RunFolder, exported: Path, images: Images) -> None:
     run.log(f"written: {exported}, and in {run.path}: {names}")
 
 
-def load_images(config: SearchConfig, device: torch.device) -> tuple[Images, Images, Images]:
+def load_images(config: SearchConfig, device: torch.device, processes: Processes) -> tuple[Images, Images, Images]:
     """All training images, those of the lower level and those of the upper level; the test set is not read."""
     data, fraction, seed = config.data, config.upper.upper_fraction, config.run.seed
     train = datasets.load(
@@ -363,7 +400,9 @@ def load_images(config: SearchConfig, device: torch.device) -> tuple[Images, Ima
             f"--upper-fraction {fraction}: {len(lower_half)} images for the weights and {len(upper_half)} for the "
             "alphas, but each level needs two at least."
         )
-    images = prepare(train, data.dataset, device, balanced=data.balanced)
+    images = prepare(train, data.dataset, device, balanced=data.balanced, processes=processes)
+    for half in (lower_half, upper_half):
+        require_a_row_each(processes, len(half), config.lower.batch_size)
     lower_images, upper_images = (
         images._replace(split=images.split.select(half.to(device))) for half in (lower_half, upper_half)
     )
@@ -428,7 +467,7 @@ def skips(genotype: Genotype) -> str:
     return f"skips {normal} + {reduction}"
 
 
-def show(run: RunFolder, edge_weights: EdgeWeights, step: int) -> None:
+def show(run: RunFolder | Follower, edge_weights: EdgeWeights, step: int) -> None:
     """In TensorBoard: edge weights as heat maps and, where they were drawn, the derived cells."""
     for cell, weights in edge_weights._asdict().items():
         run.picture(f"heat_map/{cell}", draw.heat_map(weights.tolist(), edge_names(weights), PRIMITIVES), step)

@@ -11,28 +11,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from nas import datasets, draw
+from nas.batch_norm import synchronise
 from nas.checkpoint import save_weights, state_tensors
 from nas.command_line import run_script
 from nas.config import Data, FinalConfig, TrainedOn, read_config, validate
 from nas.errors import InputError, Stopped, printable
 from nas.final_network import FinalNetwork
-from nas.forecast import bytes_of_step, duration, free_bytes, outlook, require_memory
+from nas.follower import Follower, restore
+from nas.forecast import duration, memory_of_step, outlook, peak_memory_gb
 from nas.genotype import Genotype, GenotypeFile, find
 from nas.interrupts import Interrupts
 from nas.network_size import network_size
+from nas.processes import ALONE, Processes
 from nas.progress_bar import progress_bar
 from nas.run_folder import RunFolder, folder_of_run, is_finished
 from nas.training import (
     Images,
+    Target,
+    average_step,
     check_finite,
     cosine,
+    cross_entropy,
     evaluate,
     imbalance,
     pick_device,
     prepare,
+    require_a_row_each,
     start_states,
     too_many_bad_steps,
     undone_if_not_finite,
@@ -41,38 +47,38 @@ from nas.training import (
 RECORD_EVERY_STEPS = 10
 
 
-def main(config: FinalConfig) -> None:
+def main(config: FinalConfig, processes: Processes = ALONE) -> None:
     if config.network.evaluate is not None:
-        evaluate_run(Path(config.network.evaluate), config)
+        evaluate_run(Path(config.network.evaluate), config, processes)
     elif config.network.genotype is not None:
-        train_final(config, config.network.genotype)
+        train_final(config, config.network.genotype, processes)
     else:
         raise InputError("--genotype: missing; give a genotype file or a name such as DARTS_V2, or --evaluate a run.")
 
 
-def train_final(config: FinalConfig, path_or_name: str) -> None:
+def train_final(config: FinalConfig, path_or_name: str, processes: Processes = ALONE) -> None:
     data, network_config, training, options = config.data, config.network, config.training, config.run
-    if options.resume is None:
-        path = folder_of_run(options, f"final-{find(path_or_name).stem}")
-    else:
-        path = folder_of_run(options, "")
-        if is_finished(path, training.epochs):
-            return
-        if (path / "genotype.json").exists():
+    with processes.agreed():
+        default = "" if options.resume is not None else f"final-{find(path_or_name).stem}"
+    path = Path(processes.text_of_first(str(folder_of_run(options, default))))
+    if processes.any(processes.first and options.resume is not None and is_finished(path, training.epochs)):
+        return
+    with processes.agreed():
+        device = pick_device(options.device, processes.local_rank)
+        if options.deterministic:  # only then, as the call itself takes seconds to import what it sets
+            torch.use_deterministic_algorithms(True)
+        if options.resume is not None and (path / "genotype.json").exists():
             path_or_name = str(path / "genotype.json")
-    device = pick_device(options.device)
-    if options.deterministic:  # only then, as the call itself takes seconds to import what it sets
-        torch.use_deterministic_algorithms(True)
-    run = RunFolder.reopen(path, config) if options.resume is not None else None
-    file = GenotypeFile.load(path_or_name)
+        run = RunFolder.reopen(path, config) if processes.first and options.resume is not None else None
+        file = GenotypeFile.load(path_or_name)
     genotype = Genotype(**file.cells())
-    images, holdout_images = load_images(config, device)
+    images, holdout_images = processes.in_turn(lambda: load_images(config, device, processes))
     num_images, in_channels, image_size, _ = images.split.images.shape
     num_classes = len(images.split.classes)
     trained_on = TrainedOn(
         images.split.classes, in_channels, image_size, tuple(images.mean.tolist()), tuple(images.std.tolist())
     )
-    test_images = load_test_images(data, trained_on, device)
+    test_images = processes.in_turn(lambda: load_test_images(data, trained_on, device, processes))
 
     torch.manual_seed(options.seed)
     network = FinalNetwork(
@@ -85,6 +91,8 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
         stem=network_config.stem,
     ).to(device)
     network.to(memory_format=torch.channels_last)
+    if options.sync_batch_norm and processes.count > 1:
+        synchronise(network, processes.gather)
     optimizer = torch.optim.SGD(
         network.parameters(), training.lr, training.momentum, weight_decay=training.weight_decay
     )
@@ -110,25 +118,35 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
         f"({2 * size.multiply_adds / 1e9:.3f} GFLOP) an image, on {device}",
         *imbalance(images),
     ]
-    if device.type == "cpu":  # no other device was ever asked for its memory
-        batch_size = min(training.batch_size, num_images)
-        needed = bytes_of_step(functools.partial(forward_of_zeros, copy.deepcopy(network), images), batch_size)
-        lines.append(require_memory(*needed, batch_size, free_bytes()))
-    if options.dry_run:
-        batch, target = images.batch(training.batch_size, options.seed, "final", 0)
-        dropped = datasets.generator("drop path", options.seed, 0, device=str(device))
-        step = config, network, optimizer, batch, target, network_config.drop_path, dropped
-        take_step(*step)  # not timed, as the first one is slower than the others
-        began = time.monotonic()
-        take_step(*step)
-        print(*lines, outlook(time.monotonic() - began, num_steps, training.batch_size), sep="\n")
-        return
+    with processes.agreed():
+        if device.type == "cpu":  # no other device was ever asked for its memory
+            unlearned = copy.deepcopy(network)
+            synchronise(unlearned, None)
+            forward = functools.partial(forward_of_zeros, unlearned, images)
+            lines.append(memory_of_step(forward, min(training.batch_size, num_images), processes))
 
-    with run or RunFolder.create(path, config, trained_on) as run, Interrupts() as interrupts:
+    def one_step(step: int, drop_path: float) -> tuple[dict[str, float], float]:
+        batch = images.batch(training.batch_size, options.seed, "final", step)
+        dropped = datasets.generator("drop path", options.seed, step, device=str(device))
+        return take_step(config, network, optimizer, *batch, drop_path, dropped, processes)
+
+    if options.dry_run:
+        one_step(0, network_config.drop_path)  # not timed, as the first one is slower than the others
+        began = time.monotonic()
+        one_step(0, network_config.drop_path)
+        if processes.first:
+            print(*lines, outlook(time.monotonic() - began, num_steps, training.batch_size), sep="\n")
+        return
+    with processes.agreed():
+        followed = None if processes.first else Follower(path, processes.rank)
+        run = run or followed or RunFolder.create(path, config, trained_on)
+
+    with run, Interrupts() as interrupts:
         fingerprint = datasets.fingerprint(images.split, test_images.split)
-        progress = run.restore(state, fingerprint, genotype.to_text())
-        genotype.save(run.path / "genotype.json", file.provenance)
-        drawn = genotype.draw(run.path / "cells")
+        progress = restore(run, processes, state, fingerprint, genotype.to_text())
+        if processes.first:
+            genotype.save(run.path / "genotype.json", file.provenance)
+        drawn = processes.first and genotype.draw(run.path / "cells")
         for line in lines:
             run.log(line)
         run.log(f"{run.path}: tensorboard --logdir {run.path.parent} shows the training as it goes")
@@ -137,7 +155,7 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
             run.save(state, fingerprint, genotype.to_text(), progress, finished)
 
         def stop_if_asked() -> None:
-            if interrupts.received is not None:
+            if processes.any(interrupts.received is not None):
                 save()
                 raise Stopped(f"after step {progress.steps}; go on: {run.go_on}", interrupts.exit_code)
 
@@ -153,15 +171,12 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
                 drop_path = network_config.drop_path * epoch / training.epochs
                 for step in range(progress.steps, (epoch + 1) * steps_an_epoch):
                     step_began = time.monotonic()
-                    batch, target = images.batch(training.batch_size, options.seed, "final", step)
-                    dropped = datasets.generator("drop path", options.seed, step, device=str(device))
+                    num_in_batch = len(images.indices(training.batch_size, options.seed, "final", step))
                     scalars: dict[str, float] = {}
                     try:
                         with undone_if_not_finite(state):
-                            scalars, num_correct = take_step(
-                                config, network, optimizer, batch, target, drop_path, dropped
-                            )
-                        progress.good_step(scalars["train/step_loss"], num_correct, len(target))
+                            scalars, num_correct = one_step(step, drop_path)
+                        progress.good_step(scalars["train/step_loss"], num_correct, num_in_batch)
                         progress.see({"train/step_loss_max": scalars["train/step_loss"]})
                     except FloatingPointError as error:
                         run.bad_step(progress, f"{error} {images_of(config, images, holdout_images, step)}")
@@ -171,7 +186,7 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
                             raise Stopped(sentence) from None
                     if step % RECORD_EVERY_STEPS == 0:
                         rates = {"train/learning_rate": learning_rate, "train/drop_path": drop_path}
-                        rates["speed/images_per_s"] = len(target) / (time.monotonic() - step_began)
+                        rates["speed/images_per_s"] = num_in_batch / (time.monotonic() - step_began)
                         run.record(epoch + 1, step + 1, scalars | rates | progress.take_peaks())
                     if time.monotonic() - run.saved_at >= 60 * options.checkpoint_minutes:
                         save()
@@ -186,13 +201,19 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
                     line += f"; held out: loss {loss:.3f}, accuracy {accuracy:.1%}"
                     held_out = f", held out {accuracy:.1%}"
                     scalars |= {"holdout/loss": loss, "holdout/accuracy": accuracy}
+                processes.check_identical(state)
                 epoch_s = run.elapsed_s() - progress.epoch_began_s
-                run.record(epoch + 1, progress.steps, scalars | {"speed/epoch_s": epoch_s})
+                run.record(
+                    epoch + 1,
+                    progress.steps,
+                    scalars | {"speed/epoch_s": epoch_s, "speed/peak_memory_gb": peak_memory_gb(device)},
+                )
                 run.log(f"{line}; {duration(epoch_s)}")
                 progress.epochs = epoch + 1
                 save()
 
-        save_weights(run.path / "weights.safetensors", network)
+        if processes.first:
+            save_weights(run.path / "weights.safetensors", network)
         # The test set serves here for the first time, and once: no epoch was chosen by it.
         test_loss, test_accuracy = accuracy_of(network, test_images, training.batch_size, stop_if_asked)
         run.record(training.epochs, num_steps, {"test/loss": test_loss, "test/accuracy": test_accuracy})
@@ -215,21 +236,23 @@ def take_step(
     network: FinalNetwork,
     optimizer: torch.optim.SGD,
     batch: torch.Tensor,
-    target: torch.Tensor,
+    target: Target,
     drop_path: float,
     dropped: torch.Generator,
+    processes: Processes = ALONE,
 ) -> tuple[dict[str, float], float]:
     """Move the weights; see `read` for what is returned and raised."""
     optimizer.zero_grad()
-    logits, auxiliary_logits = network(batch, drop_path, dropped)
-    loss = F.cross_entropy(logits, target)
-    total = loss
+    rows = processes.rows(target.batch_size)
+    logits, auxiliary_logits = network(batch, drop_path, dropped, target.batch_size, rows)
+    loss = total = cross_entropy(logits, target)
     if auxiliary_logits is not None:
-        total = loss + config.network.auxiliary_weight * F.cross_entropy(auxiliary_logits, target)
+        total = loss + config.network.auxiliary_weight * cross_entropy(auxiliary_logits, target)
     total.backward()
+    loss, num_correct = average_step(processes, network, loss, logits, target)
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.training.grad_clip)
     optimizer.step()
-    return read(network, loss, norm, (logits.argmax(1) == target).sum())
+    return read(network, loss, norm, num_correct)
 
 
 def forward_of_zeros(network: FinalNetwork, images: Images, num_images: int) -> torch.Tensor:
@@ -255,7 +278,7 @@ def read(
         FloatingPointError: one of them is not finite; it is named.
     """
     scalars = {
-        "train/step_loss": loss.detach(),
+        "train/step_loss": loss,
         "train/gradient_norm": norm,
         "train/weights_norm": torch.nn.utils.get_total_norm(list(network.parameters())),
     }
@@ -265,7 +288,9 @@ def read(
     return quantities, correct
 
 
-def load_images(config: FinalConfig, device: torch.device) -> tuple[Images, Images | None]:
+def load_images(
+    config: FinalConfig, device: torch.device, processes: Processes = ALONE
+) -> tuple[Images, Images | None]:
     """Images to train on, and those held out of the training set, if any."""
     data, training, seed = config.data, config.training, config.run.seed
     train = datasets.load(
@@ -278,12 +303,13 @@ def load_images(config: FinalConfig, device: torch.device) -> tuple[Images, Imag
     kept, held_out = datasets.halves(len(train.targets), training.holdout_fraction, seed)
     if len(kept) < 2:
         raise InputError(f"--holdout-fraction {training.holdout_fraction}: fewer than two images are left to train on.")
-    images = prepare(train.select(kept), data.dataset, device, cutout, data.balanced)
+    images = prepare(train.select(kept), data.dataset, device, cutout, data.balanced, processes)
+    require_a_row_each(processes, len(kept), training.batch_size)
     holdout = images._replace(split=train.select(held_out).to(device)) if len(held_out) else None
     return images, holdout
 
 
-def load_test_images(data: Data, trained_on: TrainedOn, device: torch.device) -> Images:
+def load_test_images(data: Data, trained_on: TrainedOn, device: torch.device, processes: Processes = ALONE) -> Images:
     """The test set, prepared as the training images were."""
     test = datasets.load(
         data.dataset,
@@ -306,7 +332,7 @@ def load_test_images(data: Data, trained_on: TrainedOn, device: torch.device) ->
             f"training images {' × '.join(map(str, trained))}; bring them to one shape."
         )
     mean, std = (torch.tensor(values, device=device) for values in (trained_on.mean, trained_on.std))
-    return Images(test.to(device), mean, std, flip=False)
+    return Images(test.to(device), mean, std, flip=False, processes=processes)
 
 
 def accuracy_of(
@@ -319,19 +345,22 @@ def accuracy_of(
     return result
 
 
-def evaluate_run(path: Path, config: FinalConfig) -> None:
+def evaluate_run(path: Path, config: FinalConfig, processes: Processes = ALONE) -> None:
     """Rebuild the network of a run folder, and print its test accuracy.
 
     What was trained, and on what, is read from the folder; --data-dir tells where the images lie now.
     """
-    device = pick_device(config.run.device)
-    network = FinalNetwork.from_run(path).to(device).to(memory_format=torch.channels_last)
-    assert network.trained_on is not None
-    trained = validate(FinalConfig, read_config(path).config, path / "config.json")
+    with processes.agreed():
+        device = pick_device(config.run.device, processes.local_rank)
+        network = FinalNetwork.from_run(path).to(device).to(memory_format=torch.channels_last)
+        trained = validate(FinalConfig, read_config(path).config, path / "config.json")
+    trained_on = network.trained_on
+    assert trained_on is not None
     data = dataclasses.replace(trained.data, data_dir=config.data.data_dir)
-    test_images = load_test_images(data, network.trained_on, device)
+    test_images = processes.in_turn(lambda: load_test_images(data, trained_on, device, processes))
     loss, accuracy = accuracy_of(network, test_images, trained.training.batch_size)
-    print(f"{path}: test accuracy {accuracy:.2%} of {len(test_images.split.targets)} images (loss {loss:.3f})")
+    if processes.first:
+        print(f"{path}: test accuracy {accuracy:.2%} of {len(test_images.split.targets)} images (loss {loss:.3f})")
 
 
 if __name__ == "__main__":

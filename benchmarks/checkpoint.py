@@ -15,7 +15,7 @@ from nas.checkpoint import Progress, state_tensors
 from nas.config import SearchConfig
 from nas.genotype import Genotype
 from nas.run_folder import RunFolder
-from nas.training import undone_if_not_finite
+from nas.training import Target, undone_if_not_finite
 from search import build, exact_step, read
 
 NUM_SAVES = 20
@@ -29,7 +29,7 @@ def main() -> None:
         {"weight_optimizer": models.weight_optimizer, "alpha_optimizer": models.alpha_optimizer},
     )
     size = config.lower.batch_size
-    train, validate = ((torch.randn(size, 3, 32, 32), torch.randint(10, (size,))) for _ in range(2))
+    train, validate = ((torch.randn(size, 3, 32, 32), Target(torch.randint(10, (size,)), 1.0, size)) for _ in range(2))
     saves, guards, steps = [], [], []
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(Path(folder, "run"), config) as run:
         run.restore(state, "0" * 32)

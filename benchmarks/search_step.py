@@ -41,7 +41,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.baseline import TextbookSupernet, copy_weights, textbook_step
 from nas.command_line import parse
 from nas.config import SearchConfig
-from nas.training import pick_device
+from nas.training import Target, pick_device
 from search import build, exact_step, shared_step
 
 SIZES = ((16, 8, 16), (16, 8, 64), (8, 5, 64))  # init channels, cells, batch
@@ -63,10 +63,11 @@ def compare(size: Sequence[int], num_steps: int, device: torch.device) -> dict[s
         (torch.randn(batch_size, 3, 32, 32, device=device), torch.randint(10, (batch_size,), device=device))
         for _ in range(2)
     )
+    lower, upper = ((images, Target(classes, 1.0, batch_size)) for images, classes in (train, validate))
     forms: dict[str, Callable[[], Any]] = {
         "textbook": lambda: textbook_step(textbook, textbook_alphas, *optimizers, train, validate),
-        "product": lambda: exact_step(product, train, validate, 0.025),
-        "shared lower step": lambda: shared_step(shared, train, validate, 0.025),
+        "product": lambda: exact_step(product, lower, upper, 0.025),
+        "shared lower step": lambda: shared_step(shared, lower, upper, 0.025),
     }
 
     # The first step warms up. From the same weights, it also shows how far apart the forms are.

@@ -5,7 +5,14 @@ from torch import Tensor
 
 
 def augment(
-    images: Tensor, mean: Tensor, std: Tensor, generator: torch.Generator, flip: bool, cutout: int = 0
+    images: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    generator: torch.Generator,
+    flip: bool,
+    cutout: int = 0,
+    batch_size: int | None = None,
+    rows: slice = slice(None),
 ) -> Tensor:
     """Random crop, horizontal flip, normalisation, cutout: the published training transform of DARTS (appendix A.2.1).
 
@@ -16,6 +23,8 @@ def augment(
         flip: whether half of the images, drawn at random, are mirrored.
         cutout: side in pixels of a square, centred anywhere in the image, that is set to the mean
             (DeVries and Taylor, 2017); 0 for none.
+        batch_size, rows: where the images are some rows of a batch, its size and these rows; they come out as they
+            would in the whole batch.
 
     Returns:
         (batch, channels, size, size), float32, channels last in memory. A crop is shifted by up to an eighth of the
@@ -26,14 +35,14 @@ def augment(
     padding = size // 8
 
     def draw(stop: int) -> Tensor:
-        return torch.randint(stop, (batch, 1), generator=generator, device=device)
+        return torch.randint(stop, (batch_size or batch, 1), generator=generator, device=device)[rows]
 
     pixels = torch.arange(size, device=device)
-    rows = draw(2 * padding + 1) + pixels  # (batch, size), of the padded image
+    lines = draw(2 * padding + 1) + pixels  # (batch, size), of the padded image
     columns = draw(2 * padding + 1) + (torch.where(draw(2) == 1, pixels.flip(0), pixels) if flip else pixels)
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     index = torch.arange(batch, device=device)[:, None, None]
-    cropped = padded[index, :, rows[:, :, None], columns[:, None, :]]  # (batch, size, size, channels)
+    cropped = padded[index, :, lines[:, :, None], columns[:, None, :]]  # (batch, size, size, channels)
     out = normalise(cropped.permute(0, 3, 1, 2), mean, std)
     if cutout:
         # Rows and columns [centre - cutout / 2, centre + cutout / 2), as far as they lie inside.

@@ -108,7 +108,7 @@ class Progress:
     def take_peaks(self) -> dict[str, float]:
         """The largest values since the last call, and how many steps were not applied."""
         peaks, self.peaks = self.peaks, {}
-        return peaks | {"bad_steps": self.bad_steps}
+        return peaks | {"steps/bad": self.bad_steps}
 
     def means(self) -> tuple[float, float]:
         """Loss and accuracy over the images of the epoch; not a number where no step was applied."""

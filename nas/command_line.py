@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import io
+import json
+import os
 import re
 import shlex
 import signal
@@ -15,6 +17,7 @@ import tyro
 
 from nas.config import MAY_CHANGE, PRESETS, Config, Data, SearchConfig, TrainedOn, flag_of, read_config, validate
 from nas.errors import InputError, Stopped
+from nas.processes import together
 
 
 def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
@@ -100,10 +103,27 @@ def run_script(run: Any, kind: type[Config]) -> int:
     """Parse the command line, run, and turn a mistake of the user's into one sentence. Returns the exit code."""
 
     def parse_and_run() -> int:
-        run(parse(kind, sys.argv[1:]))
+        with together() as processes:
+            config = None
+            with processes.agreed():
+                if processes.first:
+                    config = _unless_restarted(kind, parse(kind, sys.argv[1:]))
+            text = processes.text_of_first("" if config is None else json.dumps(dataclasses.asdict(config)))
+            run(validate(kind, json.loads(text)), processes)
         return 0
 
     return exit_code(parse_and_run)
+
+
+def _unless_restarted(kind: type[Config], config: Any) -> Any:
+    """The config, or that of the run which it has begun, where torchrun starts its processes again."""
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) == 0 or config.run.resume is not None:
+        return config
+    if config.run.name is None:
+        raise InputError("--name: missing; torchrun --max-restarts needs it, so that the run is found again.")
+    folder = Path(config.run.run_dir, config.run.name)
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and (folder / "config.json").is_file()
+    return parse(kind, ["--resume", str(folder)]) if again else config
 
 
 def exit_code(run: Callable[[], int]) -> int:
@@ -124,6 +144,9 @@ def exit_code(run: Callable[[], int]) -> int:
     except Stopped as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
         return stopped.code
+    except ConnectionError as error:  # of processes that compute together, before there is a run
+        print(f"stopped: {error.strerror or error}.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped: by Ctrl-C.", file=sys.stderr)
         return 130
@@ -131,13 +154,20 @@ def exit_code(run: Callable[[], int]) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def data_flags(data: Data) -> str:
-    """The flags that name the same images again, each with a space before it."""
-    flags = {"--dataset": data.dataset, "--data-dir": data.data_dir}
-    if data.image_size is not None:
-        flags["--image-size"] = str(data.image_size)
-    defaults = {"--dataset": Data.dataset, "--data-dir": Data.data_dir}
-    return "".join(f" {flag} {shlex.quote(value)}" for flag, value in flags.items() if value != defaults.get(flag))
+def data_flags(data: Data, seed: int = 0) -> str:
+    """The flags with which a run has the same images again, each with a space before it.
+
+    Args:
+        seed: of the run; the draw of --train-limit follows from it.
+    """
+    flags = []
+    for field in dataclasses.fields(Data):
+        value = getattr(data, field.name)
+        if value != field.default:
+            flags.append(flag_of(field.name) if value is True else f"{flag_of(field.name)} {shlex.quote(str(value))}")
+    if data.train_limit is not None and seed != 0:
+        flags.append(f"--seed {seed}")
+    return "".join(f" {flag}" for flag in flags)
 
 
 def _as_sentence(box: str) -> str:

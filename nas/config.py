@@ -44,11 +44,13 @@ class Data:
 
     dataset: Literal["cifar10", "cifar100", "fashion-mnist", "svhn", "digits", "folder", "npz"] = "cifar10"
     """Data set. digits is embedded and works offline; folder reads DATA_DIR/train/CLASS/* and DATA_DIR/test/CLASS/*;
-    npz reads DATA_DIR/train.npz and DATA_DIR/test.npz, with the arrays images, labels and, if you like, classes."""
+    npz reads DATA_DIR/train.npz and DATA_DIR/test.npz, with the arrays images, labels and, if you like, classes and
+    mirror."""
     data_dir: str = "data"
     """Folder of the images. The sets that torchvision knows are downloaded to it when they are missing."""
     image_size: Annotated[Annotated[int, Field(ge=8, le=1024)] | None, _optional("INT", "32")] = None
-    """Pixels a side, for folder alone: images are scaled and cropped to squares. The other sets have their own size."""
+    """Pixels a side, for folder alone: images become RGB, and are scaled and cropped about their centre to squares. The
+    other sets have their own size."""
     train_limit: Annotated[Annotated[int, Field(ge=4)] | None, _optional("INT", "all")] = None
     """Use so many training images, drawn by the seed."""
     skip_bad_images: Flag = False
@@ -83,6 +85,8 @@ class Run:
     """So many steps in a row whose loss, gradient or weights are not finite end the run. None of them is applied."""
     deterministic: Flag = False
     """Refuse operations that may give other bits the next time. On a CPU there are none."""
+    sync_batch_norm: Flag = False
+    """Under torchrun: batch norms see the whole batch, as one process does, not the part of their own process."""
 
 
 @dataclass(frozen=True)

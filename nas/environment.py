@@ -1,5 +1,6 @@
 """What a result depends on beside its config: command, versions, hardware."""
 
+import os
 import platform
 import sys
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from nas.version import VERSION
 
 
 def environment() -> dict[str, Any]:
-    """Command, versions and hardware."""
+    """Command, versions, hardware, and the processes that torchrun has started."""
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -21,6 +22,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "num_threads": torch.get_num_threads(),
+        "num_processes": int(os.environ.get("WORLD_SIZE", "1")),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
     }
 

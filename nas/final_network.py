@@ -1,6 +1,7 @@
 """The network that a genotype stands for, trained from scratch to judge it (DARTS, ICLR 2019, appendix A.2.1)."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.batch_norm import BatchNorm2d
 from nas.checkpoint import load_weights
 from nas.config import FinalConfig, TrainedOn, read_config, validate
 from nas.errors import InputError
@@ -107,7 +109,12 @@ class FinalNetwork(nn.Module):
         return network.eval()
 
     def forward(
-        self, images: Tensor, drop_path: float = 0.0, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        drop_path: float = 0.0,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+        rows: slice = slice(None),
     ) -> tuple[Tensor, Tensor | None]:
         """Logits and, in training and with an auxiliary head, the head's logits; each (batch, num_classes).
 
@@ -115,12 +122,19 @@ class FinalNetwork(nn.Module):
             images: (batch, in_channels, height, width), square, at least 8 × 8.
             drop_path: probability that an operation other than identity is dropped for an image, in [0, 1).
             generator: draws what is dropped; on the device of the images.
+            batch_size, rows: where the images are some rows of a batch, its size and these rows; what is dropped is
+                what would be in the whole batch.
         """
+
+        def draw() -> Tensor:  # (images, 1, 1, 1), in [0, 1)
+            shape = (batch_size or len(images), 1, 1, 1)
+            return torch.rand(shape, device=images.device, dtype=images.dtype, generator=generator)[rows]
+
         before = self.stem(images)
         previous = before if self.second_stem is None else self.second_stem(before)
         auxiliary_logits = None
         for index, cell in enumerate(self.cells):
-            before, previous = previous, cell(before, previous, drop_path, generator)
+            before, previous = previous, cell(before, previous, drop_path, draw)
             if self.training and self.auxiliary_head is not None and index == self.auxiliary_after:
                 auxiliary_logits = self.auxiliary_head(previous)
         return self.classifier(previous.mean(dim=(2, 3))), auxiliary_logits
@@ -149,7 +163,8 @@ class FinalCell(nn.Module):
             for primitive, source in edges
         )
 
-    def forward(self, before: Tensor, previous: Tensor, drop_path: float, generator: torch.Generator | None) -> Tensor:
+    def forward(self, before: Tensor, previous: Tensor, drop_path: float, draw: Callable[[], Tensor]) -> Tensor:
+        """The nodes that count, concatenated; `draw` gives a number in [0, 1) an image."""
         states = [self.preprocess_0(before), self.preprocess_1(previous)]
         for first in range(0, len(self.sources), EDGES_PER_NODE):
             node = None
@@ -157,7 +172,7 @@ class FinalCell(nn.Module):
                 operation = self.operations[edge]
                 x = operation(states[self.sources[edge]])
                 if self.training and drop_path > 0 and not isinstance(operation, nn.Identity):
-                    x = _drop_path(x, drop_path, generator)
+                    x = _drop_path(x, drop_path, draw())
                 node = x if node is None else node + x
             assert node is not None
             states.append(node)
@@ -172,10 +187,10 @@ class AuxiliaryHead(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, stem: str = "cifar"):
         super().__init__()
-        norm = nn.Identity() if stem == "imagenet" else nn.BatchNorm2d(768)
+        norm = nn.Identity() if stem == "imagenet" else BatchNorm2d(768)
         self.features = nn.Sequential(
             nn.Conv2d(channels, 128, 1, bias=False),
-            nn.BatchNorm2d(128),
+            BatchNorm2d(128),
             nn.ReLU(),
             nn.Conv2d(128, 768, 2, bias=False),
             norm,
@@ -194,10 +209,9 @@ class AuxiliaryHead(nn.Module):
 def _convolution(in_channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module]:
     """3 × 3, and its batch norm."""
     conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-    return conv, nn.BatchNorm2d(out_channels)
+    return conv, BatchNorm2d(out_channels)
 
 
-def _drop_path(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
+def _drop_path(x: Tensor, probability: float, draws: Tensor) -> Tensor:
     """Drop an operation's output for some images, and scale it for the others (Larsson et al., "FractalNet", 2017)."""
-    kept = torch.rand(len(x), 1, 1, 1, device=x.device, dtype=x.dtype, generator=generator) >= probability
-    return x * (kept.to(x.dtype) / (1 - probability))
+    return x * ((draws >= probability).to(x.dtype) / (1 - probability))

@@ -1,5 +1,7 @@
 """What a run will take, said before it takes it: memory and time."""
 
+import resource
+import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -8,9 +10,26 @@ import torch
 from torch import Tensor
 
 from nas.errors import InputError
+from nas.processes import Processes
 
 # Beyond what a pass keeps for its way back a step holds gradients and what is being computed: a fiftieth, measured.
 STEP_THROUGH_PASS = 1.05
+
+
+def memory_of_step(forward: Callable[[int], Tensor], batch_size: int, processes: Processes) -> str:
+    """What a step needs in all processes of this machine, and what there is, as a line for the log.
+
+    Args:
+        forward: see `bytes_of_step`.
+        batch_size: images of a step in all processes together.
+
+    Raises:
+        InputError: there is too little; the batch size that would fit is named.
+    """
+    rows = -(-batch_size // processes.count)
+    step_bytes, bytes_an_image = bytes_of_step(forward, rows)
+    here = processes.local_count
+    return require_memory(here * step_bytes, bytes_an_image, min(here * rows, batch_size), free_bytes())
 
 
 def bytes_of_step(forward: Callable[[int], Tensor], batch_size: int) -> tuple[int, int]:
@@ -70,6 +89,14 @@ def require_memory(step_bytes: int, bytes_an_image: int, batch_size: int, free: 
         f"--batch-size {batch_size}: a step takes about {step_bytes / 1e9:.2f} GB of memory, and {free / 1e9:.2f} GB "
         f"are free; {advice}."
     )
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory that this process has held so far: of the GPU where it computes there, else its own."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def outlook(step_s: float, num_steps: int, images_a_step: int) -> str:

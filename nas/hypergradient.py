@@ -24,6 +24,11 @@ class State(NamedTuple):
 
 
 Objective = Callable[[State], Tensor]
+Reduce = Callable[[list[Tensor]], list[Tensor]]
+
+
+def _alone(tensors: list[Tensor]) -> list[Tensor]:
+    return tensors
 
 
 class FirstOrder:
@@ -40,6 +45,7 @@ class FirstOrder:
         lower_model: nn.Module,
         lower_learning_rate: float | Tensor,
         r: float = 1e-2,
+        reduce: Reduce = _alone,
     ):
         self.upper_objective = upper_objective
         self.upper_model = upper_model
@@ -47,6 +53,7 @@ class FirstOrder:
         self.lower_model = lower_model
         self.lower_learning_rate = lower_learning_rate
         self.r = r
+        self.reduce = reduce
 
     @torch.enable_grad()
     def compute_gradients(
@@ -60,8 +67,10 @@ class FirstOrder:
         """See `Onestage.compute_gradients`; the training batch is not used."""
         alphas = _trained(self.upper_model)
         loss = self._upper_loss(validate_data, validate_target, auxiliary_model)
-        _add_gradients(alphas, _gradients(loss, alphas))
-        return loss.detach()
+        loss, *gradients = self.reduce([loss.detach(), *_gradients(loss, alphas)])
+        _check_finite(loss, "the upper objective is {}.")
+        _add_gradients(alphas, gradients)
+        return loss
 
     def _upper_loss(self, validate_data: Any, validate_target: Any, auxiliary_model: _MonkeyPatchBase) -> Tensor:
         _check_auxiliary_model(auxiliary_model, self.lower_model)
@@ -86,6 +95,10 @@ class Onestage(FirstOrder):
         lower_learning_rate: ξ of the step that made w′ from w, a number or a scalar tensor. Set the attribute when a
             schedule moves it.
         r: length of the perturbation of w, as a Euclidean norm.
+        reduce: where several processes compute on a part of each batch: from a list of tensors to the list of their
+            means over the processes. It is called twice: with the upper loss and v, which makes ε and w± the same
+            everywhere, and with both lower losses and the hypergradient, which is linear in what is left to average.
+            The objectives are then those of the part, weighted so that their mean is that of the batch.
     """
 
     @torch.enable_grad()
@@ -114,14 +127,16 @@ class Onestage(FirstOrder):
         Raises:
             ValueError: no upper parameter requires gradients; the auxiliary model tracks higher gradients (the second
                 term would count twice) or is not a wrapping of the lower model; an objective is not scalar.
-            FloatingPointError: an objective, or the gradient with respect to w′, is not finite. On a CPU alone: other
-                devices are never waited for, and the gradients are then not finite either.
+            FloatingPointError: an objective, or the gradient with respect to w′, is not finite, in all processes alike.
+                On a CPU alone: other devices are never waited for, and the gradients are then not finite either.
         """
         alphas = _trained(self.upper_model)
         upper_loss = self._upper_loss(validate_data, validate_target, auxiliary_model)
         names, w_prime = _virtual_weights(self.lower_model, auxiliary_model)
         gradients = _gradients(upper_loss, [*alphas, *w_prime])
-        alpha_gradients, v = gradients[: len(alphas)], gradients[len(alphas) :]
+        alpha_gradients = gradients[: len(alphas)]
+        upper_loss, *v = self.reduce([upper_loss.detach(), *gradients[len(alphas) :]])
+        _check_finite(upper_loss, "the upper objective is {}.")
 
         norm = torch.nn.utils.get_total_norm(v)
         _check_finite(norm, "the gradient of the upper objective with respect to w′ has the norm {}.")
@@ -132,19 +147,22 @@ class Onestage(FirstOrder):
         state = State(train_data, train_target, self.upper_model, self.lower_model)
         # fork_rng gives the random state back, so that the second pass draws what the first one drew.
         with torch.random.fork_rng(**_random_devices(w_prime)):
-            plus = self._gradients_at(1, names, step, state, alphas)
-        minus = self._gradients_at(-1, names, step, state, alphas)
+            loss_plus, plus = self._gradients_at(1, names, step, state, alphas)
+        loss_minus, minus = self._gradients_at(-1, names, step, state, alphas)
         alpha_gradients = [
             gradient - self.lower_learning_rate * (p - m) * (norm / (2 * self.r))
             for gradient, p, m in zip(alpha_gradients, plus, minus, strict=True)
         ]
+        loss_plus, loss_minus, *alpha_gradients = self.reduce([loss_plus, loss_minus, *alpha_gradients])
+        for lower_loss in (loss_plus, loss_minus):
+            _check_finite(lower_loss, "the lower objective is {}.")
         _add_gradients(alphas, alpha_gradients)
-        return upper_loss.detach()
+        return upper_loss
 
     def _gradients_at(
         self, sign: int, names: Sequence[str], step: Sequence[Tensor], state: State, alphas: Sequence[nn.Parameter]
-    ) -> list[Tensor]:
-        """∇_α L_lower(w + sign · step, α).
+    ) -> tuple[Tensor, list[Tensor]]:
+        """L_lower(w + sign · step, α) and its gradient with respect to α.
 
         The lower model's parameters and buffers are exchanged for others while the objective runs, never written to.
         """
@@ -155,7 +173,7 @@ class Onestage(FirstOrder):
         held = _Held(self.lower_objective, self.lower_model)
         exchanged = {f"lower_model.{name}": tensor for name, tensor in tensors.items()}
         loss = torch.func.functional_call(held, exchanged, (state,))
-        return _gradients(loss, alphas)
+        return loss.detach(), _gradients(loss, alphas)
 
 
 class _Held(nn.Module):
@@ -208,7 +226,6 @@ def _evaluate(objective: Objective, state: State, name: str) -> Tensor:
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         shape = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise ValueError(f"the {name} must return a scalar tensor, but its result is {shape}.")
-    _check_finite(loss, f"the {name} is {{}}.")
     return loss
 
 

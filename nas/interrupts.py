@@ -34,5 +34,5 @@ class Interrupts:
 
     @property
     def exit_code(self) -> int:
-        """By the convention of shells: 130 for Ctrl-C, 143 for SIGTERM."""
-        return 128 + (self.received or 0)
+        """By the convention of shells: 130 for Ctrl-C, 143 for SIGTERM and where another process was asked to stop."""
+        return 128 + (self.received or signal.SIGTERM)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.batch_norm import BatchNorm2d
 from nas.depthwise import DepthwiseConv2d
 
 
@@ -17,13 +18,13 @@ class ReLUConvBN(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, affine: bool = True):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels) if affine else PlanarBatchNorm2d(out_channels, affine=False)
+        self.norm = BatchNorm2d(out_channels) if affine else PlanarBatchNorm2d(out_channels, affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(F.relu(x)))
 
 
-class PlanarBatchNorm2d(nn.BatchNorm2d):
+class PlanarBatchNorm2d(BatchNorm2d):
     """A batch norm on a copy that is not channels_last: of images that are, torch (2.15) adds up in float32 on a CPU.
 
     For the inputs of the supernet's cells, where the gradients of all edges meet: what their sums lose reaches every
@@ -44,7 +45,7 @@ class FactorizedReduce(nn.Module):
         super().__init__()
         self.conv_1 = nn.Conv2d(in_channels, out_channels // 2, 1, bias=False)
         self.conv_2 = nn.Conv2d(in_channels, out_channels - out_channels // 2, 1, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels, affine=affine)
+        self.norm = BatchNorm2d(out_channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = every_second_pixel(F.relu(x))
@@ -83,7 +84,7 @@ class DilConv(nn.Module):
         super().__init__()
         self.depthwise = DepthwiseConv2d(channels, kernel, stride, dilation)
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
-        self.norm = nn.BatchNorm2d(channels, affine=affine)
+        self.norm = BatchNorm2d(channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.pointwise(self.depthwise(F.relu(x))))
@@ -96,7 +97,7 @@ class Conv7x1And1x7(nn.Module):
         super().__init__()
         self.conv_1 = nn.Conv2d(channels, channels, (1, 7), stride=(1, stride), padding=(0, 3), bias=False)
         self.conv_2 = nn.Conv2d(channels, channels, (7, 1), stride=(stride, 1), padding=(3, 0), bias=False)
-        self.norm = nn.BatchNorm2d(channels, affine=affine)
+        self.norm = BatchNorm2d(channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv_2(self.conv_1(F.relu(x))))

@@ -24,7 +24,9 @@ from nas.environment import environment
 from nas.errors import InputError, Stopped
 from nas.records import Records
 
-COMPARED = {"search": ("upper/accuracy", "upper/loss", "lower/accuracy"), "final": ("test/accuracy", "train/accuracy")}
+BITS_DEPEND_ON = ("versions", "num_threads", "num_processes")
+# TensorBoard takes the columns of its table from any one of the runs: so all have all.
+COMPARED = ("test/accuracy", "upper/accuracy", "upper/loss", "lower/accuracy", "train/accuracy")
 
 
 def folder_of_run(options: Run, default: str) -> Path:
@@ -110,7 +112,7 @@ class RunFolder:
         """
         _refuse_links(path)
         file = read_config(path)
-        now = {name: environment()[name] for name in ("command", "date", "versions", "num_threads")}
+        now = {name: environment()[name] for name in ("command", "date", *BITS_DEPEND_ON)}
         file = file.model_copy(update={"config": _plain(config), "resumed": [*file.resumed, now]})
         try:
             lock = _lock(path)
@@ -169,8 +171,8 @@ class RunFolder:
             for name, (before, now) in changed.items():
                 self.log(f"{name}: {before} until here, {now} from here on")
             first, last = self._file.environment, self._file.resumed[-1]
-            for name in ("versions", "num_threads"):
-                if first.get(name) != last[name]:
+            for name in BITS_DEPEND_ON:
+                if first.get(name, 1) != last[name]:
                     self.log(f"{name} were {first.get(name)}, are {last[name]}: bits may differ")
         return progress
 
@@ -208,9 +210,8 @@ class RunFolder:
             for name, value in values.items()
             if (group != "run" or name == "seed") and value is not None
         }
-        compared = COMPARED["search" if self._file.trained_on is None else "final"]
         began = datetime.fromisoformat(self.started).timestamp()
-        self._records = Records(self.path, sizes, began, flags, compared, self.log)
+        self._records = Records(self.path, sizes, began, flags, COMPARED, self.log)
 
     def log(self, line: str) -> None:
         """Print a line, and keep it in log.txt."""

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.batch_norm import BatchNorm2d, StackedNorm
 from nas.depthwise import depthwise_conv2d
 from nas.operations import FactorizedReduce, ReLUConvBN, concatenate, every_second_pixel
 from nas.search_space import NUM_INPUTS, PRIMITIVES, edges, reduction_cells
@@ -61,7 +62,7 @@ class Supernet(nn.Module):
     ):
         super().__init__()
         channels = 3 * init_channels
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), BatchNorm2d(channels))
         before, previous, channels = channels, channels, init_channels
         self.cells = nn.ModuleList()
         halved = False
@@ -131,8 +132,8 @@ class MixedOperations(nn.Module):
     def __init__(self, channels: int, num_edges: int, stride: int):
         super().__init__()
         self.stride = stride
-        self.max_pool_norm = nn.BatchNorm2d(channels, affine=False)
-        self.avg_pool_norm = nn.BatchNorm2d(channels, affine=False)
+        self.max_pool_norm = BatchNorm2d(channels, affine=False)
+        self.avg_pool_norm = BatchNorm2d(channels, affine=False)
         if stride == 2:
             self.skip = StackedFactorizedReduce(num_edges, channels)
         self.sep_3 = StackedSepConv(num_edges, channels, 3, stride)
@@ -165,23 +166,6 @@ class MixedOperations(nn.Module):
             weight_of_edge = weights[:, primitive].unbind()
             outputs = [torch.addcmul(y, term, weight) for y, weight in zip(outputs, weight_of_edge, strict=True)]
         return outputs
-
-
-class StackedNorm(nn.Module):
-    """One batch norm an edge, without affine parameters; an edge's weight, if given, is its scale."""
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, num_edges: int, channels: int):
-        super().__init__()
-        self.register_buffer("running_mean", torch.zeros(num_edges, channels))
-        self.register_buffer("running_var", torch.ones(num_edges, channels))
-
-    def forward(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
-        """`scales` has the shape (edges * channels,)."""
-        mean, var = self.running_mean.flatten(), self.running_var.flatten()
-        return F.batch_norm(x, mean, var, scales, training=self.training)
 
 
 class StackedDilConv(nn.Module):

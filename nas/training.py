@@ -7,15 +7,16 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas import datasets
 from nas.augment import augment, channel_statistics, normalise
 from nas.errors import InputError, printable
+from nas.processes import ALONE, Processes
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of --device; auto takes cuda, else mps, else cpu.
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of --device; auto takes cuda, else mps, else cpu. Each process of a machine takes a GPU of its own.
 
     Raises:
         InputError: there is no such device here.
@@ -25,12 +26,33 @@ def pick_device(name: str) -> torch.device:
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
         raise InputError(f"--device {name}: torch sees no such device here; use --device cpu.")
-    return torch.device(name)
+    if name == "cuda" and local_rank >= torch.cuda.device_count():
+        raise InputError(f"torchrun: process {local_rank} of this machine has no GPU of its own; start fewer.")
+    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
 
 
 def cosine(epoch: int, epochs: int, start: float, end: float) -> float:
     """Learning rate of an epoch, counted from 0 (Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5)."""
     return end + (start - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+class Target(NamedTuple):
+    """What the images of a batch are.
+
+    Attributes:
+        classes: (images,), int64.
+        weight: of their mean loss, so that its mean over the processes is that over the whole batch; 1 on one process.
+        batch_size: images of the whole batch.
+    """
+
+    classes: Tensor
+    weight: float
+    batch_size: int
+
+
+def cross_entropy(logits: Tensor, target: Target) -> Tensor:
+    """This process's share of the mean cross entropy of a batch."""
+    return target.weight * F.cross_entropy(logits, target.classes)
 
 
 class Images(NamedTuple):
@@ -42,6 +64,7 @@ class Images(NamedTuple):
         flip: whether a mirrored image is of the same class.
         cutout: side of the square that is cut out, in pixels; 0 for none.
         balanced: whether each class is drawn as often as any other.
+        processes: that share each batch.
     """
 
     split: datasets.Split
@@ -50,29 +73,38 @@ class Images(NamedTuple):
     flip: bool
     cutout: int = 0
     balanced: bool = False
+    processes: Processes = ALONE
 
     def indices(self, batch_size: int, seed: int, purpose: str, step: int) -> Tensor:
-        """Which images of the split a batch consists of, on the CPU."""
+        """Which images of the split the whole batch consists of, on the CPU."""
         if self.balanced:
             return datasets.balanced_batch(self.split.targets, batch_size, seed, purpose, step)
         return datasets.batch(len(self.split.targets), batch_size, seed, purpose, step)
 
-    def batch(self, batch_size: int, seed: int, purpose: str, step: int) -> tuple[Tensor, Tensor]:
-        """A batch of augmented images, float32, and their targets: a function of the arguments alone."""
+    def batch(self, batch_size: int, seed: int, purpose: str, step: int) -> tuple[Tensor, Target]:
+        """This process's part of a batch of augmented images, float32: a function of the arguments alone."""
         device = self.mean.device
-        chosen = self.indices(batch_size, seed, purpose, step).to(device)
+        whole = self.indices(batch_size, seed, purpose, step)
+        rows = self.processes.rows(len(whole))
+        chosen = whole[rows].to(device)
         randomness = datasets.generator("augment", purpose, seed, step, device=str(device))
-        images = augment(self.split.images[chosen], self.mean, self.std, randomness, self.flip, self.cutout)
-        return images, self.split.targets[chosen]
+        images = self.split.images[chosen]
+        images = augment(images, self.mean, self.std, randomness, self.flip, self.cutout, len(whole), rows)
+        return images, Target(self.split.targets[chosen], self.processes.weight(len(whole)), len(whole))
 
 
 def prepare(
-    train: datasets.Split, dataset: str, device: torch.device, cutout: int = 0, balanced: bool = False
+    train: datasets.Split,
+    dataset: str,
+    device: torch.device,
+    cutout: int = 0,
+    balanced: bool = False,
+    processes: Processes = ALONE,
 ) -> Images:
     """Training images on a device, with their own statistics."""
     mean, std = channel_statistics(train.images)
-    flip = dataset not in datasets.MIRRORED_IS_ANOTHER
-    return Images(train.to(device), mean.to(device), std.to(device), flip, cutout, balanced)
+    flip = train.mirror and dataset not in datasets.MIRRORED_IS_ANOTHER
+    return Images(train.to(device), mean.to(device), std.to(device), flip, cutout, balanced, processes)
 
 
 def imbalance(images: Images) -> list[str]:
@@ -86,6 +118,31 @@ def imbalance(images: Images) -> list[str]:
     )
     drawn = "each class is drawn as often" if images.balanced else "--balanced draws each class as often"
     return [f"classes differ in size: {few}, {many}; {drawn}"]
+
+
+def require_a_row_each(processes: Processes, num_images: int, batch_size: int) -> None:
+    """Raise InputError where a batch of so many images has fewer of them than there are processes."""
+    smallest = num_images // datasets.num_batches(num_images, batch_size)
+    if smallest < processes.count:
+        raise InputError(
+            f"--batch-size {batch_size}: {smallest} images a batch are too few for {processes.count} processes, each "
+            "of which takes one at least; start fewer, or take larger batches."
+        )
+
+
+def average_step(
+    processes: Processes, network: nn.Module, loss: Tensor, logits: Tensor, target: Target
+) -> tuple[Tensor, Tensor]:
+    """Average over the processes what a backward pass leaves behind, in one call: gradients and running statistics.
+
+    Returns:
+        Loss of the whole batch, and how many of its answers are correct.
+    """
+    loss, num_correct = loss.detach().clone(), (logits.argmax(1) == target.classes).sum().to(loss.dtype)
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    statistics = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    processes.average([loss, num_correct, *gradients, *statistics])
+    return loss, (num_correct * processes.count).round()
 
 
 def start_states(optimizer: torch.optim.SGD | torch.optim.Adam) -> None:
@@ -143,8 +200,12 @@ def evaluate(
     sums = torch.zeros(2, dtype=torch.float64, device="cpu")
     for batch, target in datasets.in_order(images.split, batch_size):
         before_batch()
-        logits = predict(normalise(batch, images.mean, images.std))
-        loss = F.cross_entropy(logits, target, reduction="sum")
-        sums += torch.stack([loss, (logits.argmax(1) == target).sum()]).cpu()
-    loss, accuracy = (sums / len(images.split.targets)).tolist()
+        rows = images.processes.rows(len(target))
+        if rows.start == rows.stop:  # fewer images than processes
+            continue
+        logits = predict(normalise(batch[rows], images.mean, images.std))
+        loss = F.cross_entropy(logits, target[rows], reduction="sum")
+        sums += torch.stack([loss, (logits.argmax(1) == target[rows]).sum()]).cpu()
+    (sums,) = images.processes.mean([sums])
+    loss, accuracy = (sums * images.processes.count / len(images.split.targets)).tolist()
     return loss, accuracy

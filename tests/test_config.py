@@ -1,5 +1,6 @@
 import dataclasses
 import inspect
+import shlex
 import sys
 from pathlib import Path
 
@@ -84,8 +85,25 @@ def test_what_a_network_was_trained_on_is_read_back():
 def test_data_flags_name_the_same_images_again():
     assert data_flags(Data()) == ""
     assert data_flags(Data(dataset="digits")) == " --dataset digits"
-    own = Data(dataset="folder", data_dir="my images", image_size=48, train_limit=10)
-    assert data_flags(own) == " --dataset folder --data-dir 'my images' --image-size 48"
+    own = Data("folder", "my images", image_size=48, train_limit=10, skip_bad_images=True, balanced=True)
+    flags = " --dataset folder --data-dir 'my images' --image-size 48 --train-limit 10 --skip-bad-images --balanced"
+    assert data_flags(own) == flags
+    assert data_flags(own, seed=3) == f"{flags} --seed 3"  # which the draw of --train-limit follows from
+    assert data_flags(Data(balanced=True), seed=3) == " --balanced"
+
+
+@pytest.mark.parametrize(
+    ("data", "seed"),
+    [
+        (Data("folder", "it's $HOME", image_size=8, train_limit=4, skip_bad_images=True, balanced=True), 2**32 - 1),
+        (Data("npz", "ä", balanced=True), 3),
+        (Data(), 3),
+    ],
+)
+def test_the_final_training_takes_the_flags_and_has_the_same_images(data, seed):
+    config = parse(FinalConfig, ["--genotype=DARTS_V2", *shlex.split(data_flags(data, seed))])
+    assert config.data == data
+    assert config.data.train_limit is None or config.run.seed == seed
 
 
 @pytest.mark.parametrize(
@@ -98,7 +116,7 @@ def test_data_flags_name_the_same_images_again():
     ],
 )
 def test_exit_codes(monkeypatch, capsys, raised, code, said):
-    def run(_):
+    def run(*_):
         if raised is not None:
             raise raised
 
@@ -108,7 +126,7 @@ def test_exit_codes(monkeypatch, capsys, raised, code, said):
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
-    def run(_):
+    def run(*_):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(sys, "argv", ["search.py"])

@@ -1,5 +1,7 @@
 """The final network: drop path, auxiliary head, batch norms, published cells, image sizes."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -38,12 +40,16 @@ def same_images(batch):
     return torch.randn(1, CHANNELS, 6, 6).expand(batch, -1, -1, -1).contiguous()
 
 
+def draw(num_images):
+    return functools.partial(torch.rand, num_images, 1, 1, 1, generator=torch.Generator().manual_seed(1))
+
+
 @pytest.mark.parametrize("probability", [0.2, 0.5])
 def test_drop_path_is_per_image_and_keeps_the_expectation(probability):
     batch = 4000
     cell = one_node_cell(("max_pool_3x3", 0), ("avg_pool_3x3", 1))
     x = same_images(batch)
-    output = cell(x, x, probability, torch.Generator().manual_seed(1))
+    output = cell(x, x, probability, draw(batch))
     s0, s1 = preprocessed(cell, x)
     first, second = F.max_pool2d(s0, 3, 1, 1)[0], F.avg_pool2d(s1, 3, 1, 1, count_include_pad=False)[0]
 
@@ -63,8 +69,8 @@ def test_drop_path_spares_identity_alone(reduction, dropped):
     """A skip connection of stride 2 is not an identity but a factorised reduction."""
     cell = one_node_cell(("skip_connect", 0), ("skip_connect", 1), reduction=reduction)
     x = torch.randn(64, CHANNELS, 6, 6)
-    with_drop_path = cell(x, x, 0.7, torch.Generator().manual_seed(1))
-    assert torch.equal(with_drop_path, cell(x, x, 0.0, None)) != dropped
+    with_drop_path = cell(x, x, 0.7, draw(64))
+    assert torch.equal(with_drop_path, cell(x, x, 0.0, draw(len(x)))) != dropped
 
 
 def test_drop_path_only_in_training():
@@ -156,7 +162,7 @@ def test_no_batch_norm_behind_pools(reduction):
     s0, s1 = preprocessed(cell, x)
     stride = 2 if reduction else 1
     expected = F.max_pool2d(s0, 3, stride, 1) + F.avg_pool2d(s1, 3, stride, 1, count_include_pad=False)
-    assert torch.equal(cell(x, x, 0.0, None), expected)
+    assert torch.equal(cell(x, x, 0.0, draw(len(x))), expected)
 
 
 @pytest.mark.parametrize("name", ["DARTS_V2", "NASNet", "AmoebaNet"])
@@ -193,7 +199,7 @@ def test_a_cell_concatenates_the_nodes_of_its_genotype():
     node_2 = s0 + s1
     node_3 = node_2 + s1
     node_4 = F.max_pool2d(node_3, 3, 1, 1) + s0
-    assert torch.equal(cell(x, x, 0.0, None), torch.cat([node_3, node_4], dim=1))
+    assert torch.equal(cell(x, x, 0.0, draw(len(x))), torch.cat([node_3, node_4], dim=1))
 
 
 # Images of any size

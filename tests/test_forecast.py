@@ -11,13 +11,14 @@ from nas import forecast
 from nas.command_line import parse
 from nas.config import PRESETS, SearchConfig
 from nas.errors import InputError
+from nas.training import Target
 from tests.in_process import call
 
 
 def test_the_memory_of_a_step_is_what_the_step_then_takes():
     config = parse(SearchConfig, ["--init-channels=4", "--num-cells=3", "--num-nodes=3"])
     models = search.build(config, 3, 10, torch.device("cpu"))
-    train, validate = ((torch.randn(16, 3, 32, 32), torch.randint(10, (16,))) for _ in range(2))
+    train, validate = ((torch.randn(16, 3, 32, 32), Target(torch.randint(10, (16,)), 1.0, 16)) for _ in range(2))
     measured = peak_bytes(lambda: search.exact_step(models, train, validate, 0.025), torch.device("cpu"))
     needed, an_image = forecast.bytes_of_step(lambda n: models.supernet(torch.zeros(n, 3, 32, 32), models.alphas()), 16)
     assert needed == pytest.approx(measured, rel=0.1)
@@ -55,7 +56,7 @@ def test_enough_memory_too_little_for_anything_and_memory_that_cannot_be_asked()
 
 def test_a_script_that_does_not_fit_ends_before_anything_is_written(tmp_path, monkeypatch, capfd):
     for script, flags in (("search", ["--num-nodes=1"]), ("train_final", ["--genotype=DARTS_V2"])):
-        monkeypatch.setattr(f"{script}.free_bytes", lambda: 10**6)
+        monkeypatch.setattr("nas.forecast.free_bytes", lambda: 10**6)
         size = ["--dataset=digits", "--init-channels=2", "--num-cells=3", "--batch-size=64"]
         assert call(script, tmp_path, *size, *flags) == 2
         error = capfd.readouterr().err

@@ -489,7 +489,8 @@ def test_lower_model_is_bit_for_bit_what_it_was(call, failure, expected, dtype):
     else:
         with pytest.raises(expected[0], match=expected[1]):
             problem.call(onestage, auxiliary)
-        assert objective.count == call
+        # A lower loss that is not finite is found after both passes, in all processes at once.
+        assert objective.count == (3 if failure in (math.nan, -math.inf) and call > 1 else call)
         assert_same(snapshot(problem.upper), upper_before)
     assert_same(snapshot(problem.lower), lower_before)
     assert problem.lower.training

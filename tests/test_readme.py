@@ -22,11 +22,13 @@ from nas.report import Arguments
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line.strip() for line in re.findall(r"^    (?:make|python|tensorboard) .*$", README, flags=re.MULTILINE)]
+COMMANDS = [
+    line.strip() for line in re.findall(r"^    (?:make|python|tensorboard|torchrun) .*$", README, flags=re.MULTILINE)
+]
 
 
 def test_there_are_commands():
-    assert {command.split()[0] for command in COMMANDS} == {"make", "python", "tensorboard"}
+    assert {command.split()[0] for command in COMMANDS} == {"make", "python", "tensorboard", "torchrun"}
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python -m")])
@@ -40,9 +42,9 @@ def test_each_command_of_a_module_is_understood(command):
     assert understand(kind, arguments, **options)
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if re.match(r"python \w+\.py", command)])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if re.search(r" \w+\.py", command)])
 def test_the_flags_of_each_command_are_understood(command):
-    _, script, *arguments = shlex.split(command)
+    script, *arguments = shlex.split(command[re.search(r"\w+\.py", command).start() :])
     # A run that there is not is noticed after all flags were understood.
     there_is_none = pytest.raises(InputError, match="no run folder")
     with there_is_none if {"--resume", "--config"} & set(arguments) else contextlib.nullcontext():

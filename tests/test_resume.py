@@ -729,7 +729,7 @@ def test_images_that_give_no_numbers_are_named_and_the_next_steps_go_on(
     assert "NaN" not in text
     assert "Infinity" not in text
     records = [json.loads(line) for line in text.splitlines()]
-    assert [record["bad_steps"] for record in records if "bad_steps" in record] == [1]
+    assert [record["steps/bad"] for record in records if "steps/bad" in record] == [1]
     assert not any("step_loss" in name for name in records[0])
     last = manifest(tmp_path / RUN / checkpoint.CURRENT)
     assert (last.progress.bad_steps, last.progress.bad_steps_in_a_row, last.finished) == (1, 0, True)

@@ -121,7 +121,9 @@ def test_search_ends_with_cell_size_files_and_the_command_that_retrains_it(searc
     size = network_size(genotype, image_size=8, in_channels=1)
     assert f"{size.weights:,} weights, {size.multiply_adds:,} multiply-adds" in lines[-3]
     assert "genotypes/small.json" in lines[-2]
-    assert lines[-1] == "retrain it: python train_final.py --genotype genotypes/small.json --dataset digits"
+    assert lines[-1] == (
+        "retrain it: python train_final.py --genotype genotypes/small.json --dataset digits --train-limit 96 --seed 3"
+    )
 
 
 def test_metrics_and_tensorboard_hold_the_same_scalars(searched):
@@ -154,9 +156,9 @@ def test_tensorboard_compares_runs_by_their_flags(searched):
     )
     flags = start.session_start_info.hparams
     assert (flags["init_channels"].number_value, flags["seed"].number_value) == (2, 3)
-    assert (flags["dataset"].string_value, flags["share_lower_step"].bool_value) == ("digits", False)
+    assert (flags["dataset"].string_value, flags["share_lower_step"].string_value) == ("digits", "no")
     compared = {metric.name.tag for metric in experiment.experiment.metric_infos}
-    assert "upper/accuracy" in compared <= set(events.Tags()["scalars"])
+    assert {"upper/accuracy", "lower/accuracy"} <= compared & set(events.Tags()["scalars"])
 
 
 def test_pictures_are_in_the_folder_and_in_tensorboard(searched):

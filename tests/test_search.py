@@ -14,7 +14,7 @@ from nas.command_line import parse
 from nas.config import SearchConfig
 from nas.errors import InputError
 from nas.hypergradient import Onestage
-from nas.training import cosine
+from nas.training import Target, cosine
 
 ARGUMENTS = ["--dataset=digits", "--train-limit=40", "--batch-size=10", "--epochs=3", "--init-channels=2"]
 ARGUMENTS += ["--num-cells=3", "--momentum=0.8", "--weight-decay=0.01", "--lower-lr=0.1", "--name=recorded"]
@@ -32,7 +32,7 @@ def steps(tmp_path_factory):
 
             weights = list(self.lower_model.parameters())
             statistics = [buffer.clone() for buffer in self.lower_model.buffers()]
-            loss = F.cross_entropy(self.lower_model(train_data, self.upper_model()), train_target)
+            loss = F.cross_entropy(self.lower_model(train_data, self.upper_model()), train_target.classes)
             gradient = flat(torch.autograd.grad(loss, weights))
             with torch.no_grad():
                 for buffer, value in zip(self.lower_model.buffers(), statistics, strict=True):
@@ -113,7 +113,11 @@ def both_forms(*flags):
 
 
 def batches(size=8):
-    return [(torch.randn(size, 3, 8, 8), torch.randint(10, (size,))) for _ in range(2)]
+    return [(torch.randn(size, 3, 8, 8), Target(torch.randint(10, (size,)), 1.0, size)) for _ in range(2)]
+
+
+def plain(*pairs):
+    return [(images, target.classes) for images, target in pairs]
 
 
 @pytest.mark.usefixtures("float64")
@@ -123,7 +127,7 @@ def test_ten_steps_are_those_of_the_textbook_form():
     for _ in range(10):
         train, validate = batches()
         result = search.exact_step(models, train, validate, 0.025)
-        lower_loss, upper_loss = textbook_step(*textbook, train, validate)
+        lower_loss, upper_loss = textbook_step(*textbook, *plain(train, validate))
         torch.testing.assert_close(result.lower_loss, lower_loss, rtol=1e-9, atol=0)
         torch.testing.assert_close(result.upper_loss, upper_loss, rtol=1e-9, atol=0)
         for alpha, expected in zip(models.alphas.parameters(), textbook[1], strict=True):
@@ -133,10 +137,10 @@ def test_ten_steps_are_those_of_the_textbook_form():
 
 def test_a_step_holds_less_memory_than_the_textbook_form():
     models, textbook = both_forms()
-    train, validate = ((torch.randn(16, 3, 32, 32), torch.randint(10, (16,))) for _ in range(2))
+    train, validate = ((torch.randn(16, 3, 32, 32), Target(torch.randint(10, (16,)), 1.0, 16)) for _ in range(2))
     cpu = torch.device("cpu")
     product = peak_bytes(lambda: search.exact_step(models, train, validate, 0.025), cpu)
-    assert product <= 0.7 * peak_bytes(lambda: textbook_step(*textbook, train, validate), cpu)
+    assert product <= 0.7 * peak_bytes(lambda: textbook_step(*textbook, *plain(train, validate)), cpu)
 
 
 # The shared lower step
@@ -187,7 +191,7 @@ def test_shared_lower_step(grad_clip):
 
 
 def loss_at(network, alphas, batch):
-    return F.cross_entropy(network(batch[0], [alpha.softmax(-1) for alpha in alphas]), batch[1])
+    return F.cross_entropy(network(batch[0], [alpha.softmax(-1) for alpha in alphas]), batch[1].classes)
 
 
 def alphas_at(values, alphas):
@@ -216,7 +220,9 @@ def test_a_step_reads_no_value(step, monkeypatch):
     monkeypatch.setattr(hypergradient, "_random_devices", lambda _: {"devices": []})  # meta has no generator
     meta = torch.device("meta")
     models = search.build(parse(SearchConfig, ["--init-channels=2", "--num-cells=3", "--num-nodes=2"]), 3, 10, meta)
-    train, validate = ((torch.empty(8, 3, 8, 8, device=meta), torch.empty(8, dtype=int, device=meta)) for _ in range(2))
+    train, validate = (
+        (torch.empty(8, 3, 8, 8, device=meta), Target(torch.empty(8, dtype=int, device=meta), 1.0, 8)) for _ in range(2)
+    )
     for _ in range(2):
         result = getattr(search, step)(models, train, validate, 0.025)
     assert all(scalar.is_meta for scalar in result)

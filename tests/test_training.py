@@ -31,7 +31,7 @@ def test_a_batch_is_a_function_of_seed_purpose_and_step():
     images = prepare(digits(), "digits", torch.device("cpu"))
     first, again = images.batch(32, 0, "lower", 5), images.batch(32, 0, "lower", 5)
     assert torch.equal(first[0], again[0])
-    assert torch.equal(first[1], again[1])
+    assert torch.equal(first[1].classes, again[1].classes)
     for other in (images.batch(32, 1, "lower", 5), images.batch(32, 0, "upper", 5), images.batch(32, 0, "lower", 6)):
         assert not torch.equal(first[0][:30], other[0][:30])
 
@@ -39,7 +39,7 @@ def test_a_batch_is_a_function_of_seed_purpose_and_step():
 def test_a_batch_has_the_images_of_its_indices():
     for images in (prepare(digits(), "digits", torch.device("cpu"), balanced=balanced) for balanced in (False, True)):
         chosen = images.indices(32, 0, "lower", 5)
-        assert torch.equal(images.batch(32, 0, "lower", 5)[1], images.split.targets[chosen])
+        assert torch.equal(images.batch(32, 0, "lower", 5)[1].classes, images.split.targets[chosen])
         kind = datasets.balanced_batch(images.split.targets, 32, 0, "lower", 5)
         assert torch.equal(chosen, kind) == images.balanced
 
@@ -65,6 +65,7 @@ def test_digits_are_never_mirrored_and_pictures_are():
     assert not prepare(digits(), "digits", torch.device("cpu")).flip
     assert not prepare(digits(), "svhn", torch.device("cpu")).flip
     assert prepare(digits(), "cifar10", torch.device("cpu")).flip
+    assert not prepare(digits()._replace(mirror=False), "npz", torch.device("cpu")).flip
 
 
 def test_accuracy_and_loss_over_all_images_whatever_the_batches():
