@@ -9,6 +9,7 @@ import pytest
 from nas.command_line import data_flags, parse, run_script
 from nas.config import Data, FinalConfig, SearchConfig, TrainedOn, validate
 from nas.errors import InputError, Stopped
+from nas.run_folder import RunFolder
 
 
 def test_the_defaults_are_the_published_ones():
@@ -132,3 +133,19 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["search.py"])
     with pytest.raises(RuntimeError):
         run_script(run, SearchConfig)
+
+
+def test_with_restarts_a_run_needs_a_name_and_is_then_found_again(monkeypatch, tmp_path, capsys):
+    configs = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    monkeypatch.setattr(sys, "argv", ["search.py", "--dataset=digits"])
+    assert run_script(lambda config, _: configs.append(config), SearchConfig) == 2
+    assert "--name: missing; torchrun --max-restarts needs it" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["search.py", "--dataset=digits", "--name=a", "--seed=7"])
+    assert run_script(lambda config, _: configs.append(config), SearchConfig) == 0
+    RunFolder.create(tmp_path / "runs" / "a", configs[0]).close()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert run_script(lambda config, _: configs.append(config), SearchConfig) == 0
+    assert [config.run.resume for config in configs] == [None, "runs/a"]
+    assert configs[1].run.seed == 7
