@@ -17,7 +17,7 @@ from torch import Tensor
 from nas import datasets, draw, report
 from nas.checkpoint import Progress, state_tensors
 from nas.command_line import data_flags, run_script
-from nas.config import SearchConfig
+from nas.config import SearchConfig, is_several
 from nas.environment import versions
 from nas.errors import InputError, Stopped
 from nas.forecast import bytes_of_step, duration, free_bytes, outlook, require_memory
@@ -28,6 +28,7 @@ from nas.network_size import network_size
 from nas.progress_bar import progress_bar
 from nas.run_folder import RunFolder, folder_of_run, is_finished
 from nas.search_space import PRIMITIVES, edges
+from nas.searches import plan, run_searches
 from nas.supernet import Alphas, EdgeWeights, Supernet
 from nas.training import (
     Images,
@@ -161,6 +162,9 @@ def lower_step(models: Models, train: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 def search(config: SearchConfig) -> None:
     data, lower, upper, options = config.data, config.lower, config.upper, config.run
+    if is_several(config) and not options.dry_run:
+        run_searches(config, Path(__file__).parent)
+        return
     path = folder_of_run(options, f"search-{data.dataset}")
     exported = Path("genotypes", f"{path.resolve().name}.json")
     if options.resume is None and exported.exists():
@@ -192,6 +196,9 @@ def search(config: SearchConfig) -> None:
         take_step(models, train, validate, lower.lower_lr)  # not timed, as the first one is slower than the others
         began = time.monotonic()
         take_step(models, train, validate, lower.lower_lr)
+        if is_several(config):
+            lines += plan(config)
+        num_steps *= config.several.searches  # one after another
         print(*lines, outlook(time.monotonic() - began, num_steps, 2 * lower.batch_size), sep="\n")
         return
 

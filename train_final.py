@@ -72,7 +72,7 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
     trained_on = TrainedOn(
         images.split.classes, in_channels, image_size, tuple(images.mean.tolist()), tuple(images.std.tolist())
     )
-    test_images = load_test_images(data, trained_on, device)
+    test_images = None if training.skip_test else load_test_images(data, trained_on, device)
 
     torch.manual_seed(options.seed)
     network = FinalNetwork(
@@ -125,7 +125,7 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
         return
 
     with run or RunFolder.create(path, config, trained_on) as run, Interrupts() as interrupts:
-        fingerprint = datasets.fingerprint(images.split, test_images.split)
+        fingerprint = datasets.fingerprint(images.split, *([test_images.split] if test_images else []))
         progress = run.restore(state, fingerprint, genotype.to_text())
         genotype.save(run.path / "genotype.json", file.provenance)
         drawn = genotype.draw(run.path / "cells")
@@ -193,9 +193,12 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
                 save()
 
         save_weights(run.path / "weights.safetensors", network)
+        name, measured = ("test", test_images) if test_images else ("held-out", holdout_images)
+        assert measured is not None
         # The test set serves here for the first time, and once: no epoch was chosen by it.
-        test_loss, test_accuracy = accuracy_of(network, test_images, training.batch_size, stop_if_asked)
-        run.record(training.epochs, num_steps, {"test/loss": test_loss, "test/accuracy": test_accuracy})
+        loss, accuracy = accuracy_of(network, measured, training.batch_size, stop_if_asked)
+        if test_images:
+            run.record(training.epochs, num_steps, {"test/loss": loss, "test/accuracy": accuracy})
         run.log(
             f"written in {run.path}: weights.safetensors, genotype.json, config.json, cells/, metrics.jsonl, log.txt"
         )
@@ -204,8 +207,8 @@ def train_final(config: FinalConfig, path_or_name: str) -> None:
         moved = "" if data.data_dir == Data.data_dir else f" --data-dir {shlex.quote(data.data_dir)}"
         run.log(f"measure it again: python train_final.py --evaluate {shlex.quote(str(run.path))}{moved}")
         run.log(
-            f"test accuracy after epoch {training.epochs}: {test_accuracy:.2%} of {len(test_images.split.targets)} "
-            f"images (loss {test_loss:.3f})"
+            f"{name} accuracy after epoch {training.epochs}: {accuracy:.2%} of {len(measured.split.targets)} images "
+            f"(loss {loss:.3f})"
         )
         save(finished=True)
 

@@ -13,7 +13,19 @@ from typing import Any
 
 import tyro
 
-from nas.config import MAY_CHANGE, PRESETS, Config, Data, SearchConfig, TrainedOn, flag_of, read_config, validate
+from nas.config import (
+    MAY_CHANGE,
+    PRESETS,
+    Config,
+    Data,
+    FinalConfig,
+    SearchConfig,
+    TrainedOn,
+    flag_of,
+    is_several,
+    read_config,
+    validate,
+)
 from nas.errors import InputError, Stopped
 
 
@@ -81,13 +93,16 @@ def _resumed(kind: type[Config], config: Any, given: set[str], folder: Path) -> 
     file = read_config(folder)
     if (file.trained_on is None) != (kind is SearchConfig):
         raise InputError(f"--resume {folder}: a run of another script: python {file.script} --resume {folder}")
-    content = dataclasses.asdict(validate(kind, file.config, folder / "config.json"))
+    begun: Any = validate(kind, file.config, folder / "config.json")
+    content = dataclasses.asdict(begun)
+    # Cells of more epochs would be others than those that were trained for the choice.
+    may_change = {*MAY_CHANGE} - ({"epochs"} if kind is SearchConfig and is_several(begun) else set())
     for group, flags in dataclasses.asdict(config).items():
         for name in given & flags.keys():
             before, now = content[group][name], flags[name]
-            if name == "epochs" and now < before:
+            if name == "epochs" and name in may_change and now < before:
                 raise InputError(f"--epochs {now}: the run has {before} already; it may get more, not fewer.")
-            if name not in MAY_CHANGE and now != before:
+            if name not in may_change and now != before:
                 raise InputError(
                     f"{flag_of(name)} {now}: the run in {folder} has {before}; another value would make another run; "
                     "leave the flag out, or begin a new run."
@@ -129,6 +144,28 @@ def exit_code(run: Callable[[], int]) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def begun_before(config: SearchConfig, folder: Path) -> SearchConfig:
+    """The config with which the run in a folder goes on that was begun with this one.
+
+    Raises:
+        InputError: it was begun with another one; the first flag that differs is named.
+    """
+    of_the_call = {"name", "run_dir", "resume", "config", "preset", "dry_run"}
+    given = {name for flags in dataclasses.asdict(config).values() for name in flags} - of_the_call
+    return _resumed(SearchConfig, config, given, folder)
+
+
+def flags(config: SearchConfig | FinalConfig) -> tuple[str, ...]:
+    """The flags that give a config to a script; what has its default is left out."""
+    found = []
+    defaults = dataclasses.asdict(type(config)())
+    for group, values in dataclasses.asdict(config).items():
+        for name, value in values.items():
+            if value != defaults[group][name]:
+                found.append(flag_of(name) if value is True else f"{flag_of(name)}={value}")
+    return tuple(found)
 
 
 def data_flags(data: Data) -> str:
