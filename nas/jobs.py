@@ -13,10 +13,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nas import checkpoint
 from nas.errors import InputError, printable
@@ -160,7 +160,7 @@ def in_turn(jobs: Sequence[Job], tick: Callable[[], None]) -> list[Ending]:
     return [ending for ending in endings if ending.code]
 
 
-def on_ray(jobs: Sequence[Job], tick: Callable[[], None], resources: dict[str, Any]) -> list[Ending]:
+def on_ray(jobs: Sequence[Job], tick: Callable[[], None], resources: Mapping[str, float]) -> list[Ending]:
     """Side by side, as tasks of the Ray that this process is connected to; those of a node that dies run elsewhere."""
     import ray
 
@@ -211,12 +211,17 @@ def runner(address: str | None, share: float, device: str) -> Iterator[RunAll]:
     try:
         signal.signal(signal.SIGTERM, before)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        with_gpus = device in ("auto", "cuda") and any(node.get("GPU") for node in nodes)
-        kind = "GPU" if with_gpus else "CPU"
-        most = max(node.get(kind, 0) for node in nodes)
-        if most < share:
-            raise InputError(f"--devices-per-search {share:g}: no node has as many; the largest has {most:g} {kind}.")
-        resources = {"num_gpus": share, "num_cpus": 0} if with_gpus else {"num_cpus": share}
-        yield functools.partial(on_ray, resources=resources)
+        yield functools.partial(on_ray, resources=resources_of_job(nodes, share, device))
     finally:
         ray.shutdown()
+
+
+def resources_of_job(nodes: Sequence[Mapping[str, float]], share: float, device: str) -> dict[str, float]:
+    """What a job takes of what the nodes have, as options of a task of Ray's; see `runner`."""
+    with_gpus = device in ("auto", "cuda") and any(node.get("GPU") for node in nodes)
+    kind = "GPU" if with_gpus else "CPU"
+    most = max((node.get(kind, 0.0) for node in nodes), default=0.0)
+    if most < share:
+        raise InputError(f"--devices-per-search {share:g}: no node has as many; the largest has {most:g} {kind}.")
+    # Beside a GPU no core is asked for: there may be fewer of them than searches that share GPUs.
+    return {"num_gpus": share, "num_cpus": 0.0} if with_gpus else {"num_cpus": share}

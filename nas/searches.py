@@ -142,8 +142,8 @@ def plan(config: SearchConfig) -> list[str]:
     return [
         f"{searches}, {where}",
         f"then each distinct cell{drawn} is trained (epochs: {several.selection_epochs}, channels: "
-        f"{several.selection_channels}, cells: {several.selection_cells}) on the images of the weights of seed {first}, "
-        "and judged by those of its alphas, held out; the test set is left alone",
+        f"{several.selection_channels}, cells: {several.selection_cells}) on the images of the weights of seed "
+        f"{first}, and judged by those of its alphas, held out; the test set is left alone",
     ]
 
 
