@@ -155,9 +155,7 @@ def test_another_cell_in_the_place_of_one_is_refused(finished, tmp_path):
     shutil.copytree(finished[0] / "runs" / "m", tmp_path, dirs_exist_ok=True)
     shutil.copy(tmp_path / "random0.json", tmp_path / "retrained-seed1" / "genotype.json")
     cells = distinct_cells(parse(SearchConfig, COMMAND), tmp_path)
-    with pytest.raises(
-        InputError, match=r"retrained-seed1: trained another cell than that of .*m-seed1/genotype\.json"
-    ):
+    with pytest.raises(InputError, match=r"retrained-seed1: trained another cell than that of .*m-seed1/"):
         selection.candidates([(cell, tmp_path / f"retrained-{cell.name}") for cell in cells])
 
 
