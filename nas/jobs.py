@@ -161,10 +161,14 @@ def in_turn(jobs: Sequence[Job], tick: Callable[[], None]) -> list[Ending]:
 
 
 def on_ray(jobs: Sequence[Job], tick: Callable[[], None], resources: Mapping[str, float]) -> list[Ending]:
-    """Side by side, as tasks of the Ray that this process is connected to; those of a node that dies run elsewhere."""
+    """Side by side, as tasks of the Ray that this process is connected to; those of a node that dies run elsewhere.
+
+    Raises:
+        InputError: a node cannot run them.
+    """
     import ray
 
-    task = ray.remote(run_job).options(max_retries=-1, **resources)
+    task = ray.remote(_run_as_task).options(max_retries=-1, **resources)
     waiting = [task.remote(job) for job in jobs if not is_done(job)]
     endings: list[Ending] = []
     try:
@@ -172,12 +176,22 @@ def on_ray(jobs: Sequence[Job], tick: Callable[[], None], resources: Mapping[str
             ready, waiting = ray.wait(waiting, timeout=POLL_S)
             endings += ray.get(ready)
             tick()
+    except ray.exceptions.RaySystemError as error:  # such as a node without nas
+        why = printable(str(error).strip().rpartition("\n")[2].strip(), 300)
+        raise InputError(f"--ray: a node cannot run the jobs ({why}); it has to have nas and this folder.") from None
     finally:
         for one in waiting:
             ray.cancel(one)  # raises KeyboardInterrupt in it
         if waiting:
             ray.wait(waiting, num_returns=len(waiting))
     return [ending for ending in endings if ending.code]
+
+
+def _run_as_task(job: Job) -> Ending:
+    try:
+        return run_job(job)
+    except OSError as error:
+        return Ending(1, f"{error.filename or job.folder}: {error.strerror}.")
 
 
 @contextlib.contextmanager
