@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nas import datasets, searches, selection
+from nas import checkpoint, datasets, searches, selection
 from nas.command_line import parse
 from nas.config import SearchConfig
 from nas.errors import InputError
@@ -30,10 +31,10 @@ COMMAND = [*SEARCH, *SEVERAL, "--selection-cells=3", "--name=m"]
 RAY = ["--ray", "--devices-per-search=0.5"] if importlib.util.find_spec("ray") else []
 
 
-def wait_for(path):
+def wait_for_step(run, step):
     end = time.monotonic() + 120
-    while not (path.exists() and path.stat().st_size):
-        assert time.monotonic() < end, f"no {path}"
+    while not ((manifest := checkpoint.newest(run)) and manifest.progress.steps >= step):
+        assert time.monotonic() < end, f"no step in {run}"
         time.sleep(0.01)
 
 
@@ -47,9 +48,9 @@ def finished(tmp_path_factory):
     first, second = (folder / "runs" / "m" / f"m-seed{seed}" for seed in (0, 1))
 
     def disturb():
-        wait_for(first / "metrics.jsonl")
+        wait_for_step(first, 2)
         os.kill(int((first / "lock").read_text()), signal.SIGKILL)
-        wait_for(second / "metrics.jsonl")
+        wait_for_step(second, 2)
         os.kill(os.getpid(), signal.SIGTERM)
 
     disturber = threading.Thread(target=disturb)
@@ -83,7 +84,7 @@ def test_what_was_finished_is_not_touched_again(finished):
 
 def test_a_search_that_was_killed_is_one_that_was_left_alone(finished, tmp_path):
     folder = finished[0]
-    assert "resumed after step" in (folder / "runs" / "m" / "m-seed0" / "log.txt").read_text()
+    assert re.search(r"resumed after step [2-9]", (folder / "runs" / "m" / "m-seed0" / "log.txt").read_text())
     assert call("search", tmp_path, *SEARCH, "--seed=0", "--name=alone") == 0
     alone, killed = (
         [

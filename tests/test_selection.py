@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from nas import selection
 from nas.errors import InputError
 from nas.genotype import MAX_CANDIDATES, Candidate, Genotype, GenotypeFile, Provenance
-from nas.genotypes import random_genotype
+from nas.genotypes import main, random_genotype
 
 
 def candidate(accuracy, seeds=(), random_seeds=(), loss=1.0):
@@ -68,10 +68,14 @@ def test_the_verdict_on_few_and_on_clear_results():
     assert "chance does that seldom" in selection.verdict(clear)[2]
 
 
-def test_the_table_is_kept_in_a_genotype_file(tmp_path):
+def test_the_table_is_kept_in_a_genotype_file(tmp_path, capsys):
     provenance = Provenance(method="nas search, onestage", candidates=tuple(ROWS))
     random_genotype(1).save(tmp_path / "cell.json", provenance)
     assert GenotypeFile.load(tmp_path / "cell.json").provenance == provenance
+    assert main(["show", str(tmp_path / "cell.json")]) == 0
+    out = capsys.readouterr().out
+    assert "  candidates: 4 cells, of which this is the best searched one\n" in out
+    assert "holdout" not in out
 
 
 @pytest.mark.parametrize(
