@@ -17,7 +17,7 @@ from nas import datasets, draw, report
 from nas.batch_norm import synchronise
 from nas.checkpoint import Progress, state_tensors
 from nas.command_line import data_flags, run_script
-from nas.config import SearchConfig
+from nas.config import SearchConfig, is_several
 from nas.environment import versions
 from nas.errors import InputError, Stopped
 from nas.follower import Follower, restore
@@ -30,6 +30,7 @@ from nas.processes import ALONE, Processes
 from nas.progress_bar import progress_bar
 from nas.run_folder import RunFolder, folder_of_run, is_finished
 from nas.search_space import PRIMITIVES, edges
+from nas.searches import plan, run_searches
 from nas.supernet import Alphas, EdgeWeights, Supernet
 from nas.training import (
     Images,
@@ -175,6 +176,10 @@ def lower_step(models: Models, train: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 def search(config: SearchConfig, processes: Processes = ALONE) -> None:
     data, lower, upper, options = config.data, config.lower, config.upper, config.run
+    if is_several(config) and not options.dry_run:
+        with processes.agreed():
+            run_searches(config, Path(__file__).parent)
+        return
     path = Path(processes.text_of_first(str(folder_of_run(options, f"search-{data.dataset}"))))
     exported = Path("genotypes", f"{path.resolve().name}.json")
     if processes.any(processes.first and options.resume is not None and is_finished(path, lower.epochs)):
@@ -210,6 +215,9 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
         take_step(models, *batches(0), lower.lower_lr)  # not timed, as the first one is slower than the others
         began = time.monotonic()
         take_step(models, *batches(0), lower.lower_lr)
+        if is_several(config):
+            lines += plan(config)
+        num_steps *= config.several.searches  # one after another
         if processes.first:
             print(*lines, outlook(time.monotonic() - began, num_steps, 2 * lower.batch_size), sep="\n")
         return

@@ -78,7 +78,9 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
     trained_on = TrainedOn(
         images.split.classes, in_channels, image_size, tuple(images.mean.tolist()), tuple(images.std.tolist())
     )
-    test_images = processes.in_turn(lambda: load_test_images(data, trained_on, device, processes))
+    test_images = None
+    if not training.skip_test:
+        test_images = processes.in_turn(lambda: load_test_images(data, trained_on, device, processes))
 
     torch.manual_seed(options.seed)
     network = FinalNetwork(
@@ -125,15 +127,15 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
             forward = functools.partial(forward_of_zeros, unlearned, images)
             lines.append(memory_of_step(forward, min(training.batch_size, num_images), processes))
 
-    def one_step(step: int, drop_path: float) -> tuple[dict[str, float], float]:
-        batch = images.batch(training.batch_size, options.seed, "final", step)
+    def one_step(batch: torch.Tensor, target: Target, step: int, drop_path: float) -> tuple[dict[str, float], float]:
         dropped = datasets.generator("drop path", options.seed, step, device=str(device))
-        return take_step(config, network, optimizer, *batch, drop_path, dropped, processes)
+        return take_step(config, network, optimizer, batch, target, drop_path, dropped, processes)
 
     if options.dry_run:
-        one_step(0, network_config.drop_path)  # not timed, as the first one is slower than the others
+        batch, target = images.batch(training.batch_size, options.seed, "final", 0)
+        one_step(batch, target, 0, network_config.drop_path)  # not timed, as the first one is slower than the others
         began = time.monotonic()
-        one_step(0, network_config.drop_path)
+        one_step(batch, target, 0, network_config.drop_path)
         if processes.first:
             print(*lines, outlook(time.monotonic() - began, num_steps, training.batch_size), sep="\n")
         return
@@ -142,7 +144,7 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
         run = run or followed or RunFolder.create(path, config, trained_on)
 
     with run, Interrupts() as interrupts:
-        fingerprint = datasets.fingerprint(images.split, test_images.split)
+        fingerprint = datasets.fingerprint(images.split, *([test_images.split] if test_images else []))
         progress = restore(run, processes, state, fingerprint, genotype.to_text())
         if processes.first:
             genotype.save(run.path / "genotype.json", file.provenance)
@@ -171,12 +173,12 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
                 drop_path = network_config.drop_path * epoch / training.epochs
                 for step in range(progress.steps, (epoch + 1) * steps_an_epoch):
                     step_began = time.monotonic()
-                    num_in_batch = len(images.indices(training.batch_size, options.seed, "final", step))
+                    batch, target = images.batch(training.batch_size, options.seed, "final", step)
                     scalars: dict[str, float] = {}
                     try:
                         with undone_if_not_finite(state):
-                            scalars, num_correct = one_step(step, drop_path)
-                        progress.good_step(scalars["train/step_loss"], num_correct, num_in_batch)
+                            scalars, num_correct = one_step(batch, target, step, drop_path)
+                        progress.good_step(scalars["train/step_loss"], num_correct, target.batch_size)
                         progress.see({"train/step_loss_max": scalars["train/step_loss"]})
                     except FloatingPointError as error:
                         run.bad_step(progress, f"{error} {images_of(config, images, holdout_images, step)}")
@@ -186,7 +188,7 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
                             raise Stopped(sentence) from None
                     if step % RECORD_EVERY_STEPS == 0:
                         rates = {"train/learning_rate": learning_rate, "train/drop_path": drop_path}
-                        rates["speed/images_per_s"] = num_in_batch / (time.monotonic() - step_began)
+                        rates["speed/images_per_s"] = target.batch_size / (time.monotonic() - step_began)
                         run.record(epoch + 1, step + 1, scalars | rates | progress.take_peaks())
                     if time.monotonic() - run.saved_at >= 60 * options.checkpoint_minutes:
                         save()
@@ -214,9 +216,12 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
 
         if processes.first:
             save_weights(run.path / "weights.safetensors", network)
+        name, measured = ("test", test_images) if test_images else ("held-out", holdout_images)
+        assert measured is not None
         # The test set serves here for the first time, and once: no epoch was chosen by it.
-        test_loss, test_accuracy = accuracy_of(network, test_images, training.batch_size, stop_if_asked)
-        run.record(training.epochs, num_steps, {"test/loss": test_loss, "test/accuracy": test_accuracy})
+        loss, accuracy = accuracy_of(network, measured, training.batch_size, stop_if_asked)
+        if test_images:
+            run.record(training.epochs, num_steps, {"test/loss": loss, "test/accuracy": accuracy})
         run.log(
             f"written in {run.path}: weights.safetensors, genotype.json, config.json, cells/, metrics.jsonl, log.txt"
         )
@@ -225,8 +230,8 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
         moved = "" if data.data_dir == Data.data_dir else f" --data-dir {shlex.quote(data.data_dir)}"
         run.log(f"measure it again: python train_final.py --evaluate {shlex.quote(str(run.path))}{moved}")
         run.log(
-            f"test accuracy after epoch {training.epochs}: {test_accuracy:.2%} of {len(test_images.split.targets)} "
-            f"images (loss {test_loss:.3f})"
+            f"{name} accuracy after epoch {training.epochs}: {accuracy:.2%} of {len(measured.split.targets)} images "
+            f"(loss {loss:.3f})"
         )
         save(finished=True)
 

@@ -211,12 +211,21 @@ def load_newest(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[Manifest |
 
 def finished(folder: Path) -> Manifest | None:
     """The manifest of a run's last checkpoint, if the run is at its end and the file can be read."""
+    manifest = _manifest_alone(folder / CURRENT)
+    return manifest if manifest and manifest.finished else None
+
+
+def newest(folder: Path) -> Manifest | None:
+    """The manifest of the newest checkpoint of a run that can be read, without its tensors."""
+    return _manifest_alone(folder / CURRENT) or _manifest_alone(folder / PREVIOUS)
+
+
+def _manifest_alone(path: Path) -> Manifest | None:
     try:
-        with _open(folder / CURRENT) as file:
-            manifest = _manifest(folder / CURRENT, file)
+        with _open(path) as file:
+            return _manifest(path, file)
     except (SafetensorError, OSError, InputError):
         return None
-    return manifest if manifest.finished else None
 
 
 def _open(path: Path) -> Any:

@@ -15,7 +15,19 @@ from typing import Any
 
 import tyro
 
-from nas.config import MAY_CHANGE, PRESETS, Config, Data, SearchConfig, TrainedOn, flag_of, read_config, validate
+from nas.config import (
+    MAY_CHANGE,
+    PRESETS,
+    Config,
+    Data,
+    FinalConfig,
+    SearchConfig,
+    TrainedOn,
+    flag_of,
+    is_several,
+    read_config,
+    validate,
+)
 from nas.errors import InputError, Stopped
 from nas.processes import together
 
@@ -84,13 +96,16 @@ def _resumed(kind: type[Config], config: Any, given: set[str], folder: Path) -> 
     file = read_config(folder)
     if (file.trained_on is None) != (kind is SearchConfig):
         raise InputError(f"--resume {folder}: a run of another script: python {file.script} --resume {folder}")
-    content = dataclasses.asdict(validate(kind, file.config, folder / "config.json"))
+    begun: Any = validate(kind, file.config, folder / "config.json")
+    content = dataclasses.asdict(begun)
+    # Cells of more epochs would be others than those that were trained for the choice.
+    may_change = {*MAY_CHANGE} - ({"epochs"} if kind is SearchConfig and is_several(begun) else set())
     for group, flags in dataclasses.asdict(config).items():
         for name in given & flags.keys():
             before, now = content[group][name], flags[name]
-            if name == "epochs" and now < before:
+            if name == "epochs" and name in may_change and now < before:
                 raise InputError(f"--epochs {now}: the run has {before} already; it may get more, not fewer.")
-            if name not in MAY_CHANGE and now != before:
+            if name not in may_change and now != before:
                 raise InputError(
                     f"{flag_of(name)} {now}: the run in {folder} has {before}; another value would make another run; "
                     "leave the flag out, or begin a new run."
@@ -154,20 +169,43 @@ def exit_code(run: Callable[[], int]) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
+def begun_before(config: SearchConfig, folder: Path) -> SearchConfig:
+    """The config with which the run in a folder goes on that was begun with this one.
+
+    Raises:
+        InputError: it was begun with another one; the first flag that differs is named.
+    """
+    of_the_call = {"name", "run_dir", "resume", "config", "preset", "dry_run"}
+    given = {name for flags in dataclasses.asdict(config).values() for name in flags} - of_the_call
+    return _resumed(SearchConfig, config, given, folder)
+
+
+def flags(config: SearchConfig | FinalConfig) -> tuple[str, ...]:
+    """The flags that give a config to a script; what has its default is left out."""
+    groups = (getattr(config, group.name) for group in dataclasses.fields(config))
+    return tuple(flag for group in groups for flag in _given(group))
+
+
 def data_flags(data: Data, seed: int = 0) -> str:
     """The flags with which a run has the same images again, each with a space before it.
 
     Args:
         seed: of the run; the draw of --train-limit follows from it.
     """
-    flags = []
-    for field in dataclasses.fields(Data):
-        value = getattr(data, field.name)
-        if value != field.default:
-            flags.append(flag_of(field.name) if value is True else f"{flag_of(field.name)} {shlex.quote(str(value))}")
+    given = [flag.partition("=") for flag in _given(data)]
     if data.train_limit is not None and seed != 0:
-        flags.append(f"--seed {seed}")
-    return "".join(f" {flag}" for flag in flags)
+        given.append(("--seed", "=", str(seed)))
+    return "".join(f" {flag} {shlex.quote(value)}" if equals else f" {flag}" for flag, equals, value in given)
+
+
+def _given(group: Any) -> list[str]:
+    """The flags of a group that are not left at their defaults."""
+    values = ((field, getattr(group, field.name)) for field in dataclasses.fields(group))
+    return [
+        flag_of(field.name) if value is True else f"{flag_of(field.name)}={value}"
+        for field, value in values
+        if value != field.default
+    ]
 
 
 def _as_sentence(box: str) -> str:

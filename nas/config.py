@@ -1,6 +1,7 @@
 """The flags of the two scripts: each with its unit, its source and its range."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from nas import files
 from nas.errors import InputError
 
 CONFIG_VERSION = 1
+SEEDS = 2**32
 
 Channels = Annotated[int, Field(ge=1, le=1024)]
 Cells = Annotated[int, Field(ge=1, le=200)]
@@ -23,7 +25,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 BetweenZeroAndOne = Annotated[float, Field(gt=0, lt=1)]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
@@ -31,6 +33,21 @@ def _optional(metavar: str, default: str) -> Any:
     """How --help shows a flag whose default is to be worked out."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
+
+def _address(given: str) -> str:
+    if not re.fullmatch(r"local|auto|[A-Za-z0-9][A-Za-z0-9.-]{0,199}:[0-9]{1,5}", given):
+        raise ValueError("must be local, auto or the HOST:PORT of a cluster")
+    return given
+
+
+# tyro has no value that may be left out.
+_ADDRESS_OR_LOCAL = tyro.constructors.PrimitiveConstructorSpec[str | None](
+    nargs="*",
+    metavar="[ADDRESS]",
+    instance_from_str=lambda given: " ".join(given) or "local",
+    is_instance=lambda value: value is None or isinstance(value, str),
+    str_from_instance=lambda value: [] if value is None else [value],
+)
 
 # Strict: a config that is read back from a file must hold the very types.
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -154,6 +171,34 @@ class UpperLevel:
 
 
 @dataclass(frozen=True)
+class Several:
+    """Several searches, from which the best cell is chosen"""
+
+    __pydantic_config__ = _STRICT
+
+    searches: Annotated[int, Field(ge=1, le=200)] = 1
+    """Search so often, with seeds from --seed on (DARTS, section 3.2: four times); then train each distinct cell for a
+    short time, with the images of the first seed's alphas held out, and export the best one."""
+    random_baseline: Annotated[int, Field(ge=0, le=200)] = 0
+    """Train so many cells drawn at random in the same way: what the searches have to beat."""
+    selection_epochs: Epochs = 100
+    """Epochs of each such training (DARTS, section 3.2)."""
+    selection_channels: Channels = 36
+    """Channels of its first cell: those of the final network (DARTS, appendix A.2.1)."""
+    selection_cells: Cells = 20
+    """Cells, two of which reduce: those of the final network (DARTS, appendix A.2.1)."""
+    ray: Annotated[
+        Annotated[str, AfterValidator(_address)] | None,
+        _ADDRESS_OR_LOCAL,
+        tyro.conf.arg(help_behavior_hint="(default: without Ray, one after another)"),
+    ] = None
+    """Run them side by side as tasks of Ray: without a value on this machine, else on the cluster at ADDRESS, HOST:PORT
+    or auto for the one that this machine is part of; its nodes have this folder at the same place."""
+    devices_per_search: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False)] = 1.0
+    """With --ray: GPUs that a search or training takes, or CPU cores where there are no GPUs. 0.5: two share one."""
+
+
+@dataclass(frozen=True)
 class SearchConfig:
     """Search a cell: weights and alphas of a supernet learn in turn, and the strongest operations make the genotype.
 
@@ -166,6 +211,7 @@ class SearchConfig:
     supernet: SupernetSize = field(default_factory=SupernetSize)
     lower: LowerLevel = field(default_factory=LowerLevel)
     upper: UpperLevel = field(default_factory=UpperLevel)
+    several: Several = field(default_factory=Several)
     run: SearchRun = field(default_factory=SearchRun)
 
 
@@ -176,8 +222,14 @@ PRESETS = {
         supernet=SupernetSize(init_channels=8, num_cells=3),
         lower=LowerLevel(epochs=8, batch_size=96),
         upper=UpperLevel(alpha_lr=0.01),
+        several=Several(selection_epochs=10, selection_channels=16, selection_cells=3),
     ),
 }
+
+
+def is_several(config: SearchConfig) -> bool:
+    """Whether it takes more than one search, or cells to compare it with."""
+    return config.several.searches > 1 or config.several.random_baseline > 0
 
 
 @dataclass(frozen=True)
@@ -224,6 +276,8 @@ class Training:
     """Side of the square that is cut out, in pixels; 0 for none (DARTS, appendix A.2.1)."""
     holdout_fraction: BelowOne = 0.0
     """Share of the training images kept back, whose accuracy is reported each epoch for whoever wants to choose."""
+    skip_test: Flag = False
+    """Leave the test set alone, neither read nor measured: for choosing among cells by --holdout-fraction."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +312,10 @@ Config = TypeVar("Config", SearchConfig, FinalConfig, TrainedOn)
 
 
 # What may be given anew with --resume: nothing that changes the mathematics.
-MAY_CHANGE = ("epochs", "data_dir", "device", "checkpoint_minutes", "max_bad_steps", "deterministic", "resume")
+MAY_CHANGE = (
+    *("epochs", "data_dir", "device", "checkpoint_minutes", "max_bad_steps", "deterministic", "resume"),
+    *("ray", "devices_per_search"),
+)
 
 
 def _iso_date(environment: dict[str, Any]) -> dict[str, Any]:
@@ -334,11 +391,32 @@ def validate(kind: type[Config], content: Any, path: Path | None = None) -> Conf
         raise InputError("--init-channels: must be at least 2 with --stem imagenet, got 1.")
     if isinstance(config, SearchConfig) and config.upper.share_lower_step and config.upper.hypergradient != "onestage":
         raise InputError("--share-lower-step: goes with --hypergradient onestage; first-order has no virtual step.")
+    if isinstance(config, FinalConfig) and config.training.skip_test and config.network.evaluate:
+        raise InputError("--skip-test: goes without --evaluate, which measures the test accuracy and nothing else.")
+    if isinstance(config, FinalConfig) and config.training.skip_test and not config.training.holdout_fraction:
+        raise InputError("--skip-test: goes with --holdout-fraction above 0; else no accuracy would be measured.")
+    if isinstance(config, SearchConfig):
+        _check_several(config)
     if isinstance(config, SearchConfig) and config.lower.lower_lr_min > config.lower.lower_lr:
         raise InputError(
             f"--lower-lr-min: must be at most --lower-lr, {config.lower.lower_lr}, got {config.lower.lower_lr_min}."
         )
     return config
+
+
+def _check_several(config: SearchConfig) -> None:
+    several, seed = config.several, config.run.seed
+    share = several.devices_per_search
+    if several.ray is not None and not is_several(config):
+        raise InputError("--ray: goes with --searches above 1, or --random-baseline above 0.")
+    if several.ray is None and share != Several.devices_per_search:
+        raise InputError("--devices-per-search: goes with --ray; without it there is one search at a time.")
+    if share > 1 and not share.is_integer():
+        raise InputError(f"--devices-per-search: must be a whole number where it is above 1, got {share}.")
+    if seed + max(several.searches, several.random_baseline) > SEEDS:
+        raise InputError(f"--seed {seed}: too large, as the seeds that follow it must be less than {SEEDS}.")
+    if is_several(config) and len(config.run.name or "") > 80:
+        raise InputError("--name: must be up to 80 characters, as the seed of each search is added to it.")
 
 
 def _complaint(error: ValidationError, path: Path | None) -> str:
@@ -359,4 +437,6 @@ def flag_of(name: str) -> str:
 def _requirement(problem: Any) -> str:
     if problem["type"] == "string_pattern_mismatch":
         return "must be up to 100 letters, digits, '.', '_' or '-', and begin with a letter or digit"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
     return problem["msg"].replace("Input should be", "must be").replace("Unexpected keyword argument", "unknown field")

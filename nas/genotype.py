@@ -14,6 +14,7 @@ from nas.search_space import DERIVED_PRIMITIVES, EDGES_PER_NODE, NUM_INPUTS, PRI
 
 FORMAT_VERSION = 1
 MAX_NODES = 32
+MAX_CANDIDATES = 400
 
 # In a checkout the published cells lie beside the package; an installed package carries them inside.
 SHIPPED = next(
@@ -157,6 +158,41 @@ class Genotype(BaseModel):
         return draw.draw_cells(cells, Path(folder))
 
 
+def _parsed(text: str) -> str:
+    Genotype.from_text(text)
+    return text
+
+
+_Count = Annotated[int, Field(ge=0, lt=2**53)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Candidate(BaseModel):
+    """One of the cells from which an exported one was chosen, as trained shortly with some training images held out.
+
+    Attributes:
+        seeds: of the searches that found it.
+        random_seeds: of the draws that gave it.
+        genotype: its text.
+        weights: of the network that was trained.
+        multiply_adds: of the same, an image.
+        supernet_accuracies: fraction of the upper half, a search.
+        holdout_accuracy: fraction of the images held out.
+        holdout_loss: of the same.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    seeds: Annotated[tuple[_Count, ...], Field(max_length=MAX_CANDIDATES)]
+    random_seeds: Annotated[tuple[_Count, ...], Field(max_length=MAX_CANDIDATES)]
+    genotype: Annotated[str, Field(max_length=10_000), AfterValidator(_parsed)]
+    weights: _Count
+    multiply_adds: _Count
+    supernet_accuracies: Annotated[tuple[_Fraction, ...], Field(max_length=MAX_CANDIDATES)]
+    holdout_accuracy: _Fraction
+    holdout_loss: Annotated[float, Field(ge=0)]
+
+
 class Provenance(BaseModel):
     """Where a cell comes from. Everything is optional; what is not known is left out."""
 
@@ -173,6 +209,7 @@ class Provenance(BaseModel):
     supernet_accuracy: float | None = None  # fraction of the upper half, in [0, 1]
     date: str | None = None  # ISO 8601
     versions: dict[str, str] | None = None
+    candidates: Annotated[tuple[Candidate, ...], Field(max_length=MAX_CANDIDATES)] | None = None  # best first
 
 
 class _Cell(BaseModel):

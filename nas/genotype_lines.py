@@ -49,12 +49,14 @@ def description(genotype: Genotype, provenance: Provenance) -> Iterator[str]:
         for node, ((left, one), (right, two)) in enumerate(zip(edges[::2], edges[1::2], strict=True), NUM_INPUTS):
             yield f"  {_state(one):>7} --{left}--> {_state(node):>{width}} <--{right}-- {_state(two)}"
         yield f"  {', '.join(map(_state, concat))} --concatenated--> c_{{k}}"
-    known = provenance.model_dump(exclude_none=True)
+    known = provenance.model_dump(exclude_none=True, exclude={"candidates"})
     if known:
         yield from ("", "provenance")
     for field, value in known.items():
         value = ", ".join(f"{key} {version}" for key, version in value.items()) if field == "versions" else value
         yield f"  {field}: {printable(value, 400)}"
+    if provenance.candidates:
+        yield f"  candidates: {len(provenance.candidates)} cells, of which this is the best searched one"
     size = network_size(genotype)
     yield from ("", "size with 36 channels, 20 cells and images of CIFAR-10")
     yield f"  {size.weights:,} parameters, {size.weights_with_head:,} with the auxiliary head"

@@ -14,6 +14,11 @@ PLAIN_LINE_EVERY_S = 60.0
 TIMED_STEPS = 10
 
 
+def can_draw(console: Console) -> bool:
+    """Whether it is a terminal in which lines can be drawn over; that of a command in a notebook is none."""
+    return console.is_terminal and "JPY_PARENT_PID" not in os.environ
+
+
 @contextlib.contextmanager
 def progress_bar(
     console: Console, log: Callable[[str], None], num_steps: int, done: int, images_a_step: int
@@ -26,8 +31,7 @@ def progress_bar(
         log: prints a line, and keeps it.
         done: steps of `num_steps` that were taken before.
     """
-    # A command that a notebook starts has a terminal, but one in which no line can be drawn over.
-    drawn = console.is_terminal and "JPY_PARENT_PID" not in os.environ
+    drawn = can_draw(console)
     began = said = time.monotonic()
     step = done
 

@@ -123,7 +123,8 @@ def read_run(folder: Path) -> dict[str, Any]:
         run["test"] = metrics.test
         command = f"python train_final.py --evaluate {shlex.quote(str(folder))}"
         commands += [["measure the test accuracy again", command]] if metrics.test else []
-    if metrics.epochs[-1] < num_epochs or (kind == "final" and not metrics.test):
+    untested = isinstance(config, FinalConfig) and not config.training.skip_test and not metrics.test
+    if metrics.epochs[-1] < num_epochs or untested:
         commands.append(["go on", f"python {file.script} --resume {shlex.quote(str(folder))}"])
     if environment.command:
         commands.append(["how it was begun", "python " + shlex.join(environment.command)])
@@ -244,6 +245,8 @@ def _flags(config: SearchConfig | FinalConfig, default: SearchConfig | FinalConf
     """[title, [[flag, value, default], …]] of each group of flags."""
     found = []
     for group in dataclasses.fields(default):
+        if group.name == "several":  # each of them is a run, and a page, of its own
+            continue
         values, defaults = getattr(config, group.name), getattr(default, group.name)
         names = [field.name for field in dataclasses.fields(defaults) if field.name not in HOW_CALLED]
         rows = [[flag_of(name), _text(getattr(values, name)), _text(getattr(defaults, name))] for name in names]

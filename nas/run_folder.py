@@ -28,6 +28,11 @@ BITS_DEPEND_ON = ("versions", "num_threads", "num_processes")
 # TensorBoard takes the columns of its table from any one of the runs: so all have all.
 COMPARED = ("test/accuracy", "upper/accuracy", "upper/loss", "lower/accuracy", "train/accuracy")
 
+WRITTEN_ASIDE = (
+    *("config.json", "genotype.json", "weights.safetensors", "report.html", "retrained.html", "table.json"),
+    checkpoint.CURRENT,
+)
+
 
 def folder_of_run(options: Run, default: str) -> Path:
     """Of --resume, else of --run-dir and --name, else with a name of `default`, seed and time."""
@@ -116,7 +121,7 @@ class RunFolder:
         file = file.model_copy(update={"config": _plain(config), "resumed": [*file.resumed, now]})
         try:
             lock = _lock(path)
-            for name in ("config.json", "genotype.json", "weights.safetensors", "report.html", checkpoint.CURRENT):
+            for name in WRITTEN_ASIDE:
                 files.remove_asides(path / name)
             return cls(path, lock, file)
         except OSError as error:
@@ -142,7 +147,7 @@ class RunFolder:
             with self._stopped_by_failures():
                 self._begin({}, 0.0)
                 if self._file.resumed:
-                    self._write_config()
+                    self.write_config()
                     self.log("there is no checkpoint yet: from the start")
             return Progress()
         if manifest.data != data:
@@ -163,7 +168,7 @@ class RunFolder:
         progress = manifest.progress
         self._saved_step = progress.steps
         with self._stopped_by_failures():
-            self._write_config()
+            self.write_config()
             self._begin(manifest.sizes, manifest.elapsed_s)
             for problem in problems:
                 self.log(f"{problem} Going on from the checkpoint before it.")
@@ -198,7 +203,8 @@ class RunFolder:
         progress.bad_step()
         self.log(f"step {progress.steps} is not applied: {problem}")
 
-    def _write_config(self) -> None:
+    def write_config(self) -> None:
+        """Replace config.json by that with which the run goes on."""
         files.write_json(self.path / "config.json", self._file.model_dump(exclude_defaults=True))
 
     def _begin(self, sizes: Mapping[str, int], elapsed_s: float) -> None:
@@ -208,7 +214,7 @@ class RunFolder:
             name: value
             for group, values in config.items()
             for name, value in values.items()
-            if (group != "run" or name == "seed") and value is not None
+            if (group not in ("run", "several") or name == "seed") and value is not None
         }
         began = datetime.fromisoformat(self.started).timestamp()
         self._records = Records(self.path, sizes, began, flags, COMPARED, self.log)
@@ -276,6 +282,8 @@ class RunFolder:
     def _what_is_kept(self) -> str:
         if not (self.path / "config.json").exists():
             return "the run folder is gone"
+        if self._records is None and self._saved_step is None:  # such as one of several searches
+            return f"go on: {self.go_on}"
         step = "no step" if self._saved_step is None else f"the checkpoint of step {self._saved_step}"
         return f"{step} is kept; then go on: {self.go_on}"
 
@@ -285,6 +293,21 @@ def _plain(config: SearchConfig | FinalConfig) -> dict[str, Any]:
     content = dataclasses.asdict(config)
     content["run"] |= {"resume": None, "config": None}
     return content
+
+
+def is_at_work(path: Path) -> bool:
+    """Whether a process holds the lock of a run folder, on whichever machine."""
+    try:
+        descriptor = os.open(path / "lock", os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _lock(path: Path) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nas.command_line import data_flags, parse, run_script
+from nas.command_line import data_flags, flags, parse, run_script
 from nas.config import Data, FinalConfig, SearchConfig, TrainedOn, validate
 from nas.errors import InputError, Stopped
 from nas.run_folder import RunFolder
@@ -18,9 +18,10 @@ def test_the_defaults_are_the_published_ones():
     assert dataclasses.astuple(config.supernet) == (16, 8, 4)
     assert dataclasses.astuple(config.lower) == (50, 64, 0.025, 0.001, 0.9, 3e-4, 5.0)
     assert dataclasses.astuple(config.upper) == (3e-4, 1e-3, 0.5, "onestage", False, 0.01)
+    assert dataclasses.astuple(config.several) == (1, 0, 100, 36, 20, None, 1.0)
     final = FinalConfig()
     assert dataclasses.astuple(final.network) == (None, None, 36, 20, "cifar", 0.4, 0.2)
-    assert dataclasses.astuple(final.training) == (600, 96, 0.025, 0.9, 3e-4, 5.0, None, 0.0)
+    assert dataclasses.astuple(final.training) == (600, 96, 0.025, 0.9, 3e-4, 5.0, None, 0.0, False)
 
 
 def test_the_stem_for_imagenet_halves_its_channels():
@@ -105,6 +106,32 @@ def test_the_final_training_takes_the_flags_and_has_the_same_images(data, seed):
     config = parse(FinalConfig, ["--genotype=DARTS_V2", *shlex.split(data_flags(data, seed))])
     assert config.data == data
     assert config.data.train_limit is None or config.run.seed == seed
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (SearchConfig, []),
+        (
+            SearchConfig,
+            ["--preset=quick", "--seed=7", "--run-dir=-odd one", "--balanced", "--alpha-lr=1e-5"],
+        ),
+        (SearchConfig, ["--searches=4", "--ray", "--devices-per-search=0.5", "--dataset=folder", "--image-size=48"]),
+        (FinalConfig, ["--genotype=DARTS_V2", "--skip-test", "--holdout-fraction=0.5", "--cutout=0", "--device=cpu"]),
+    ],
+)
+def test_the_flags_of_a_config_give_it_again(kind, arguments):
+    config = parse(kind, arguments)
+    if kind is SearchConfig:
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, preset="paper"))
+    assert parse(kind, flags(config)) == config
+
+
+@pytest.mark.parametrize(("given", "address"), [([], "local"), (["auto"], "auto"), (["head-1.net:6379"], None)])
+def test_ray_goes_with_and_without_an_address(given, address):
+    for more in ([], ["--seed=1"]):
+        config = parse(SearchConfig, ["--searches=2", "--ray", *given, *more])
+        assert config.several.ray == (address or given[0])
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,13 @@ ALLOWED = {
     "training": {"augment", "datasets", "processes", "errors"},
     "checkpoint": {"files", "errors"},
     "config": {"files", "errors"},
+    "jobs": {"checkpoint", "run_folder", "errors"},
+    "jobs_view": {"checkpoint", "forecast", "jobs", "progress_bar"},
+    "selection": {"genotype", "report_data", "search_space", "errors"},
+    "searches": {
+        *("command_line", "config", "datasets", "errors", "files", "genotype", "random_genotype", "interrupts", "jobs"),
+        *("jobs_view", "report", "run_folder", "selection"),
+    },
     "command_line": {"config", "processes", "errors"},
     "environment": {"version"},
     "event_file": set(),
