@@ -233,7 +233,10 @@ def _open(path: Path) -> Any:
     with path.open("rb") as file:
         if int.from_bytes(file.read(8), "little") > MAX_HEADER_BYTES:
             raise SafetensorError("its header is too long")
-    return safe_open(path, framework="pt")
+    try:
+        return safe_open(path, framework="pt")
+    except RuntimeError as error:  # torch's, where the run has just exchanged the file for a newer one
+        raise SafetensorError(str(error)) from None
 
 
 def _manifest(path: Path, file: Any) -> Manifest:

@@ -665,11 +665,11 @@ def spoil_images(monkeypatch, bad_steps, purpose):
     batch, chosen = Images.batch, []
 
     def spoilt(self, batch_size, seed, given_purpose, step):
-        images, targets = batch(self, batch_size, seed, given_purpose, step)
+        images, target = batch(self, batch_size, seed, given_purpose, step)
         if step + 1 in bad_steps and given_purpose == purpose:
-            chosen.append(targets.tolist())
+            chosen.append(target.classes.tolist())
             images = images * torch.nan
-        return images, targets
+        return images, target
 
     monkeypatch.setattr(Images, "batch", spoilt)
     return chosen

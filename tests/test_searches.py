@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
+import search
 from nas import checkpoint, datasets, searches, selection
 from nas.command_line import parse
 from nas.config import SearchConfig
 from nas.errors import InputError
 from nas.genotype import Genotype, GenotypeFile
-from nas.genotypes import random_genotype
 from nas.jobs import Ending, Job
+from nas.random_genotype import random_genotype
 from nas.searches import distinct_cells, search_job
 from tests.in_process import call
 from tests.torture import SMALL, timed
@@ -182,10 +183,11 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(tmp_path, capfd):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_torchrun_is_refused(tmp_path, monkeypatch, capfd):
+def test_torchrun_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert call("search", tmp_path, *COMMAND) == 2
-    assert "--searches: goes without torchrun" in capfd.readouterr().err
+    with pytest.raises(InputError, match="--searches: goes without torchrun"):
+        search.search(parse(SearchConfig, COMMAND))
 
 
 def test_a_search_is_the_command_that_would_run_it_alone(tmp_path, monkeypatch):
