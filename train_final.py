@@ -227,8 +227,9 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
         )
         if not drawn:
             run.log(draw.HOW_TO_GET_PICTURES)
-        moved = "" if data.data_dir == Data.data_dir else f" --data-dir {shlex.quote(data.data_dir)}"
-        run.log(f"measure it again: python train_final.py --evaluate {shlex.quote(str(run.path))}{moved}")
+        if test_images:
+            moved = "" if data.data_dir == Data.data_dir else f" --data-dir {shlex.quote(data.data_dir)}"
+            run.log(f"measure it again: python train_final.py --evaluate {shlex.quote(str(run.path))}{moved}")
         run.log(
             f"{name} accuracy after epoch {training.epochs}: {accuracy:.2%} of {len(measured.split.targets)} images "
             f"(loss {loss:.3f})"

@@ -86,7 +86,7 @@ def run_job(job: Job, tick: Callable[[], None] = lambda: None) -> Ending:
         tick: called about twice a second.
 
     Raises:
-        KeyboardInterrupt: it was raised here, by `tick` or by Ray: the script was asked to stop, and has ended.
+        KeyboardInterrupt: it was raised here, as by `tick`: the script was asked to stop, and has ended.
     """
     restarts = 0
     while not is_done(job):
@@ -97,8 +97,10 @@ def run_job(job: Job, tick: Callable[[], None] = lambda: None) -> Ending:
         code = _run_once(job, tick)
         if code == 2 and is_at_work(job.path):
             continue
-        if code == 2 or code in ASKED_TO_STOP:
+        if code == 2:
             return Ending(code, _last_line(job.output).removeprefix("error: "))
+        if code in ASKED_TO_STOP:
+            return Ending(code, f"{job.folder} was asked to stop, and did")
         restarts = 0 if _steps(job) > before else restarts + 1
         if restarts > MAX_RESTARTS:
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
@@ -181,17 +183,27 @@ def on_ray(jobs: Sequence[Job], tick: Callable[[], None], resources: Mapping[str
         raise InputError(f"--ray: a node cannot run the jobs ({why}); it has to have nas and this folder.") from None
     finally:
         for one in waiting:
-            ray.cancel(one)  # raises KeyboardInterrupt in it
+            ray.cancel(one)
         if waiting:
             ray.wait(waiting, num_returns=len(waiting))
     return [ending for ending in endings if ending.code]
 
 
 def _run_as_task(job: Job) -> Ending:
+    asked: list[int] = []
+
+    def stop_if_asked() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    # Ray cancels a task by SIGINT, and on a busy machine repeats it, which must not hurry a script that is stopping.
+    before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
     try:
-        return run_job(job)
+        return run_job(job, stop_if_asked)
     except OSError as error:
         return Ending(1, f"{error.filename or job.folder}: {error.strerror}.")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -209,6 +221,7 @@ def runner(address: str | None, share: float, device: str) -> Iterator[RunAll]:
         yield in_turn
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else a Ray begun here gives way to whatever else runs
     try:
         import ray
     except ImportError:

@@ -103,7 +103,7 @@ def search_and_choose(
                 raise InputError(ending.why)
         if endings:
             others = f" (and {len(endings) - 1} more)" if len(endings) > 1 else ""
-            raise Stopped(f"{endings[0].why}{others} Once that is mended, go on: {run.go_on}")
+            raise Stopped(f"{endings[0].why.rstrip('.')}{others}; then go on: {run.go_on}")
 
     run_jobs([search_job(config, scripts, run.path, seed) for seed in seeds(config)], "searches")
     cells = distinct_cells(config, run.path)
@@ -148,14 +148,17 @@ def plan(config: SearchConfig) -> list[str]:
 
 
 def seeds(config: SearchConfig) -> range:
+    """Of the searches."""
     return range(config.run.seed, config.run.seed + config.several.searches)
 
 
 def search_name(config: SearchConfig, seed: int) -> str:
+    """Of the run folder of a search, and of the genotype that it exports."""
     return f"{config.run.name}-seed{seed}"
 
 
 def training_name(cell: Cell) -> str:
+    """Of the run folder of a cell's short training."""
     return f"retrained-{cell.name}"
 
 

@@ -126,7 +126,7 @@ def test_a_script_that_is_asked_to_stop_by_somebody_else_is_not_begun_again(make
             os.kill(int(asleep.read_text()), signal.SIGTERM)
             asleep.unlink()
 
-    assert run_job(job, tick) == (143, "stopped: after a step.")
+    assert run_job(job, tick) == (143, "runs/a was asked to stop, and did")
 
 
 def test_a_run_folder_at_work_is_waited_for(make, monkeypatch):

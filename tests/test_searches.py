@@ -161,6 +161,16 @@ def test_another_cell_in_the_place_of_one_is_refused(finished, tmp_path):
         selection.candidates([(cell, tmp_path / f"retrained-{cell.name}") for cell in cells])
 
 
+def test_what_cannot_be_finished_is_one_sentence(tmp_path, monkeypatch, capfd):
+    endings = [Ending(1, "runs/x/x-seed0 ended 4 times in a row by SIGKILL: it printed nothing."), Ending(143, "")]
+    monkeypatch.setattr(searches, "runner", lambda *_: contextlib.nullcontext(lambda jobs, tick: endings))
+    assert call("search", tmp_path, "--dataset=digits", "--searches=2", "--name=x") == 1
+    assert capfd.readouterr().err == (
+        "stopped: runs/x/x-seed0 ended 4 times in a row by SIGKILL: it printed nothing (and 1 more); then go on: "
+        "python search.py --resume runs/x\n"
+    )
+
+
 @pytest.mark.parametrize("begun", [False, True])
 def test_wrong_input_that_a_search_notices_leaves_nothing_behind(tmp_path, monkeypatch, capfd, begun):
     def run_all(jobs, tick):
