@@ -238,6 +238,7 @@ def test_signals_inside_the_writing_of_a_checkpoint_leave_a_good_one(name, tmp_p
     assert torture.differences("train_final", undisturbed["train_final"], tmp_path) == []
 
 
+@pytest.mark.slow  # as is tests/torture.py, which does it thirty times
 def test_a_search_that_is_killed_twice_ends_the_same(tmp_path, monkeypatch):
     # With alphas that stay where they are no cell is drawn anew, which is what takes time.
     monkeypatch.setitem(torture.COMMANDS, "search", [*torture.COMMANDS["search"], *FLAGS["search"], "--alpha-lr=1e-7"])

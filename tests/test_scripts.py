@@ -315,6 +315,7 @@ def test_a_bad_call_in_a_process_of_its_own(tmp_path, monkeypatch, encoding):
     )
 
 
+@pytest.mark.slow
 def test_without_graphviz_the_source_is_written_and_one_line_says_how_to_get_pictures(tmp_path):
     # A module that hides pygraphviz, and a PATH without dot.
     (tmp_path / "sitecustomize.py").write_text(
