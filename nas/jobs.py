@@ -196,7 +196,8 @@ def _run_as_task(job: Job) -> Ending:
         if asked:
             raise KeyboardInterrupt
 
-    # Ray cancels a task by SIGINT, and on a busy machine repeats it, which must not hurry a script that is stopping.
+    # Ray cancels a task by SIGINT, as Python handles it: not at all where a shell began this command in the background,
+    # as its children ignore SIGINT, and theirs. So there is a handler, and one that does not hurry what is stopping.
     before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
     try:
         return run_job(job, stop_if_asked)
@@ -232,7 +233,7 @@ def runner(address: str | None, share: float, device: str) -> Iterator[RunAll]:
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), CONNECT_S).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+    except Exception as error:  # as Ray raises that very class where a busy machine is too slow for it
         why = printable(str(error).strip().partition("\n")[0], 300)
         raise InputError(f"--ray {address}: no Ray can be reached or begun there ({why}).") from None
     try:

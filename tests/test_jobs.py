@@ -175,13 +175,31 @@ with_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="r
 
 
 @with_ray
+def test_where_ray_does_not_begin_one_sentence_says_so(monkeypatch):
+    def too_slow(*_, **__):
+        raise Exception("The current node timed out during startup.\nThis could happen because")
+
+    monkeypatch.setattr("ray.init", too_slow)
+    with pytest.raises(InputError, match=r"--ray local: no Ray can .* \(The current node timed out during startup\.\)"):
+        runner("local", 1.0, "auto").__enter__()
+
+
+@with_ray
 def test_where_no_ray_listens_one_sentence_says_so():
     with pytest.raises(InputError, match=r"--ray 127\.0\.0\.1:1: no Ray can be reached or begun there"):
         runner("127.0.0.1:1", 1.0, "auto").__enter__()
 
 
+@pytest.fixture
+def in_the_background():
+    """SIGINT is ignored, as in what a script begins with &, and in all that this begins."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @with_ray
-def test_on_ray(make):
+def test_on_ray(make, in_the_background):
     before = signal.getsignal(signal.SIGTERM)
     with runner("local", 0.5, "cpu") as run_all:
         assert signal.getsignal(signal.SIGTERM) == before
