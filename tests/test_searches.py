@@ -55,7 +55,8 @@ def finished(tmp_path_factory):
         os.kill(os.getpid(), signal.SIGTERM)
 
     disturber = threading.Thread(target=disturb)
-    with contextlib.redirect_stderr(io.StringIO()) as errors:
+    with contextlib.redirect_stderr(io.StringIO()) as errors, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # as many as the search that is left alone has
         disturber.start()
         stopped = call("search", folder, *COMMAND)
         disturber.join()
@@ -64,6 +65,7 @@ def finished(tmp_path_factory):
     return folder, (stopped, gone_on), errors.getvalue(), written
 
 
+@pytest.mark.slow
 def test_stopped_and_called_again_it_goes_on(finished):
     folder, codes, errors, _ = finished
     assert codes == (143, 0)
@@ -76,6 +78,7 @@ def test_stopped_and_called_again_it_goes_on(finished):
     assert {path.name for path in (folder / "genotypes").iterdir()} == {"m.json", "m-seed0.json", "m-seed1.json"}
 
 
+@pytest.mark.slow
 def test_what_was_finished_is_not_touched_again(finished):
     folder, _, _, written = finished
     assert written == {path: path.stat().st_mtime_ns for path in (folder / "runs" / "m" / "m-seed0").rglob("*")}
@@ -83,6 +86,7 @@ def test_what_was_finished_is_not_touched_again(finished):
     assert len(resumed) == 1
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_is_one_that_was_left_alone(finished, tmp_path):
     folder = finished[0]
     assert re.search(r"resumed after step [2-9]", (folder / "runs" / "m" / "m-seed0" / "log.txt").read_text())
@@ -98,6 +102,7 @@ def test_a_search_that_was_killed_is_one_that_was_left_alone(finished, tmp_path)
     assert Genotype.load(folder / "genotypes" / "m-seed0.json") == Genotype.load(tmp_path / "genotypes" / "alone.json")
 
 
+@pytest.mark.slow
 def test_the_best_searched_cell_is_exported_with_the_table(finished):
     folder = finished[0]
     run = folder / "runs" / "m"
@@ -121,6 +126,7 @@ def test_the_best_searched_cell_is_exported_with_the_table(finished):
     assert "train it in full: python train_final.py --genotype genotypes/m.json --dataset digits" in log
 
 
+@pytest.mark.slow
 def test_all_trainings_are_alike_and_none_opens_the_test_set(finished):
     folder = finished[0]
     configs = []
@@ -137,6 +143,7 @@ def test_all_trainings_are_alike_and_none_opens_the_test_set(finished):
     assert (configs[0]["run"]["seed"], configs[0]["network"]["init_channels"]) == (0, 2)
 
 
+@pytest.mark.slow
 def test_other_flags_under_the_same_name_are_refused(finished, capfd):
     folder = finished[0]
     for more, sentence in (
@@ -153,6 +160,7 @@ def test_other_flags_under_the_same_name_are_refused(finished, capfd):
     assert "--epochs 3: the run in runs/m has 2" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_cell_in_the_place_of_one_is_refused(finished, tmp_path):
     shutil.copytree(finished[0] / "runs" / "m", tmp_path, dirs_exist_ok=True)
     shutil.copy(tmp_path / "random0.json", tmp_path / "retrained-seed1" / "genotype.json")
