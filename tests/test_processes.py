@@ -36,9 +36,9 @@ def ends(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
     return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
 
 
-def after_ten_steps(count: int, kind: str, folder: Path, *flags: str) -> list[dict[str, torch.Tensor]]:
+def after_steps(num_steps: int, count: int, kind: str, folder: Path, *flags: str) -> list[dict[str, torch.Tensor]]:
     """What each process holds then."""
-    command = [str(ROOT / "tests" / "ten_steps.py"), kind, str(folder), *flags]
+    command = [str(ROOT / "tests" / "some_steps.py"), kind, str(folder), str(num_steps), *flags]
     for code, _, complaint in ends(start(count, command, folder)):
         assert code == 0, complaint
     return [load_file(folder / f"{count}-{rank}.safetensors") for rank in range(count)]
@@ -58,17 +58,18 @@ slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("kind", "count", "flags"),
+    ("num_steps", "kind", "count", "flags"),
     [
-        pytest.param("search", 2, SEARCH, id="exact"),
-        pytest.param("search", 2, (*SEARCH, "--share-lower-step"), id="shared", marks=slow),
-        pytest.param("search", 4, SEARCH, id="exact, four", marks=slow),
-        pytest.param("final", 2, ("--batch-size=15",), id="final", marks=slow),
+        pytest.param(3, "search", 2, SEARCH, id="exact, three steps"),
+        pytest.param(10, "search", 2, (*SEARCH, "--num-nodes=2"), id="exact", marks=slow),
+        pytest.param(10, "search", 2, (*SEARCH, "--share-lower-step"), id="shared", marks=slow),
+        pytest.param(10, "search", 4, SEARCH, id="exact, four", marks=slow),
+        pytest.param(10, "final", 2, ("--batch-size=15",), id="final", marks=slow),
     ],
 )
-def test_synchronised_processes_do_what_one_does(kind, count, flags, tmp_path):
-    alone = after_ten_steps(1, kind, tmp_path, *flags)[0]
-    several = after_ten_steps(count, kind, tmp_path, *flags, "--sync-batch-norm")
+def test_synchronised_processes_do_what_one_does(num_steps, kind, count, flags, tmp_path):
+    alone = after_steps(num_steps, 1, kind, tmp_path, *flags)[0]
+    several = after_steps(num_steps, count, kind, tmp_path, *flags, "--sync-batch-norm")
     assert relative_difference(several[0], alone) <= 1e-10
     for other in several[1:]:
         assert all(torch.equal(other[name], value) for name, value in several[0].items())
@@ -76,8 +77,8 @@ def test_synchronised_processes_do_what_one_does(kind, count, flags, tmp_path):
 
 @slow
 def test_without_synchronised_norms_all_hold_the_same_bits_but_not_those_of_one(tmp_path):
-    alone = after_ten_steps(1, "search", tmp_path, *SEARCH)[0]
-    first, second = after_ten_steps(2, "search", tmp_path, *SEARCH)
+    alone = after_steps(10, 1, "search", tmp_path, *SEARCH)[0]
+    first, second = after_steps(10, 2, "search", tmp_path, *SEARCH)
     assert all(torch.equal(second[name], value) for name, value in first.items())
     assert relative_difference(first, alone) > 1e-3
 

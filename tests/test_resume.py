@@ -144,6 +144,7 @@ def test_a_run_stopped_within_an_epoch_and_resumed_ends_with_the_same_bits(scrip
         assert steps == sorted(set(steps)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_balanced_run_resumes_alike_and_is_another_than_one_that_is_not(script, tmp_path, undisturbed):
     left_alone, resumed = tmp_path / "left alone", tmp_path / "resumed"

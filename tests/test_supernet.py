@@ -353,6 +353,7 @@ def test_higher_can_wrap_the_supernet():
 # A measurement: a network with kinks is not one to test the arithmetic on
 
 
+@pytest.mark.slow
 def test_fidelity_of_the_second_term(capsys):
     """A measurement: kinks keep the cosine from 1, and a larger step averages over them."""
     size = {"init_channels": 4, "num_cells": 3, "image_size": 16, "batch_size": 8}

@@ -1,4 +1,4 @@
-"""Ten steps of a search or of a final training, in float64, for `tests/test_processes.py` to start several times."""
+"""Some steps of a search or of a final training, in float64, for `tests/test_processes.py` to start several times."""
 
 import functools
 import sys
@@ -21,14 +21,14 @@ from nas.training import start_states
 CPU = torch.device("cpu")
 
 
-def search_steps(flags: list[str], processes: Processes) -> dict[str, torch.Tensor]:
-    """State after ten steps, the gradients of the alphas at each, and the losses."""
+def search_steps(num_steps: int, flags: list[str], processes: Processes) -> dict[str, torch.Tensor]:
+    """State after the steps, the gradients of the alphas at each, and the losses."""
     config = parse(SearchConfig, ["--dataset=digits", "--train-limit=66", "--seed=3", *flags])
     _, lower_images, upper_images = search.load_images(config, CPU, processes)
     models = search.build(config, 1, 10, CPU, processes)
     take_step = search.shared_step if config.upper.share_lower_step else search.exact_step
     found: dict[str, torch.Tensor] = {}
-    for step in range(10):
+    for step in range(num_steps):
         # 11 images a batch: parts of different sizes.
         train, validate = (
             (batch.double(), target)
@@ -46,7 +46,7 @@ def search_steps(flags: list[str], processes: Processes) -> dict[str, torch.Tens
     )
 
 
-def final_steps(flags: list[str], processes: Processes) -> dict[str, torch.Tensor]:
+def final_steps(num_steps: int, flags: list[str], processes: Processes) -> dict[str, torch.Tensor]:
     """The same of a final network, with cutout, drop path and auxiliary head."""
     config = parse(FinalConfig, ["--genotype=DARTS_V2", "--dataset=digits", "--train-limit=70", "--cutout=2", *flags])
     images, _ = train_final.load_images(config, CPU, processes)
@@ -57,7 +57,7 @@ def final_steps(flags: list[str], processes: Processes) -> dict[str, torch.Tenso
     optimizer = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=3e-4)
     start_states(optimizer)
     losses = []
-    for step in range(10):
+    for step in range(num_steps):
         batch, target = images.batch(config.training.batch_size, 0, "final", step)
         take = functools.partial(train_final.take_step, config, network, optimizer, batch.double(), target, 0.3)
         scalars, num_correct = take(generator("drop path", 0, step), processes)
@@ -66,10 +66,10 @@ def final_steps(flags: list[str], processes: Processes) -> dict[str, torch.Tenso
 
 
 if __name__ == "__main__":
-    kind, folder, *flags = sys.argv[1:]
+    kind, folder, num_steps, *flags = sys.argv[1:]
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     with together() as processes:
-        tensors = {"search": search_steps, "final": final_steps}[kind](flags, processes)
+        tensors = {"search": search_steps, "final": final_steps}[kind](int(num_steps), flags, processes)
         tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(tensors, Path(folder, f"{processes.count}-{processes.rank}.safetensors"))
