@@ -3,7 +3,6 @@
 
 import copy
 import dataclasses
-import functools
 import shlex
 import sys
 import time
@@ -16,7 +15,8 @@ from nas import datasets, draw
 from nas.batch_norm import synchronise
 from nas.checkpoint import save_weights, state_tensors
 from nas.command_line import run_script
-from nas.config import Data, FinalConfig, TrainedOn, read_config, validate
+from nas.config import Data, FinalConfig, TrainedOn
+from nas.config_file import read_config, validate
 from nas.errors import InputError, Stopped, printable
 from nas.final_network import FinalNetwork
 from nas.follower import Follower, restore
@@ -57,85 +57,46 @@ def main(config: FinalConfig, processes: Processes = ALONE) -> None:
 
 
 def train_final(config: FinalConfig, path_or_name: str, processes: Processes = ALONE) -> None:
-    data, network_config, training, options = config.data, config.network, config.training, config.run
+    data, training, options = config.data, config.training, config.run
+    drop_path_at_end = config.network.drop_path
     with processes.agreed():
-        default = "" if options.resume is not None else f"final-{find(path_or_name).stem}"
+        default = f"final-{find(path_or_name).stem}" if processes.first and options.resume is None else ""
     path = Path(processes.text_of_first(str(folder_of_run(options, default))))
     if processes.any(processes.first and options.resume is not None and is_finished(path, training.epochs)):
         return
+    run, file = None, ""
     with processes.agreed():
-        device = pick_device(options.device, processes.local_rank)
+        device = pick_device(options.device, processes)
         if options.deterministic:  # only then, as the call itself takes seconds to import what it sets
             torch.use_deterministic_algorithms(True)
-        if options.resume is not None and (path / "genotype.json").exists():
-            path_or_name = str(path / "genotype.json")
-        run = RunFolder.reopen(path, config) if processes.first and options.resume is not None else None
-        file = GenotypeFile.load(path_or_name)
+        if processes.first:
+            if options.resume is not None:
+                if (path / "genotype.json").exists():
+                    path_or_name = str(path / "genotype.json")
+                run = RunFolder.reopen(path, config)
+            file = GenotypeFile.load(path_or_name).model_dump_json()
+    file = GenotypeFile.model_validate_json(processes.text_of_first(file))
     genotype = Genotype(**file.cells())
     images, holdout_images = processes.in_turn(lambda: load_images(config, device, processes))
-    num_images, in_channels, image_size, _ = images.split.images.shape
-    num_classes = len(images.split.classes)
+    _, in_channels, image_size, _ = images.split.images.shape
     trained_on = TrainedOn(
         images.split.classes, in_channels, image_size, tuple(images.mean.tolist()), tuple(images.std.tolist())
     )
     test_images = None
     if not training.skip_test:
         test_images = processes.in_turn(lambda: load_test_images(data, trained_on, device, processes))
-
-    torch.manual_seed(options.seed)
-    network = FinalNetwork(
-        genotype,
-        in_channels,
-        network_config.init_channels,
-        network_config.num_cells,
-        num_classes,
-        auxiliary=network_config.auxiliary_weight > 0,
-        stem=network_config.stem,
-    ).to(device)
-    network.to(memory_format=torch.channels_last)
-    if options.sync_batch_norm and processes.count > 1:
-        synchronise(network, processes.gather)
-    optimizer = torch.optim.SGD(
-        network.parameters(), training.lr, training.momentum, weight_decay=training.weight_decay
-    )
-    start_states(optimizer)
+    network, optimizer = build(config, genotype, trained_on, device, processes)
     state = state_tensors({"network": network}, {"optimizer": optimizer})
-    steps_an_epoch = datasets.num_batches(num_images, training.batch_size)
+    steps_an_epoch = datasets.num_batches(len(images.split.targets), training.batch_size)
     num_steps = training.epochs * steps_an_epoch
-
-    size = network_size(
-        genotype,
-        image_size,
-        in_channels,
-        network_config.init_channels,
-        network_config.num_cells,
-        num_classes,
-        network_config.stem,
-    )
-    held_out = f" ({len(holdout_images.split.targets)} held out)" if holdout_images else ""
-    lines = [
-        f"{path_or_name} on {data.dataset}: {num_images} training images{held_out}, "
-        f"{in_channels} × {image_size} × {image_size}, {num_classes} classes; "
-        f"{size.weights:,} weights, {size.multiply_adds:,} multiply-adds "
-        f"({2 * size.multiply_adds / 1e9:.3f} GFLOP) an image, on {device}",
-        *imbalance(images),
-    ]
     with processes.agreed():
-        if device.type == "cpu":  # no other device was ever asked for its memory
-            unlearned = copy.deepcopy(network)
-            synchronise(unlearned, None)
-            forward = functools.partial(forward_of_zeros, unlearned, images)
-            lines.append(memory_of_step(forward, min(training.batch_size, num_images), processes))
-
-    def one_step(batch: torch.Tensor, target: Target, step: int, drop_path: float) -> tuple[dict[str, float], float]:
-        dropped = datasets.generator("drop path", options.seed, step, device=str(device))
-        return take_step(config, network, optimizer, batch, target, drop_path, dropped, processes)
-
+        lines = forecast(config, path_or_name, network, images, holdout_images)
     if options.dry_run:
         batch, target = images.batch(training.batch_size, options.seed, "final", 0)
-        one_step(batch, target, 0, network_config.drop_path)  # not timed, as the first one is slower than the others
+        # Not timed, as the first one is slower than the others.
+        take_step(config, network, optimizer, batch, target, 0, drop_path_at_end, processes)
         began = time.monotonic()
-        one_step(batch, target, 0, network_config.drop_path)
+        take_step(config, network, optimizer, batch, target, 0, drop_path_at_end, processes)
         if processes.first:
             print(*lines, outlook(time.monotonic() - began, num_steps, training.batch_size), sep="\n")
         return
@@ -170,14 +131,16 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
                     progress.begin_epoch(run.elapsed_s())
                 learning_rate = cosine(epoch, training.epochs, training.lr, 0.0)
                 optimizer.param_groups[0]["lr"] = learning_rate
-                drop_path = network_config.drop_path * epoch / training.epochs
+                drop_path = drop_path_at_end * epoch / training.epochs
                 for step in range(progress.steps, (epoch + 1) * steps_an_epoch):
                     step_began = time.monotonic()
                     batch, target = images.batch(training.batch_size, options.seed, "final", step)
                     scalars: dict[str, float] = {}
                     try:
                         with undone_if_not_finite(state):
-                            scalars, num_correct = one_step(batch, target, step, drop_path)
+                            scalars, num_correct = take_step(
+                                config, network, optimizer, batch, target, step, drop_path, processes
+                            )
                         progress.good_step(scalars["train/step_loss"], num_correct, target.batch_size)
                         progress.see({"train/step_loss_max": scalars["train/step_loss"]})
                     except FloatingPointError as error:
@@ -237,20 +200,77 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
         save(finished=True)
 
 
+def build(
+    config: FinalConfig, genotype: Genotype, trained_on: TrainedOn, device: torch.device, processes: Processes = ALONE
+) -> tuple[FinalNetwork, torch.optim.SGD]:
+    """The network, started from the seed, with its optimizer."""
+    network_config, training = config.network, config.training
+    torch.manual_seed(config.run.seed)
+    network = FinalNetwork(
+        genotype,
+        trained_on.in_channels,
+        network_config.init_channels,
+        network_config.num_cells,
+        len(trained_on.classes),
+        auxiliary=network_config.auxiliary_weight > 0,
+        stem=network_config.stem,
+    ).to(device)
+    network.to(memory_format=torch.channels_last)
+    if config.run.sync_batch_norm and processes.count > 1:
+        synchronise(network, processes.gather)
+    optimizer = torch.optim.SGD(
+        network.parameters(), training.lr, training.momentum, weight_decay=training.weight_decay
+    )
+    start_states(optimizer)
+    return network, optimizer
+
+
+def forecast(
+    config: FinalConfig, path_or_name: str, network: FinalNetwork, images: Images, holdout_images: Images | None
+) -> list[str]:
+    """Lines on what will be trained, and what a step takes.
+
+    Raises:
+        InputError: there is not enough memory for a step.
+    """
+    num_images, in_channels, image_size, _ = images.split.images.shape
+    num_classes, device = len(images.split.classes), images.mean.device
+    shape = image_size, in_channels, config.network.init_channels, config.network.num_cells
+    size = network_size(network.genotype, *shape, num_classes, config.network.stem)
+    held_out = f" ({len(holdout_images.split.targets)} held out)" if holdout_images else ""
+    lines = [
+        f"{path_or_name} on {config.data.dataset}: {num_images} training images{held_out}, "
+        f"{in_channels} × {image_size} × {image_size}, {num_classes} classes; "
+        f"{size.weights:,} weights, {size.multiply_adds:,} multiply-adds "
+        f"({2 * size.multiply_adds / 1e9:.3f} GFLOP) an image, on {device}",
+        *imbalance(images),
+    ]
+    if device.type == "cpu":  # no other device was ever asked for its memory
+        unlearned = copy.deepcopy(network)
+        synchronise(unlearned, None)
+
+        def forward(num_images: int) -> torch.Tensor:
+            logits, auxiliary_logits = unlearned(torch.zeros(num_images, in_channels, image_size, image_size))
+            return logits if auxiliary_logits is None else logits + auxiliary_logits
+
+        lines.append(memory_of_step(forward, min(config.training.batch_size, num_images), images.processes))
+    return lines
+
+
 def take_step(
     config: FinalConfig,
     network: FinalNetwork,
     optimizer: torch.optim.SGD,
     batch: torch.Tensor,
     target: Target,
+    step: int,
     drop_path: float,
-    dropped: torch.Generator,
     processes: Processes = ALONE,
 ) -> tuple[dict[str, float], float]:
     """Move the weights; see `read` for what is returned and raised."""
     optimizer.zero_grad()
-    rows = processes.rows(target.batch_size)
-    logits, auxiliary_logits = network(batch, drop_path, dropped, target.batch_size, rows)
+    dropped = datasets.generator("drop path", config.run.seed, step, device=str(batch.device))
+    logits, auxiliary_logits = network(batch, drop_path, dropped, target.batch_size, processes.rows(target.batch_size))
     loss = total = cross_entropy(logits, target)
     if auxiliary_logits is not None:
         total = loss + config.network.auxiliary_weight * cross_entropy(auxiliary_logits, target)
@@ -259,20 +279,6 @@ def take_step(
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.training.grad_clip)
     optimizer.step()
     return read(network, loss, norm, num_correct)
-
-
-def forward_of_zeros(network: FinalNetwork, images: Images, num_images: int) -> torch.Tensor:
-    """What a pass forward takes does not depend on what the images show."""
-    logits, auxiliary_logits = network(torch.zeros(num_images, *images.split.images.shape[1:]))
-    return logits if auxiliary_logits is None else logits + auxiliary_logits
-
-
-def images_of(config: FinalConfig, images: Images, holdout_images: Images | None, step: int) -> str:
-    """Which images of the training set the batch of a step consists of."""
-    num_images, num_held_out = (len(part.split.targets) if part else 0 for part in (images, holdout_images))
-    seed, training = config.run.seed, config.training
-    kept, _ = datasets.halves(num_images + num_held_out, training.holdout_fraction, seed)
-    return f"training images {kept[images.indices(training.batch_size, seed, 'final', step)].tolist()}"
 
 
 def read(
@@ -292,6 +298,14 @@ def read(
     quantities = dict(zip(scalars, values, strict=True))
     check_finite(quantities)
     return quantities, correct
+
+
+def images_of(config: FinalConfig, images: Images, holdout_images: Images | None, step: int) -> str:
+    """Which images of the training set the batch of a step consists of."""
+    num_images, num_held_out = (len(part.split.targets) if part else 0 for part in (images, holdout_images))
+    seed, training = config.run.seed, config.training
+    kept, _ = datasets.halves(num_images + num_held_out, training.holdout_fraction, seed)
+    return f"training images {kept[images.indices(training.batch_size, seed, 'final', step)].tolist()}"
 
 
 def load_images(
@@ -328,8 +342,8 @@ def load_test_images(data: Data, trained_on: TrainedOn, device: torch.device, pr
     if test.classes != trained_on.classes:
         other = sorted(set(test.classes) ^ set(trained_on.classes)) or ["their order"]
         raise InputError(
-            f"--data-dir {data.data_dir}: training and test images differ in their classes: "
-            f"{printable(', '.join(other[:5]), 300)}."
+            f"--data-dir {data.data_dir}: training and test images differ in their classes "
+            f"({printable(', '.join(other[:5]), 300)}); give both the same ones."
         )
     shape, trained = test.images.shape[1:], (trained_on.in_channels, trained_on.image_size, trained_on.image_size)
     if shape != trained:
@@ -357,7 +371,7 @@ def evaluate_run(path: Path, config: FinalConfig, processes: Processes = ALONE) 
     What was trained, and on what, is read from the folder; --data-dir tells where the images lie now.
     """
     with processes.agreed():
-        device = pick_device(config.run.device, processes.local_rank)
+        device = pick_device(config.run.device, processes)
         network = FinalNetwork.from_run(path).to(device).to(memory_format=torch.channels_last)
         trained = validate(FinalConfig, read_config(path).config, path / "config.json")
     trained_on = network.trained_on

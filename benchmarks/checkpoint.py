@@ -15,8 +15,8 @@ from nas.checkpoint import Progress, state_tensors
 from nas.config import SearchConfig
 from nas.genotype import Genotype
 from nas.run_folder import RunFolder
+from nas.search_step import build, exact_step, read
 from nas.training import Target, undone_if_not_finite
-from search import build, exact_step, read
 
 NUM_SAVES = 20
 

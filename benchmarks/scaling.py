@@ -22,8 +22,8 @@ import torch.distributed
 from nas.command_line import parse
 from nas.config import SearchConfig
 from nas.processes import together
+from nas.search_step import build, exact_step
 from nas.training import Target
-from search import build, exact_step
 
 
 def measure(flags: list[str], batch_size: int, num_steps: int) -> None:

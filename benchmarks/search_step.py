@@ -41,8 +41,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.baseline import TextbookSupernet, copy_weights, textbook_step
 from nas.command_line import parse
 from nas.config import SearchConfig
+from nas.search_step import build, exact_step, shared_step
 from nas.training import Target, pick_device
-from search import build, exact_step, shared_step
 
 SIZES = ((16, 8, 16), (16, 8, 64), (8, 5, 64))  # init channels, cells, batch
 

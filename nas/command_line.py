@@ -15,21 +15,16 @@ from typing import Any
 
 import tyro
 
-from nas.config import (
-    MAY_CHANGE,
-    PRESETS,
-    Config,
-    Data,
-    FinalConfig,
-    SearchConfig,
-    TrainedOn,
-    flag_of,
-    is_several,
-    read_config,
-    validate,
-)
-from nas.errors import InputError, Stopped
+from nas.config import PRESETS, Data, FinalConfig, SearchConfig, TrainedOn, is_several
+from nas.config_file import MAY_CHANGE, Config, flag_of, read_config, validate
+from nas.errors import InputError, Stopped, printable
 from nas.processes import together
+
+# What Python says of text that is no number.
+NUMBERS = {
+    r"invalid literal for int\(\) with base 10:": "a whole number",
+    "could not convert string to float:": "a number",
+}
 
 
 def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
@@ -132,7 +127,10 @@ def run_script(run: Any, kind: type[Config]) -> int:
 
 def _unless_restarted(kind: type[Config], config: Any) -> Any:
     """The config, or that of the run which it has begun, where torchrun starts its processes again."""
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) == 0 or config.run.resume is not None:
+    evaluates = isinstance(config, FinalConfig) and config.network.evaluate is not None
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) == 0:
+        return config
+    if config.run.resume is not None or config.run.dry_run or evaluates:
         return config
     if config.run.name is None:
         raise InputError("--name: missing; torchrun --max-restarts needs it, so that the run is found again.")
@@ -152,21 +150,37 @@ def exit_code(run: Callable[[], int]) -> int:
             stream.reconfigure(errors="replace")  # a terminal without × is no reason to stop
     before = signal.signal(signal.SIGTERM, terminate)
     try:
-        return run()
+        try:
+            return run()
+        finally:
+            sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
         return stopped.code
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` has
+        _output_to_nowhere()
+        return 141  # what shells say of a command that SIGPIPE ended
     except ConnectionError as error:  # of processes that compute together, before there is a run
         print(f"stopped: {error.strerror or error}.", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.filename is None:
+            _output_to_nowhere()
+        print(f"error: {printable(error.filename or 'standard output', 400)}: {error.strerror}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped: by Ctrl-C.", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _output_to_nowhere() -> None:
+    """What Python still flushes at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def begun_before(config: SearchConfig, folder: Path) -> SearchConfig:
@@ -217,6 +231,8 @@ def _as_sentence(box: str) -> str:
     lines = lines or [line.strip() for line in box.splitlines()[2:]]
     rules = [index for index, line in enumerate(lines) if line and not line.strip("─-")] or [len(lines)]
     complaint = re.sub(r"^Error parsing ", "", " ".join(lines[: rules[0]])).rstrip(".")
+    for python, words in NUMBERS.items():
+        complaint = re.sub(rf"^(--[a-z-]+): .*{python} (['\"].*)$", rf"\1: must be {words}, got \2", complaint)
     rest = " ".join(lines[rules[0] :])
     similar = re.findall(r"--[a-z][a-z-]*", rest.partition("Perhaps you meant")[2].partition("For full helptext")[0])
     hint = f"; perhaps you meant {' or '.join(dict.fromkeys(similar))}" if similar else ""

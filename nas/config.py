@@ -1,19 +1,12 @@
 """The flags of the two scripts: each with its unit, its source and its range."""
 
-import json
 import re
 from dataclasses import dataclass, field
-from datetime import datetime
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field
 
-from nas import files
-from nas.errors import InputError
-
-CONFIG_VERSION = 1
 SEEDS = 2**32
 
 Channels = Annotated[int, Field(ge=1, le=1024)]
@@ -200,9 +193,9 @@ class Several:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Search a cell: weights and alphas of a supernet learn in turn, and the strongest operations make the genotype.
+    """Search a cell: weights and alphas of a supernet learn in turn.
 
-    Example: python search.py --dataset digits --epochs 10 --init-channels 8 --num-cells 5
+    Example: python search.py --dataset digits --preset quick
     """
 
     __pydantic_config__ = _STRICT
@@ -282,7 +275,7 @@ class Training:
 
 @dataclass(frozen=True)
 class FinalConfig:
-    """Train the network of a genotype from scratch, and report its accuracy on the test set after the last epoch.
+    """Train the network of a genotype from scratch, and report its test accuracy.
 
     Example: python train_final.py --genotype DARTS_V2
     """
@@ -306,137 +299,3 @@ class TrainedOn:
     image_size: Annotated[int, Field(ge=8, le=1024)]
     mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
     std: Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
-
-
-Config = TypeVar("Config", SearchConfig, FinalConfig, TrainedOn)
-
-
-# What may be given anew with --resume: nothing that changes the mathematics.
-MAY_CHANGE = (
-    *("epochs", "data_dir", "device", "checkpoint_minutes", "max_bad_steps", "deterministic", "resume"),
-    *("ray", "devices_per_search"),
-)
-
-
-def _iso_date(environment: dict[str, Any]) -> dict[str, Any]:
-    try:
-        datetime.fromisoformat(environment["date"])
-    except (KeyError, TypeError, ValueError):
-        raise ValueError("date: missing, or not a date of ISO 8601") from None
-    return environment
-
-
-class ConfigFile(BaseModel):
-    """The content of a run's config.json.
-
-    Attributes:
-        config: the flags, still to be validated.
-        trained_on: of a final network alone: the images, still to be validated.
-        environment: when, how and where the run was begun.
-        resumed: the same of each time it went on.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    format_version: Annotated[int, Field(ge=1, le=CONFIG_VERSION)]
-    config: dict[str, Any]
-    trained_on: dict[str, Any] | None = None
-    environment: Annotated[dict[str, Any], AfterValidator(_iso_date)]
-    resumed: list[dict[str, Any]] = []
-
-    @property
-    def script(self) -> str:
-        """That made the run."""
-        return "search.py" if self.trained_on is None else "train_final.py"
-
-
-def read_config(folder: Path) -> ConfigFile:
-    """The config.json of a run folder, which may be named itself.
-
-    Raises:
-        InputError: there is none, or not such a one; it names file and field.
-    """
-    path = folder if folder.is_file() else folder / "config.json"
-    if not path.exists():
-        raise InputError(f"{folder}: no run folder, as it holds no config.json.")
-    try:
-        return ConfigFile.model_validate_json(files.read_json(path, "config", CONFIG_VERSION))
-    except ValidationError as error:
-        raise InputError(_complaint(error, path)) from None
-
-
-def validate(kind: type[Config], content: Any, path: Path | None = None) -> Config:
-    """The config in a nested dictionary.
-
-    Args:
-        path: of the file that it comes from; none for the command line.
-
-    Raises:
-        InputError: a field is missing, unknown, of the wrong type or out of range; it names flag, or file and field.
-    """
-    try:
-        config = TypeAdapter(kind).validate_json(json.dumps(content))
-    except ValidationError as error:
-        raise InputError(_complaint(error, path)) from None
-    if not isinstance(config, TrainedOn) and config.data.image_size is not None and config.data.dataset != "folder":
-        size, dataset = config.data.image_size, config.data.dataset
-        raise InputError(f"--image-size {size}: goes with --dataset folder; {dataset} has a size of its own.")
-    if not isinstance(config, TrainedOn) and config.data.skip_bad_images and config.data.dataset != "folder":
-        raise InputError(f"--skip-bad-images: goes with --dataset folder; {config.data.dataset} is read as a whole.")
-    if isinstance(config, FinalConfig) and config.network.evaluate and config.run.resume:
-        raise InputError("--evaluate: goes without --resume; the one measures a trained network, the other trains on.")
-    if isinstance(config, FinalConfig) and config.network.genotype and config.network.evaluate:
-        raise InputError("--evaluate: goes without --genotype; the run folder holds the genotype of its network.")
-    if isinstance(config, FinalConfig) and config.network.stem == "imagenet" and config.network.init_channels < 2:
-        raise InputError("--init-channels: must be at least 2 with --stem imagenet, got 1.")
-    if isinstance(config, SearchConfig) and config.upper.share_lower_step and config.upper.hypergradient != "onestage":
-        raise InputError("--share-lower-step: goes with --hypergradient onestage; first-order has no virtual step.")
-    if isinstance(config, FinalConfig) and config.training.skip_test and config.network.evaluate:
-        raise InputError("--skip-test: goes without --evaluate, which measures the test accuracy and nothing else.")
-    if isinstance(config, FinalConfig) and config.training.skip_test and not config.training.holdout_fraction:
-        raise InputError("--skip-test: goes with --holdout-fraction above 0; else no accuracy would be measured.")
-    if isinstance(config, SearchConfig):
-        _check_several(config)
-    if isinstance(config, SearchConfig) and config.lower.lower_lr_min > config.lower.lower_lr:
-        raise InputError(
-            f"--lower-lr-min: must be at most --lower-lr, {config.lower.lower_lr}, got {config.lower.lower_lr_min}."
-        )
-    return config
-
-
-def _check_several(config: SearchConfig) -> None:
-    several, seed = config.several, config.run.seed
-    share = several.devices_per_search
-    if several.ray is not None and not is_several(config):
-        raise InputError("--ray: goes with --searches above 1, or --random-baseline above 0.")
-    if several.ray is None and share != Several.devices_per_search:
-        raise InputError("--devices-per-search: goes with --ray; without it there is one search at a time.")
-    if share > 1 and not share.is_integer():
-        raise InputError(f"--devices-per-search: must be a whole number where it is above 1, got {share}.")
-    if seed + max(several.searches, several.random_baseline) > SEEDS:
-        raise InputError(f"--seed {seed}: too large, as the seeds that follow it must be less than {SEEDS}.")
-    if is_several(config) and len(config.run.name or "") > 80:
-        raise InputError("--name: must be up to 80 characters, as the seed of each search is added to it.")
-
-
-def _complaint(error: ValidationError, path: Path | None) -> str:
-    """Its first problem, as one sentence that names the flag, or the file and the field."""
-    problem = error.errors(include_url=False)[0]
-    # A file may have chosen these names: one that is no identifier may hold a line break, or orders to a terminal.
-    names = [part if str(part).isidentifier() else repr(part) for part in problem["loc"]]
-    field = ".".join(f"{name:.60}" for name in map(str, names))
-    where = f"config {path}: {field}" if path else flag_of(field.rpartition(".")[2])
-    return f"{where}: {_requirement(problem)}, got {problem['input']!r:.60}."
-
-
-def flag_of(name: str) -> str:
-    """The flag that sets a field."""
-    return "--" + name.replace("_", "-")
-
-
-def _requirement(problem: Any) -> str:
-    if problem["type"] == "string_pattern_mismatch":
-        return "must be up to 100 letters, digits, '.', '_' or '-', and begin with a letter or digit"
-    if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
-    return problem["msg"].replace("Input should be", "must be").replace("Unexpected keyword argument", "unknown field")

@@ -42,7 +42,7 @@ class Export:
 
     run_dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """Run folder of train_final.py."""
-    format: Literal["onnx", "torch-export", "safetensors"] = "onnx"
+    format: Annotated[Literal["onnx", "torch-export", "safetensors"], tyro.conf.arg(metavar="FORMAT")] = "onnx"
     """onnx: for any ONNX runtime. torch-export: for `torch.export.load`. safetensors: the weights alone."""
     output: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """File to write, which must not exist. (default: network.onnx, .pt2 or .safetensors in RUN_DIR)"""

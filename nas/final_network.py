@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from nas.batch_norm import BatchNorm2d
 from nas.checkpoint import load_weights
-from nas.config import FinalConfig, TrainedOn, read_config, validate
+from nas.config import FinalConfig, TrainedOn
+from nas.config_file import read_config, validate
 from nas.errors import InputError
 from nas.genotype import Genotype
 from nas.operations import FactorizedReduce, ReLUConvBN, concatenate, make_operation

@@ -4,7 +4,6 @@ Exit codes: 0; 1 where `diff` found a difference, or `list` a file that cannot b
 with one sentence on standard error, and where `validate` found a file that is not valid.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,8 +123,8 @@ class Convert:
 
     source: Source
     """A name such as DARTS_V2, a file, or - for standard input; its content tells its form."""
-    to: genotype_files.Form
-    """The form. What it cannot express is an error."""
+    to: Annotated[genotype_files.Form, tyro.conf.arg(metavar="FORM")]
+    """What that form cannot express is an error."""
     output: Output = None
     """File to write, which must not exist. (default: standard output)"""
 
@@ -210,18 +209,9 @@ def main(arguments: Sequence[str]) -> int:
         try:
             prog = "python -m nas.genotypes"
             command = understand(Command, arguments, prog=prog, description=DESCRIPTION, default=List())
-            code = command.run()
-            sys.stdout.flush()
-            return code
+            return command.run()
         except InputError as error:
             raise InputError(printable(error, 1000)) from None
-        except OSError as error:
-            if error.filename is None:  # it was standard output; what Python still flushes at its exit goes nowhere
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if isinstance(error, BrokenPipeError):  # whoever reads has seen enough, as `head` has
-                return 141  # what shells say of a command that SIGPIPE ended
-            where = printable(error.filename or "standard output", 400)
-            raise InputError(f"{where}: {error.strerror}.") from None
 
     return exit_code(run)
 

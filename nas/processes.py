@@ -16,7 +16,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from nas.errors import InputError, Stopped
+from nas.errors import InputError, Stopped, printable
 
 LOCAL = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 Result = TypeVar("Result")
@@ -226,4 +226,5 @@ def _lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ConnectionError(None, f"a process that computed with this one is gone ({type(error).__name__})") from None
+        reason = printable(str(error).strip().partition("\n")[0], 200)
+        raise ConnectionError(None, f"a process that computed with this one is gone ({reason})") from None

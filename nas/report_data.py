@@ -10,7 +10,8 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nas.command_line import data_flags
-from nas.config import FinalConfig, SearchConfig, TrainedOn, flag_of, read_config, validate
+from nas.config import FinalConfig, SearchConfig, TrainedOn
+from nas.config_file import flag_of, read_config, validate
 from nas.errors import InputError
 from nas.genotype import Genotype, GenotypeFile
 from nas.network_size import network_size
@@ -120,15 +121,17 @@ def read_run(folder: Path) -> dict[str, Any]:
         trained_on = validate(TrainedOn, file.trained_on, path)
         shape = trained_on.image_size, trained_on.in_channels, config.network.init_channels, config.network.num_cells
         size = network_size(history[0], *shape, len(trained_on.classes), config.network.stem)
-        run["test"] = metrics.test
+        run |= {"test": metrics.test, "skips_test": config.training.skip_test}
         command = f"python train_final.py --evaluate {shlex.quote(str(folder))}"
         commands += [["measure the test accuracy again", command]] if metrics.test else []
     untested = isinstance(config, FinalConfig) and not config.training.skip_test and not metrics.test
-    if metrics.epochs[-1] < num_epochs or untested:
+    finished = metrics.epochs[-1] == num_epochs and not untested
+    if not finished:
         commands.append(["go on", f"python {file.script} --resume {shlex.quote(str(folder))}"])
     if environment.command:
         commands.append(["how it was begun", "python " + shlex.join(environment.command)])
     return run | {
+        "finished": finished,
         "cells": {cell: [getattr(genotype, cell) for genotype in history] for cell in CELLS},
         "concat": {cell: getattr(history[-1], f"{cell}_concat") for cell in CELLS},
         "genotype": history[-1].to_text(),

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from nas import checkpoint, files
 from nas.checkpoint import Manifest, Progress
-from nas.config import CONFIG_VERSION, MAY_CHANGE, ConfigFile, FinalConfig, Run, SearchConfig, TrainedOn, read_config
+from nas.config import FinalConfig, Run, SearchConfig, TrainedOn
+from nas.config_file import CONFIG_VERSION, MAY_CHANGE, ConfigFile, read_config
 from nas.environment import environment
 from nas.errors import InputError, Stopped
 from nas.records import Records

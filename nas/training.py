@@ -15,20 +15,26 @@ from nas.errors import InputError, printable
 from nas.processes import ALONE, Processes
 
 
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
+def pick_device(name: str, processes: Processes = ALONE) -> torch.device:
     """The device of --device; auto takes cuda, else mps, else cpu. Each process of a machine takes a GPU of its own.
 
     Raises:
         InputError: there is no such device here.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if processes.count > 1:  # nothing in torch averages tensors of this kind
+        available["mps"] = False
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
-        raise InputError(f"--device {name}: torch sees no such device here; use --device cpu.")
-    if name == "cuda" and local_rank >= torch.cuda.device_count():
-        raise InputError(f"torchrun: process {local_rank} of this machine has no GPU of its own; start fewer.")
-    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
+        where = "for several processes" if name == "mps" and processes.count > 1 else "here"
+        raise InputError(f"--device {name}: torch has no such device {where}; use --device cpu.")
+    rank = processes.local_rank
+    if name == "cuda" and rank >= torch.cuda.device_count():
+        raise InputError(
+            f"torchrun: process {rank} of this machine has no GPU of its own; start fewer, or use --device cpu."
+        )
+    return torch.device(name, rank) if name == "cuda" else torch.device(name)
 
 
 def cosine(epoch: int, epochs: int, start: float, end: float) -> float:

@@ -1,6 +1,5 @@
 """Some steps of a search or of a final training, in float64, for `tests/test_processes.py` to start several times."""
 
-import functools
 import sys
 from pathlib import Path
 
@@ -9,10 +8,10 @@ from safetensors.torch import save_file
 
 import search
 import train_final
+from nas import search_step
 from nas.checkpoint import state_tensors
 from nas.command_line import parse
 from nas.config import FinalConfig, SearchConfig
-from nas.datasets import generator
 from nas.final_network import FinalNetwork
 from nas.genotype import Genotype
 from nas.processes import Processes, together
@@ -25,8 +24,8 @@ def search_steps(num_steps: int, flags: list[str], processes: Processes) -> dict
     """State after the steps, the gradients of the alphas at each, and the losses."""
     config = parse(SearchConfig, ["--dataset=digits", "--train-limit=66", "--seed=3", *flags])
     _, lower_images, upper_images = search.load_images(config, CPU, processes)
-    models = search.build(config, 1, 10, CPU, processes)
-    take_step = search.shared_step if config.upper.share_lower_step else search.exact_step
+    models = search_step.build(config, 1, 10, CPU, processes)
+    take_step = search_step.shared_step if config.upper.share_lower_step else search_step.exact_step
     found: dict[str, torch.Tensor] = {}
     for step in range(num_steps):
         # 11 images a batch: parts of different sizes.
@@ -59,8 +58,9 @@ def final_steps(num_steps: int, flags: list[str], processes: Processes) -> dict[
     losses = []
     for step in range(num_steps):
         batch, target = images.batch(config.training.batch_size, 0, "final", step)
-        take = functools.partial(train_final.take_step, config, network, optimizer, batch.double(), target, 0.3)
-        scalars, num_correct = take(generator("drop path", 0, step), processes)
+        scalars, num_correct = train_final.take_step(
+            config, network, optimizer, batch.double(), target, step, 0.3, processes
+        )
         losses.append([*scalars.values(), num_correct])
     return {"scalars": torch.tensor(losses)} | state_tensors({"network": network}, {"optimizer": optimizer})
 

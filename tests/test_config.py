@@ -1,15 +1,20 @@
 import dataclasses
 import inspect
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from nas.command_line import data_flags, flags, parse, run_script
-from nas.config import Data, FinalConfig, SearchConfig, TrainedOn, validate
+from nas.config import Data, FinalConfig, SearchConfig, TrainedOn
+from nas.config_file import validate
 from nas.errors import InputError, Stopped
 from nas.run_folder import RunFolder
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_the_defaults_are_the_published_ones():
@@ -46,6 +51,21 @@ def test_an_unknown_flag_is_answered_with_the_nearest_one():
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="stray"):
         parse(SearchConfig, ["stray"])
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--epochs", "ten"], "--epochs: must be a whole number, got 'ten'; --help lists all flags."),
+        (["--image-size", "32x32"], "--image-size: must be a whole number, got '32x32'; --help lists all flags."),
+        (["--train-limit=1e3"], "--train-limit: must be a whole number, got '1e3'; --help lists all flags."),
+        (["--lower-lr", "a 'b'"], """--lower-lr: must be a number, got "a 'b'"; --help lists all flags."""),
+    ],
+)
+def test_what_is_no_number(given, sentence):
+    with pytest.raises(InputError) as error:
+        parse(SearchConfig, given)
+    assert str(error.value) == sentence
 
 
 def test_help_lists_every_flag_in_groups(capsys):
@@ -153,6 +173,19 @@ def test_exit_codes(monkeypatch, capsys, raised, code, said):
     assert capsys.readouterr().err.strip() == said
 
 
+def test_help_that_nobody_reads_to_its_end_and_a_full_disk():
+    command = [sys.executable, str(ROOT / "train_final.py"), "--help"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+    if Path("/dev/full").exists():
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE)
+        assert (done.returncode, done.stderr) == (2, b"error: standard output: No space left on device.\n")
+
+
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
     def run(*_):
         raise RuntimeError("a bug")
@@ -169,6 +202,10 @@ def test_with_restarts_a_run_needs_a_name_and_is_then_found_again(monkeypatch, t
     monkeypatch.setattr(sys, "argv", ["search.py", "--dataset=digits"])
     assert run_script(lambda config, _: configs.append(config), SearchConfig) == 2
     assert "--name: missing; torchrun --max-restarts needs it" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["search.py", "--dry-run"])  # which leaves nothing that might be found again
+    assert run_script(lambda *_: None, SearchConfig) == 0
+    monkeypatch.setattr(sys, "argv", ["train_final.py", "--evaluate=runs/b"])
+    assert run_script(lambda *_: None, FinalConfig) == 0
     monkeypatch.setattr(sys, "argv", ["search.py", "--dataset=digits", "--name=a", "--seed=7"])
     assert run_script(lambda config, _: configs.append(config), SearchConfig) == 0
     RunFolder.create(tmp_path / "runs" / "a", configs[0]).close()

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nas import image_folder
-from nas.config import ConfigFile, FinalConfig, SearchConfig, TrainedOn, read_config, validate
+from nas.config import FinalConfig, SearchConfig, TrainedOn
+from nas.config_file import ConfigFile, read_config, validate
 from nas.errors import InputError
 from tests.damaged_json import damaged, junk, spliced
 

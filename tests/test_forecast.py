@@ -5,9 +5,8 @@ import re
 import pytest
 import torch
 
-import search
 from benchmarks.search_step import peak_bytes
-from nas import forecast
+from nas import forecast, search_step
 from nas.command_line import parse
 from nas.config import PRESETS, SearchConfig
 from nas.errors import InputError
@@ -17,9 +16,9 @@ from tests.in_process import call
 
 def test_the_memory_of_a_step_is_what_the_step_then_takes():
     config = parse(SearchConfig, ["--init-channels=4", "--num-cells=3", "--num-nodes=3"])
-    models = search.build(config, 3, 10, torch.device("cpu"))
+    models = search_step.build(config, 3, 10, torch.device("cpu"))
     train, validate = ((torch.randn(16, 3, 32, 32), Target(torch.randint(10, (16,)), 1.0, 16)) for _ in range(2))
-    measured = peak_bytes(lambda: search.exact_step(models, train, validate, 0.025), torch.device("cpu"))
+    measured = peak_bytes(lambda: search_step.exact_step(models, train, validate, 0.025), torch.device("cpu"))
     needed, an_image = forecast.bytes_of_step(lambda n: models.supernet(torch.zeros(n, 3, 32, 32), models.alphas()), 16)
     assert needed == pytest.approx(measured, rel=0.1)
     assert 16 * an_image == pytest.approx(needed, rel=0.1)

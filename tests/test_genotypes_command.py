@@ -301,7 +301,7 @@ WRONG = [
     ("show DARTS_V1 --svg genotypes/taken.json", "genotypes/taken.json: File exists."),
     ("diff DARTS_V1", "SOURCE"),
     ("diff DARTS_V1 nowhere", "genotype nowhere: no such file"),
-    ("convert", "Missing from python -m nas.genotypes convert: SOURCE --to {json,text,nni,nasbench301}; --help"),
+    ("convert", "Missing from python -m nas.genotypes convert: SOURCE --to FORM; --help"),
     ("convert DARTS_V1 --to yaml", "invalid choice 'yaml'"),
     ("convert NASNet --to nni", "NASNet.json: normal: 5 nodes, and cells of NNI's DARTS space have 4."),
     ("convert NASNet --to nasbench301", "NASNet.json: normal: 5 nodes, and cells of NAS-Bench-301's space have 4."),

@@ -222,6 +222,18 @@ def test_limit_reads_no_other_image(tmp_path):
         ),
         (lambda root: folder_data(root) and (root / "train" / "ant").mkdir(), r"class .*ant holds no image"),
         (
+            lambda root: folder_data(root) and (root / "train" / "ant").symlink_to("gone"),
+            r"train/ant is a link to what is not there; mend or remove it",
+        ),
+        (
+            lambda root: folder_data(root) and (root / "train" / "cat" / "x.png").symlink_to("gone"),
+            r"x\.png: cannot be read as an image \(a link to what is not there, or no regular file\)",
+        ),
+        (
+            lambda root: folder_data(root) and os.mkfifo(root / "train" / "cat" / "x.png") is None,
+            r"x\.png: cannot be read as an image \(a link to what is not there, or no regular file\)",
+        ),
+        (
             lambda root: folder_data(root) and (root / "train" / "cat" / "x.jpg").write_text("hello"),
             r"x\.jpg: cannot be read as an image",
         ),
@@ -515,6 +527,6 @@ def test_a_class_that_is_in_one_part_alone_is_named(part, tmp_path, capfd):
     shutil.copytree(root / "train/cat", root / part / "eel")
     assert call("train_final", tmp_path, *SHORT["train_final"]) == 2
     error = capfd.readouterr().err
-    assert "--data-dir images: training and test images differ in their classes: eel." in error
+    assert "--data-dir images: training and test images differ in their classes (eel); give both the same" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "runs").exists()

@@ -511,8 +511,8 @@ def test_a_trained_network_is_measured_on_a_test_file_elsewhere(tmp_path, capsys
         ({"images": pixels(size=9)}, "test images are 1 × 9 × 9 (channels, rows, columns), training images 1 × 8 × 8"),
         ({"images": pixels(channels=(3,))}, "test images are 3 × 8 × 8 (channels, rows, columns), training images 1"),
         ({"labels": np.array([0, 1, 2, 3, 0, 1])}, "own/test.npz: labels: 3 is no class; there are 3"),
-        ({"classes": ["a", "b", "d"]}, "training and test images differ in their classes: c, d."),
-        ({"classes": ["b", "a", "c"]}, "training and test images differ in their classes: their order."),
+        ({"classes": ["a", "b", "d"]}, "training and test images differ in their classes (c, d); give both the same"),
+        ({"classes": ["b", "a", "c"]}, "differ in their classes (their order); give both the same ones."),
     ],
 )
 def test_a_test_file_that_does_not_go_with_the_training_is_refused(other, sentence, tmp_path, capfd):

@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from nas import run_folder
 from nas.checkpoint import Progress
 from nas.command_line import parse
-from nas.config import FinalConfig, Run, SearchConfig, TrainedOn, read_config
+from nas.config import FinalConfig, Run, SearchConfig, TrainedOn
+from nas.config_file import read_config
 from nas.errors import InputError, Stopped
 from nas.run_folder import RunFolder, folder_of_run, is_finished
 

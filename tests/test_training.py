@@ -5,6 +5,7 @@ import torch
 
 from nas import datasets
 from nas.errors import InputError
+from nas.processes import Processes
 from nas.training import cosine, evaluate, imbalance, pick_device, prepare
 
 
@@ -85,5 +86,27 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert pick_device("auto") == torch.device("cpu")
     for name in ("cuda", "mps"):
-        with pytest.raises(InputError, match=f"--device {name}"):
+        with pytest.raises(InputError, match=f"--device {name}: torch has no such device here"):
             pick_device(name)
+
+
+def test_processes_of_a_machine_take_a_gpu_each(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    second_of_two, third = Processes(3, 4, local_rank=1, local_count=2), Processes(2, 3, local_rank=2, local_count=3)
+    assert pick_device("auto") == torch.device("cuda", 0)
+    assert pick_device("auto", second_of_two) == pick_device("cuda", second_of_two) == torch.device("cuda", 1)
+    assert pick_device("cpu", third) == torch.device("cpu")
+    for name in ("auto", "cuda"):
+        with pytest.raises(InputError, match="process 2 of this machine has no GPU of its own"):
+            pick_device(name, third)
+
+
+def test_several_processes_do_not_take_mps(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    two = Processes(0, 2, local_count=2)
+    assert pick_device("auto") == torch.device("mps")
+    assert pick_device("auto", two) == torch.device("cpu")
+    with pytest.raises(InputError, match="--device mps: torch has no such device for several processes"):
+        pick_device("mps", two)

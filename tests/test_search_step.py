@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import search
 from benchmarks.baseline import TextbookSupernet, copy_weights, textbook_step
 from benchmarks.search_step import peak_bytes
-from nas import hypergradient
+from nas import hypergradient, search_step
 from nas.command_line import parse
 from nas.config import SearchConfig
 from nas.errors import InputError
@@ -52,7 +52,7 @@ def steps(tmp_path_factory):
     folder = tmp_path_factory.mktemp("search")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(search, "Onestage", Recording)
+        patch.setattr(search_step, "Onestage", Recording)
         search.search(parse(SearchConfig, ARGUMENTS))
     return recorded
 
@@ -100,7 +100,7 @@ def float64():
 def both_forms(*flags):
     """The product's models, and arguments for the textbook's step from the same weights and alphas."""
     config = parse(SearchConfig, ["--init-channels=2", "--num-cells=3", *flags])
-    models = search.build(config, 3, 10, torch.device("cpu"))
+    models = search_step.build(config, 3, 10, torch.device("cpu"))
     textbook = TextbookSupernet(3, 2, 3, 10, config.supernet.num_nodes)
     copy_weights(models.supernet, textbook)
     alphas = [torch.nn.Parameter(alpha.detach().clone()) for alpha in models.alphas.parameters()]
@@ -126,7 +126,7 @@ def test_ten_steps_are_those_of_the_textbook_form():
     models, textbook = both_forms("--alpha-lr=0.01", "--num-nodes=3")
     for _ in range(10):
         train, validate = batches()
-        result = search.exact_step(models, train, validate, 0.025)
+        result = search_step.exact_step(models, train, validate, 0.025)
         lower_loss, upper_loss = textbook_step(*textbook, *plain(train, validate))
         torch.testing.assert_close(result.lower_loss, lower_loss, rtol=1e-9, atol=0)
         torch.testing.assert_close(result.upper_loss, upper_loss, rtol=1e-9, atol=0)
@@ -139,7 +139,7 @@ def test_a_step_holds_less_memory_than_the_textbook_form():
     models, textbook = both_forms()
     train, validate = ((torch.randn(16, 3, 32, 32), Target(torch.randint(10, (16,)), 1.0, 16)) for _ in range(2))
     cpu = torch.device("cpu")
-    product = peak_bytes(lambda: search.exact_step(models, train, validate, 0.025), cpu)
+    product = peak_bytes(lambda: search_step.exact_step(models, train, validate, 0.025), cpu)
     assert product <= 0.7 * peak_bytes(lambda: textbook_step(*textbook, *plain(train, validate)), cpu)
 
 
@@ -157,7 +157,7 @@ def test_shared_lower_step(grad_clip):
         before = [alpha.detach().clone() for alpha in models.alphas.parameters()]
         textbook_before = TextbookSupernet(*textbook.arguments)
         copy_weights(models.supernet, textbook_before)
-        result = search.shared_step(models, train, validate, 0.025)
+        result = search_step.shared_step(models, train, validate, 0.025)
 
         # The weights, at the old alphas.
         weights = list(textbook.parameters())
@@ -210,7 +210,7 @@ def test_passes_a_step(step, num_passes):
     models, _ = both_forms()
     calls = []
     models.alphas.register_forward_hook(lambda *_: calls.append(1))  # the edge weights are computed once a pass
-    getattr(search, step)(models, *batches(), 0.025)
+    getattr(search_step, step)(models, *batches(), 0.025)
     assert len(calls) == num_passes
 
 
@@ -219,12 +219,13 @@ def test_a_step_reads_no_value(step, monkeypatch):
     """On the device `meta`, which has no values: what a step did with them there, a GPU would be waited for."""
     monkeypatch.setattr(hypergradient, "_random_devices", lambda _: {"devices": []})  # meta has no generator
     meta = torch.device("meta")
-    models = search.build(parse(SearchConfig, ["--init-channels=2", "--num-cells=3", "--num-nodes=2"]), 3, 10, meta)
+    config = parse(SearchConfig, ["--init-channels=2", "--num-cells=3", "--num-nodes=2"])
+    models = search_step.build(config, 3, 10, meta)
     train, validate = (
         (torch.empty(8, 3, 8, 8, device=meta), Target(torch.empty(8, dtype=int, device=meta), 1.0, 8)) for _ in range(2)
     )
     for _ in range(2):
-        result = getattr(search, step)(models, train, validate, 0.025)
+        result = getattr(search_step, step)(models, train, validate, 0.025)
     assert all(scalar.is_meta for scalar in result)
     with pytest.raises(RuntimeError, match="meta tensors"):
         result.upper_loss.item()
@@ -246,18 +247,18 @@ def test_nothing_to_share_at_first_order():
 )
 def test_a_quantity_that_is_not_finite_is_named(quantity, name):
     models, _ = both_forms()
-    result = search.StepResult(*(torch.tensor(value) for value in (1.0, 2.0, 3, 4.0, 5.0)))
-    scalars, num_correct = search.read(result, models)
+    result = search_step.StepResult(*(torch.tensor(value) for value in (1.0, 2.0, 3, 4.0, 5.0)))
+    scalars, num_correct = search_step.read(result, models)
     assert (scalars["lower/step_loss"], num_correct, scalars["upper/gradient_norm"]) == (1.0, 3.0, 5.0)
     with pytest.raises(FloatingPointError, match=f"^{name} is nan"):
-        search.read(result._replace(**{quantity: torch.tensor(float("nan"))}), models)
+        search_step.read(result._replace(**{quantity: torch.tensor(float("nan"))}), models)
 
 
 def test_weights_and_alphas_that_are_not_finite_are_named():
     models, _ = both_forms()
-    result = search.StepResult(*(torch.tensor(value) for value in (1.0, 2.0, 3, 4.0, 5.0)))
+    result = search_step.StepResult(*(torch.tensor(value) for value in (1.0, 2.0, 3, 4.0, 5.0)))
     for model, name in ((models.alphas, "upper/alphas_norm"), (models.supernet, "lower/weights_norm")):
         with torch.no_grad():
             next(model.parameters()).view(-1)[0] = torch.inf
         with pytest.raises(FloatingPointError, match=f"^{name} is inf"):
-            search.read(result, models)
+            search_step.read(result, models)

@@ -1,0 +1,121 @@
+"""What a search says, records and leaves: curves, pictures and cells of each epoch, and the genotype at its end."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nas import draw, report
+from nas.checkpoint import Progress
+from nas.config import SearchConfig
+from nas.environment import versions
+from nas.errors import InputError
+from nas.follower import Follower
+from nas.forecast import duration, peak_memory_gb
+from nas.genotype import Genotype, GenotypeFile, Provenance
+from nas.network_size import network_size
+from nas.run_folder import RunFolder
+from nas.search_space import PRIMITIVES, edges
+from nas.supernet import EdgeWeights
+from nas.training import Images
+
+
+def note_epoch(
+    config: SearchConfig,
+    run: RunFolder | Follower,
+    progress: Progress,
+    upper: tuple[float, float],
+    edge_weights: EdgeWeights,
+    genotype: Genotype,
+    images: Images,
+) -> None:
+    """Record and show what an epoch has come to; `upper` are loss and accuracy on the images of the upper level."""
+    (lower_loss, lower_accuracy), (upper_loss, upper_accuracy) = progress.means(), upper
+    epoch_s = run.elapsed_s() - progress.epoch_began_s
+    levels = {
+        "lower/loss": lower_loss,
+        "lower/accuracy": lower_accuracy,
+        "upper/loss": upper_loss,
+        "upper/accuracy": upper_accuracy,
+        "speed/epoch_s": epoch_s,
+        "speed/peak_memory_gb": peak_memory_gb(images.mean.device),
+    }
+    run.record(progress.epochs, progress.steps, levels | describe(edge_weights, genotype))
+    provenance = Provenance(
+        method=f"nas search, {config.upper.hypergradient}",
+        dataset=config.data.dataset,
+        num_images=len(images.split.targets),
+        seed=config.run.seed,
+        epochs=progress.epochs,
+        supernet_accuracy=upper_accuracy,
+        date=run.started,
+        versions=versions(),
+    )
+    genotype.save(run.path / "genotype.json", provenance)
+    show(run, edge_weights, progress.steps)
+    run.log(
+        f"epoch {progress.epochs}/{config.lower.epochs}: lower loss {lower_loss:.3f}, accuracy {lower_accuracy:.1%}; "
+        f"upper loss {upper_loss:.3f}, accuracy {upper_accuracy:.1%}; {skips(genotype)}; {duration(epoch_s)}"
+    )
+
+
+def export_cell(run: RunFolder | Follower, exported: Path, images: Images) -> None:
+    """Leave the derived cell where `train_final.py` finds it, and the report; say what they are."""
+    found = GenotypeFile.load(run.path / "genotype.json")
+    genotype = Genotype(**found.cells())
+    genotype.save(exported, found.provenance)
+    _, in_channels, image_size, _ = images.split.images.shape
+    size = network_size(genotype, image_size, in_channels, num_classes=len(images.split.classes))
+    run.log(genotype.to_text())
+    run.log(
+        f"as a final network (36 channels, 20 cells): {size.weights:,} weights, {size.multiply_adds:,} "
+        "multiply-adds an image"
+    )
+    names = "genotype.json, cells/, checkpoint.safetensors, metrics.jsonl, tensorboard/, log.txt"
+    try:
+        report.write([run.path], run.path / "report.html")
+        names = f"report.html, {names}"
+    except InputError as error:  # such as somebody else's page in that place: no reason not to finish
+        run.log(f"no report: {error}")
+    run.log(f"written: {exported}, and in {run.path}: {names}")
+
+
+def describe(edge_weights: EdgeWeights, genotype: Genotype) -> dict[str, float]:
+    """Scalars of the cells: one an edge and primitive, entropy of the edges, skip connections of the derived cells."""
+    scalars: dict[str, float] = {}
+    for cell, weights in edge_weights._asdict().items():
+        scalars[f"cells/entropy_{cell}_nats"] = -torch.special.xlogy(weights, weights).sum(1).mean().item()
+        skips = [primitive == "skip_connect" for primitive, _ in getattr(genotype, cell)]
+        scalars[f"cells/skip_connections_{cell}"] = sum(skips)
+        for edge, row in zip(edge_names(weights), weights.tolist(), strict=True):
+            for primitive, weight in zip(PRIMITIVES, row, strict=True):
+                scalars[f"edge_weights_{cell}/{edge}_{primitive}"] = weight
+    return scalars
+
+
+def status(progress: Progress, upper_accuracy: float | None, genotype: Genotype) -> str:
+    """What stands beside the bar: accuracies of this epoch's steps and of the last epoch's cell, and its skips."""
+    upper = "" if upper_accuracy is None else f", upper {upper_accuracy:.1%}"
+    return f"lower {progress.means()[1]:.1%}{upper}; {skips(genotype)}"
+
+
+def skips(genotype: Genotype) -> str:
+    """How many skip connections each derived cell has; where they take over, a search has failed."""
+    normal, reduction = (sum(name == "skip_connect" for name, _ in cell) for cell in (genotype.normal, genotype.reduce))
+    return f"skips {normal} + {reduction}"
+
+
+def show(run: RunFolder | Follower, edge_weights: EdgeWeights, step: int) -> None:
+    """In TensorBoard: edge weights as heat maps and, where they were drawn, the derived cells."""
+    for cell, weights in edge_weights._asdict().items():
+        run.picture(f"heat_map/{cell}", draw.heat_map(weights.tolist(), edge_names(weights), PRIMITIVES), step)
+        drawing = run.path / "cells" / f"{cell}.png"
+        if drawing.is_file():
+            run.picture(f"cells/{cell}", Image.open(drawing), step)
+
+
+def edge_names(weights: Tensor) -> list[str]:
+    """Such as 0-2, from the first input to the first node."""
+    num_nodes = next(nodes for nodes in range(1, len(weights) + 1) if len(edges(nodes)) == len(weights))
+    return [f"{source}-{node}" for source, node in edges(num_nodes)]
