@@ -85,7 +85,13 @@ def _list(data_dir: Path, part: str) -> tuple[tuple[str, ...], list[Path], list[
     root = data_dir / part
     if not os.path.isdir(root):  # as Path.is_dir raises at a name that is too long
         raise InputError(f"--data-dir {data_dir}: there is no folder {root}; images are expected as {layout}.")
-    classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    shown = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    broken = [path for path in shown if path.is_symlink() and not path.exists()]
+    if broken:
+        raise InputError(
+            f"--data-dir {data_dir}: {printable(broken[0], 1000)} is a link to what is not there; mend or remove it."
+        )
+    classes = tuple(path.name for path in shown if path.is_dir())
     if len(classes) < 2:
         raise InputError(
             f"--data-dir {data_dir}: {root} holds {len(classes)} class folder{'s' * (len(classes) != 1)}, but two at "
@@ -104,7 +110,7 @@ def _list(data_dir: Path, part: str) -> tuple[tuple[str, ...], list[Path], list[
                 "printed; rename it."
             )
         with os.scandir(root / name) as entries:
-            images = sorted(entry.name for entry in entries if entry.is_file() and not entry.name.startswith("."))
+            images = sorted(entry.name for entry in entries if not entry.is_dir() and not entry.name.startswith("."))
         if not images:
             raise InputError(
                 f"--data-dir {data_dir}: the class {root / name} holds no image (folders inside it are not read); add "
@@ -132,6 +138,8 @@ def _read(paths: list[Path], image_size: int, skip_bad: bool) -> tuple[Tensor, d
 def _read_image(path: Path, image_size: int) -> Tensor:
     """RGB, (3, image_size, image_size), uint8: upright, scaled, and cropped about its centre to a square."""
     try:
+        if not path.is_file():  # to open a pipe would be to wait for whoever writes into it
+            raise ValueError("a link to what is not there, or no regular file")
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             square = ImageOps.fit(_upright_rgb(image), (image_size, image_size), Image.Resampling.BILINEAR)
     except Stopped:
@@ -164,7 +172,7 @@ def _fingerprint(classes: tuple[str, ...], paths: list[Path]) -> str:
     """A digest of what the images depend on: their files as the file system knows them, and who decodes them."""
     digest = hashlib.blake2b(repr((CACHE_VERSION, PIL.__version__, classes)).encode(), digest_size=16)
     for path in paths:
-        status = path.stat()
+        status = path.stat() if path.exists() else path.lstat()  # of a link to what is not there
         digest.update(repr((path.parts[-2:], status.st_size, status.st_mtime_ns)).encode())
     return digest.hexdigest()
 
