@@ -392,6 +392,22 @@ def test_a_comparison_says_what_differs_and_leaves_unfinished_runs_out_of_the_me
 
 
 @needs_chromium
+def test_a_training_that_leaves_the_test_set_alone_can_be_finished(copy):
+    edit_config(
+        Path("runs/final"), lambda config: config["config"]["training"].update(skip_test=True, holdout_fraction=0.5)
+    )
+    path = Path("runs/final/metrics.jsonl")
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "test/accuracy" not in line))
+    report.write([Path("runs/final")], Path("page.html"))
+    dom = drawn(copy / "page.html", copy / "profile").split("</main>")[0]
+    assert "2 of 2 epochs<" in dom
+    assert "test accuracy" not in dom
+    assert "--resume" not in dom
+    report.write([Path("runs/final"), Path("runs/final")], Path("page.html"))
+    assert "mean ± spread of 2</th>" in drawn(copy / "page.html", copy / "profile")
+
+
+@needs_chromium
 def test_each_of_many_runs_has_a_line_of_its_own(copy):
     report.write([Path("runs/a")] * 28, Path("page.html"))
     dom = drawn(copy / "page.html", copy / "profile")

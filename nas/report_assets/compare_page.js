@@ -26,7 +26,7 @@ function comparePage() {
   ];
   const columns = [["run"], ...[...accuracies, ...rest].map(([name]) => [name, "num"])];
   const rows = runs.map((run, index) => [[swatch(...lineOf(index)), names[index]], ...accuracies.map(([, of]) => percent(of(run))), ...rest.map(([, of]) => of(run))]);
-  const footer = datasets.map((dataset) => [dataset, runs.filter((run) => run.dataset === dataset && isFinished(run))]).filter(([, those]) => those.length)
+  const footer = datasets.map((dataset) => [dataset, runs.filter((run) => run.dataset === dataset && run.finished)]).filter(([, those]) => those.length)
     .map(([dataset, those]) => [`mean ± spread of ${those.length}${datasets.length > 1 ? `, ${dataset}` : ""}`, ...accuracies.map(([, of]) => meanAndSpread(those.map(of))), ...rest.map(() => "")]);
 
   const longest = Math.max(...runs.map(({ epochs }) => last(epochs)));

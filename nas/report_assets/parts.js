@@ -29,7 +29,6 @@ const words = (primitive) => primitive.replaceAll("_", " ").replace(/(\d)x(\d)/g
 const state = (index) => (index < 2 ? `c(k−${2 - index})` : `${index - 2}`);
 const arrow = (key) => key.split("-").map((index) => state(+index)).join(" → ");
 const when = (date) => date.replace("T", " ").replace(/(:\d\d):\d\d(\.\d+)?/, "$1").replace("+00:00", " UTC");
-const isFinished = (run) => last(run.epochs) === run.num_epochs && (run.kind === "search" || "accuracy" in run.test);
 function duration(seconds) {
   const total = Math.round(seconds);
   const two = (value) => String(value).padStart(2, "0");
@@ -112,7 +111,7 @@ const tiles = (items) => el("dl", { class: "tiles" }, items.filter(([, value]) =
   el("div", { class: index ? false : "first" }, el("dt", {}, name), el("dd", {}, value, unit && el("small", {}, ` ${unit}`)))));
 
 function status(run) {
-  const done = isFinished(run);
+  const done = run.finished;
   return el("span", { class: `together status ${done ? "done" : "open"}` }, `${last(run.epochs)} of ${plural(run.num_epochs, "epoch")}${done ? "" : " so far"}`);
 }
 

@@ -5,7 +5,7 @@ function finalPage(run) {
   page.append(
     header(`Final network on ${run.dataset}`, run.name, factsOf(run)),
     tiles([
-      ["test accuracy", measured ? percent(run.test.accuracy) : "–", measured ? "" : "after the last epoch"], ["train accuracy", percent(last(run.series["train/accuracy"]))],
+      ["test accuracy", measured ? percent(run.test.accuracy) : run.skips_test ? null : "–", measured ? "" : "after the last epoch"], ["train accuracy", percent(last(run.series["train/accuracy"]))],
       ["held-out accuracy", there(run.series["holdout/accuracy"]) ? percent(last(run.series["holdout/accuracy"])) : null],
       ["weights", ...counted(run.size.weights)], ["multiply-adds", ...counted(run.size.multiply_adds)],
       ["time, h:m:s", duration(run.time_s)], ["memory, peak", memory(run), "GB"],
@@ -16,7 +16,7 @@ function finalPage(run) {
       view.show(run.cells[cell][0]);
       return view.card;
     })),
-    ...heading("Epochs", "The test set serves once, after the last epoch."),
+    ...heading("Epochs", run.skips_test ? "The test set is left alone." : "The test set serves once, after the last epoch."),
     el("div", { class: "grid" }, chartsOf(run)),
     ...[use(run), settings(run)].flat(Infinity),
   );
