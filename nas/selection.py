@@ -14,7 +14,6 @@ from nas.report_data import read_run
 from nas.search_space import EDGES_PER_NODE
 
 TABLE_VERSION = 1
-SELDOM_ERRORS = 2.45  # one time in twenty, with four cells of either kind (Student's t, 6 degrees of freedom)
 
 
 @dataclass
@@ -114,12 +113,14 @@ def verdict(rows: Sequence[Candidate]) -> list[str]:
     if not drawn:
         return lines
     difference = statistics.mean(searched) - statistics.mean(drawn)
-    if min(len(searched), len(drawn)) < 3:
-        chance = "from too few to tell it from chance"
-    else:
+    chance = "from too few to tell it from chance"
+    if min(len(searched), len(drawn)) > 1:
         error = math.sqrt(sum(statistics.variance(group) / len(group) for group in (searched, drawn)))
-        seldom = abs(difference) > SELDOM_ERRORS * error
-        chance = f"standard error {100 * error:.2f}: chance does that {'seldom' if seldom else 'easily'}"
+        if error > 0:
+            import scipy.stats  # here, as it takes a while
+
+            often = scipy.stats.ttest_ind(searched, drawn, equal_var=False).pvalue
+            chance = f"standard error {100 * error:.2f}; chance alone does as much with p = {often:.2g}, Welch's t-test"
     return [
         *lines,
         f"random cells: {_summary(drawn)}",

@@ -53,8 +53,9 @@ def test_the_verdict_counts_a_cell_as_often_as_it_was_found():
     assert searches == "searches: mean 91.33 ± 1.15 % held out (of 3), best 92.00 %"
     assert drawn == "random cells: mean 87.00 ± 6.08 % held out (of 3), best 91.00 %"
     assert worth == (
-        "worth it? the searches' mean is 4.33 points above the random cells' mean (standard error 3.57: chance does "
-        "that easily); the best search is 5.00 points above it, and 1.00 points above the best random cell"
+        "worth it? the searches' mean is 4.33 points above the random cells' mean (standard error 3.57; chance alone "
+        "does as much with p = 0.34, Welch's t-test); the best search is 5.00 points above it, and 1.00 points above "
+        "the best random cell"
     )
 
 
@@ -65,7 +66,9 @@ def test_the_verdict_on_few_and_on_clear_results():
     assert "1.00 points below the random cells' mean (from too few to tell it from chance)" in few[2]
     clear = [candidate(0.9 + index / 1000, (index,)) for index in range(4)]
     clear += [candidate(0.8 + index / 1000, (), (index,)) for index in range(4)]
-    assert "chance does that seldom" in selection.verdict(clear)[2]
+    assert "chance alone does as much with p = 3.9e-11, Welch's t-test" in selection.verdict(clear)[2]
+    same = [candidate(0.9, (0, 1)), candidate(0.8, (), (0, 1))]
+    assert "from too few to tell it from chance" in selection.verdict(same)[2]
 
 
 def test_the_table_is_kept_in_a_genotype_file(tmp_path, capsys):
