@@ -218,6 +218,36 @@ def test_on_ray(make, in_the_background):
         assert run_all([wrong], lambda: None) == [(2, "--x: wrong.")]
 
 
+@with_ray
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of a process")
+def test_jobs_share_a_gpu_of_a_cluster(make):
+    """The GPU is one that Ray counts and hands out, and that nothing computes on."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1})
+    try:
+        for share, at_once in ((0.5, 2), (1.0, 1)):
+            some = [make("zf", f"{at_once}-at-once-{number}") for number in range(3)]
+            seen: set[str] = set()
+
+            def tick(some=some, seen=seen, at_once=at_once):
+                asleep = [job.path / "asleep" for job in some if (job.path / "asleep").exists()]
+                seen.update(Path(f"/proc/{file.read_text()}/environ").read_text() for file in asleep)
+                assert len(asleep) <= at_once
+                if len(asleep) == at_once:
+                    time.sleep(2)  # in which one more would begin, if it might
+                    assert sum((job.path / "asleep").exists() for job in some) == at_once
+                    raise KeyboardInterrupt
+
+            with runner(cluster.address, share, "auto") as run_all, pytest.raises(KeyboardInterrupt):
+                run_all(some, tick)
+            assert seen
+            assert all("\0CUDA_VISIBLE_DEVICES=0\0" in environment for environment in seen)
+    finally:
+        cluster.shutdown()
+
+
 def test_a_job_takes_a_share_of_a_gpu_where_there_is_one():
     mixed = [{"CPU": 16.0}, {"CPU": 8.0, "GPU": 2.0}]
     assert resources_of_job(mixed, 0.5, "auto") == {"num_gpus": 0.5, "num_cpus": 0.0}
