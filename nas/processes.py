@@ -20,8 +20,8 @@ from nas.errors import InputError, Stopped, printable
 
 LOCAL = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 Result = TypeVar("Result")
-# The others wait while one downloads a data set, or decodes a folder of images.
-LONGEST_WAIT = timedelta(minutes=60)
+LONGEST_WAIT = timedelta(minutes=10)  # of one process for another: a machine that lost its power says nothing
+LOADING_WAIT = timedelta(minutes=60)  # while it downloads a data set, or decodes a folder of images
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,14 @@ class Processes:
         rank: of this process, from 0.
         count: of all processes.
         local_rank, local_count: the same among those on this machine.
+        patient: the group in which they wait while data are loaded; None for the usual one.
     """
 
     rank: int = 0
     count: int = 1
     local_rank: int = 0
     local_count: int = 1
+    patient: torch.distributed.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -112,14 +114,17 @@ class Processes:
         """
         results: list[Result] = []
         for turn in (True, False):
-            with self.agreed():
+            with self.agreed(self.patient):
                 if (self.local_rank == 0) == turn:
                     results.append(load())
         return results[0]
 
     @contextlib.contextmanager
-    def agreed(self) -> Iterator[None]:
+    def agreed(self, group: torch.distributed.ProcessGroup | None = None) -> Iterator[None]:
         """What one process refuses all of them refuse; it is said once.
+
+        Args:
+            group: in which they wait for one another.
 
         Raises:
             InputError, Stopped: as raised inside, by the first of the processes in which it was.
@@ -134,7 +139,7 @@ class Processes:
         except (InputError, Stopped, SystemExit) as error:
             end = error
         code = "" if end is None else str(2 if isinstance(end, InputError) else end.code)
-        codes = self._texts(code)
+        codes = self._texts(code, group)
         ended = [rank for rank, code in enumerate(codes) if code]
         if ended and end is not None and ended[0] == self.rank:
             raise end
@@ -160,16 +165,16 @@ class Processes:
                 "compute together must be of one kind. The last checkpoint is from before."
             )
 
-    def _texts(self, text: str) -> list[str]:
+    def _texts(self, text: str, group: torch.distributed.ProcessGroup | None = None) -> list[str]:
         """The texts of all processes."""
         content = torch.frombuffer(bytearray(text.encode() or b"\0"), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
         with _lost():
-            torch.distributed.all_gather(sizes, torch.tensor([len(content)]))
+            torch.distributed.all_gather(sizes, torch.tensor([len(content)]), group)
         longest = int(max(sizes))
         contents = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
         with _lost():
-            torch.distributed.all_gather(contents, torch.nn.functional.pad(content, (0, longest - len(content))))
+            torch.distributed.all_gather(contents, torch.nn.functional.pad(content, (0, longest - len(content))), group)
         pairs = zip(contents, sizes, strict=True)
         return [bytes(part[: int(size)].tolist()).decode().rstrip("\0") for part, size in pairs]
 
@@ -211,12 +216,14 @@ def together() -> Iterator[Processes]:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = torch.distributed.PrefixStore(f"attempt {attempt}", store)
         torch.distributed.init_process_group(store=store, rank=rank, world_size=count, timeout=LONGEST_WAIT)
+        patient = torch.distributed.new_group(timeout=LOADING_WAIT, backend="gloo")
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"torchrun: the {count} processes cannot be connected ({reason}).") from None
+    assert isinstance(patient, torch.distributed.ProcessGroup)
     local_rank, local_count = (int(os.environ.get(name, default)) for name, default in LOCAL.items())
     try:
-        yield Processes(rank, count, local_rank, local_count)
+        yield Processes(rank, count, local_rank, local_count, patient)
     finally:
         torch.distributed.destroy_process_group()
 

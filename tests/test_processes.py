@@ -205,6 +205,24 @@ def test_alone_nothing_is_exchanged():
     ALONE.check_identical({"a": tensors[0]})
 
 
+def test_processes_wait_long_for_data_and_not_long_for_a_step(tmp_path):
+    script = tmp_path / "late.py"
+    script.write_text(
+        "import datetime, time\nfrom nas import processes\nfrom nas.command_line import exit_code\n"
+        "processes.LONGEST_WAIT = datetime.timedelta(seconds=3)\n"
+        "def run():\n    with processes.together() as together:\n"
+        "        together.in_turn(lambda: time.sleep(5))\n"
+        "        print('loaded', flush=True)\n"
+        "        time.sleep(6 * together.rank)\n        together.any(False)\n"
+        "    return 0\nraise SystemExit(exit_code(run))\n"
+    )
+    (code, output, said), late = ends(start(2, [str(script)], tmp_path))
+    assert (output, late[1]) == ("loaded\n", "loaded\n")
+    assert (code, late[0]) == (1, 1)
+    assert "a process that computed with this one is gone (" in said
+    assert "imed out" in said
+
+
 def test_a_process_that_holds_other_weights_is_named(tmp_path):
     script = tmp_path / "differ.py"
     script.write_text(
