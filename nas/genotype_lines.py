@@ -17,9 +17,9 @@ def table(files: Mapping[str, GenotypeFile | str]) -> Iterator[str]:
     Rows come one by one, as counting a network takes half a second.
     """
     width = max([4, *(len(printable(name, 40)) for name in files)])
-    row = f"{{:<{width}}}  {{:>5}}  {{:>6}}  {{:>9}}  {{:>13}}  {{:>8}}  {{:>8}}"
+    row = f"{{:<{width}}}  {{:>5}}  {{:>7}}  {{:>9}}  {{:>13}}  {{:>8}}  {{:>8}}"
     yield row.format("", "", "", "", "reported", "reported", "supernet")
-    yield row.format("name", "nodes", "params", "mult-adds", "test error", "params", "accuracy")
+    yield row.format("name", "nodes", "weights", "mult-adds", "test error", "weights", "accuracy")
     for name, file in files.items():
         if isinstance(file, str):
             yield f"{printable(name, 40):<{width}}  {file}"
@@ -59,7 +59,7 @@ def description(genotype: Genotype, provenance: Provenance) -> Iterator[str]:
         yield f"  candidates: {len(provenance.candidates)} cells, of which this is the best searched one"
     size = network_size(genotype)
     yield from ("", "size with 36 channels, 20 cells and images of CIFAR-10")
-    yield f"  {size.weights:,} parameters, {size.weights_with_head:,} with the auxiliary head"
+    yield f"  {size.weights:,} weights, {size.weights_with_head:,} with the auxiliary head"
     yield f"  {size.multiply_adds:,} multiply-adds an image"
 
 

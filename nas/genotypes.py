@@ -37,9 +37,9 @@ class List:
     """All known cells: the published ones, and those in ./genotypes.
 
     The columns:
-    - params, mult-adds: counted here, for 36 channels, 20 cells
+    - weights, mult-adds: counted here, for 36 channels, 20 cells
       and images of CIFAR-10, without the auxiliary head
-    - reported test error, params: by the authors of the cell
+    - reported test error, weights: by the authors of the cell
     - supernet accuracy: of a search of your own
 
     Exit code: 0, or 1 where a file cannot be read, as its row then says.

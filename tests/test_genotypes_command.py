@@ -117,7 +117,7 @@ reduction cell
     )
     assert "  source: quark0/darts cnn/genotypes.py\n" in out
     assert "  reported_cifar10_test_error_percent: 2.76 ± 0.09\n" in out
-    assert "  3,349,342 parameters, 3,825,768 with the auxiliary head\n" in out
+    assert "  3,349,342 weights, 3,825,768 with the auxiliary head\n" in out
     assert "  528,359,040 multiply-adds an image\n" in out
 
 
