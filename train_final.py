@@ -2,7 +2,6 @@
 """Train the network of a genotype from scratch, and report its test accuracy (DARTS, ICLR 2019, appendix A.2.1)."""
 
 import copy
-import dataclasses
 import shlex
 import sys
 import time
@@ -16,7 +15,6 @@ from nas.batch_norm import synchronise
 from nas.checkpoint import save_weights, state_tensors
 from nas.command_line import run_script
 from nas.config import Data, FinalConfig, TrainedOn
-from nas.config_file import read_config, validate
 from nas.errors import InputError, Stopped, printable
 from nas.final_network import FinalNetwork
 from nas.follower import Follower, restore
@@ -191,8 +189,7 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
         if not drawn:
             run.log(draw.HOW_TO_GET_PICTURES)
         if test_images:
-            moved = "" if data.data_dir == Data.data_dir else f" --data-dir {shlex.quote(data.data_dir)}"
-            run.log(f"measure it again: python train_final.py --evaluate {shlex.quote(str(run.path))}{moved}")
+            run.log(f"measure it again: python train_final.py --evaluate {shlex.quote(str(run.path))}")
         run.log(
             f"{name} accuracy after epoch {training.epochs}: {accuracy:.2%} of {len(measured.split.targets)} images "
             f"(loss {loss:.3f})"
@@ -366,19 +363,14 @@ def accuracy_of(
 
 
 def evaluate_run(path: Path, config: FinalConfig, processes: Processes = ALONE) -> None:
-    """Rebuild the network of a run folder, and print its test accuracy.
-
-    What was trained, and on what, is read from the folder; --data-dir tells where the images lie now.
-    """
+    """Rebuild the network of a run folder, and print its test accuracy; `config` is that of the run."""
     with processes.agreed():
         device = pick_device(config.run.device, processes)
         network = FinalNetwork.from_run(path).to(device).to(memory_format=torch.channels_last)
-        trained = validate(FinalConfig, read_config(path).config, path / "config.json")
     trained_on = network.trained_on
     assert trained_on is not None
-    data = dataclasses.replace(trained.data, data_dir=config.data.data_dir)
-    test_images = processes.in_turn(lambda: load_test_images(data, trained_on, device, processes))
-    loss, accuracy = accuracy_of(network, test_images, trained.training.batch_size)
+    test_images = processes.in_turn(lambda: load_test_images(config.data, trained_on, device, processes))
+    loss, accuracy = accuracy_of(network, test_images, config.training.batch_size)
     if processes.first:
         print(f"{path}: test accuracy {accuracy:.2%} of {len(test_images.split.targets)} images (loss {loss:.3f})")
 

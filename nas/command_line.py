@@ -30,7 +30,7 @@ NUMBERS = {
 def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
     """The config that command-line arguments stand for.
 
-    What they leave alone comes from --config, --preset or, with --resume, the run that goes on.
+    What they leave alone comes from --config, --preset or the run of --resume or --evaluate.
 
     Raises:
         InputError: an unknown flag, a value of the wrong type or out of range, or one that the run to be resumed does
@@ -47,6 +47,8 @@ def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
             raise InputError(f"{flag_of(alone[0])}: goes without --resume, with which the flags of the run hold.")
         validate(kind, dataclasses.asdict(config))
         return _resumed(kind, config, given, Path(config.run.resume))
+    if isinstance(config, FinalConfig) and config.network.evaluate is not None:
+        return validate(kind, dataclasses.asdict(_evaluated(config, given, Path(config.network.evaluate))))
     if config.run.config is not None:
         if "preset" in given:
             raise InputError("--preset: goes without --config; both say what the flags are that are not given.")
@@ -84,6 +86,26 @@ def _flags_of_run(kind: type[Config], path: Path) -> Any:
         raise InputError(f"--config {path}: of a run of the other script, {file.script}.")
     config: Any = validate(kind, file.config, path)
     return dataclasses.replace(config, run=dataclasses.replace(config.run, name=None))
+
+
+def _evaluated(config: FinalConfig, given: set[str], folder: Path) -> FinalConfig:
+    """The config of a trained network, to be measured again where its images lie now."""
+    validate(FinalConfig, dataclasses.asdict(config))
+    others = sorted(given - {"evaluate", "data_dir", "device"})
+    if others:
+        raise InputError(f"{flag_of(others[0])}: goes without --evaluate, which measures what was trained.")
+    file = read_config(folder)
+    if file.trained_on is None:
+        raise InputError(f"--evaluate {folder}: a run of search.py; give that of a trained network.")
+    trained = validate(FinalConfig, file.config, folder / "config.json")
+    data_dir = config.data.data_dir if "data_dir" in given else trained.data.data_dir
+    return dataclasses.replace(
+        trained,
+        data=dataclasses.replace(trained.data, data_dir=data_dir),
+        network=dataclasses.replace(trained.network, genotype=None, evaluate=str(folder)),
+        training=dataclasses.replace(trained.training, skip_test=False),
+        run=dataclasses.replace(trained.run, device=config.run.device),
+    )
 
 
 def _resumed(kind: type[Config], config: Any, given: set[str], folder: Path) -> Any:

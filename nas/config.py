@@ -234,7 +234,8 @@ class Network:
     genotype: Annotated[str | None, _optional("PATH_OR_NAME", "none")] = None
     """The cell: a genotype file, or a name such as DARTS_V2."""
     evaluate: Annotated[str | None, _optional("RUN_DIR", "none")] = None
-    """Instead of training: the run folder of a trained network, whose test accuracy is measured again."""
+    """Instead of training: the run folder of a trained network, whose test accuracy is measured again. Its flags hold,
+    but for --device and, where its images have been moved, --data-dir."""
     init_channels: Channels = 36
     """Channels of the first cell (DARTS, appendix A.2.1)."""
     num_cells: Cells = 20

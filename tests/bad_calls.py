@@ -133,6 +133,8 @@ _FINAL = [
     ("--genotype DARTS_V1 --batch-size 1", "--batch-size: must be greater than or equal to 2, got 1"),
     ("--genotype DARTS_V1 --dataset digits --name made", "--name made: runs/made exists already"),
     ("--evaluate nowhere", "nowhere: no run folder"),
+    ("--evaluate nowhere --epochs 3", "--epochs: goes without --evaluate, which measures what was trained"),
+    ("--evaluate nowhere --dry-run", "--dry-run: goes without --evaluate"),
     ("--resume nowhere", "nowhere: no run folder"),
     ("--alpha-lr 1", "--alpha-lr"),
 ]

@@ -204,6 +204,8 @@ def test_with_restarts_a_run_needs_a_name_and_is_then_found_again(monkeypatch, t
     assert "--name: missing; torchrun --max-restarts needs it" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["search.py", "--dry-run"])  # which leaves nothing that might be found again
     assert run_script(lambda *_: None, SearchConfig) == 0
+    trained_on = TrainedOn(("a", "b"), 1, 8, (0.5,), (0.5,))
+    RunFolder.create(tmp_path / "runs" / "b", FinalConfig(), trained_on).close()
     monkeypatch.setattr(sys, "argv", ["train_final.py", "--evaluate=runs/b"])
     assert run_script(lambda *_: None, FinalConfig) == 0
     monkeypatch.setattr(sys, "argv", ["search.py", "--dataset=digits", "--name=a", "--seed=7"])

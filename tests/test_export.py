@@ -180,6 +180,6 @@ def test_the_form_for_imagenet_is_trained_measured_again_and_exported(run, tmp_p
     arguments += ["--genotype=DARTS_V2", "--num-cells=3", "--epochs=1", "--stem=imagenet", "--name=large"]
     assert call("train_final", folder, *arguments) == 0
     accuracy = re.search(r"test accuracy after epoch 1: ([\d.]+)%", capfd.readouterr().out)[1]
-    assert call("train_final", folder, "--evaluate=runs/large", "--data-dir=images") == 0
+    assert call("train_final", folder, "--evaluate=runs/large") == 0
     assert f"test accuracy {accuracy}% of 24 images" in capfd.readouterr().out
     assert export.export(str(folder / "runs" / "large"), "torch-export", str(tmp_path / "network"))[1] == 0

@@ -500,7 +500,8 @@ def test_a_trained_network_is_measured_on_a_test_file_elsewhere(tmp_path, capsys
     assert call("train_final", tmp_path, *SHORT["train_final"]) == 0
     (tmp_path / "own/train.npz").unlink()
     (tmp_path / "own").rename(tmp_path / "elsewhere")
-    capsys.readouterr()
+    assert call("train_final", tmp_path, "--evaluate=runs/run") == 2
+    assert "there is no file own/test.npz" in capsys.readouterr().err
     assert call("train_final", tmp_path, "--evaluate=runs/run", "--data-dir=elsewhere") == 0
     assert re.search(r"test accuracy [\d.]+% of 4 images", capsys.readouterr().out)
 

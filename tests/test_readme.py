@@ -47,7 +47,7 @@ def test_the_flags_of_each_command_are_understood(command):
     script, *arguments = shlex.split(command[re.search(r"\w+\.py", command).start() :])
     # A run that there is not is noticed after all flags were understood.
     there_is_none = pytest.raises(InputError, match="no run folder")
-    with there_is_none if {"--resume", "--config"} & set(arguments) else contextlib.nullcontext():
+    with there_is_none if {"--resume", "--config", "--evaluate"} & set(arguments) else contextlib.nullcontext():
         parse({"search.py": SearchConfig, "train_final.py": FinalConfig}[script], arguments)
 
 

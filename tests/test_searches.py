@@ -246,3 +246,6 @@ def test_without_the_test_set_its_images_are_not_read(tmp_path, monkeypatch, cap
     accuracy = lines[-1]["holdout/accuracy"]
     assert last.startswith(f"held-out accuracy after epoch 1: {accuracy:.2%} of 48 images (loss ")
     assert call("train_final", tmp_path, "--resume=runs/a") == 0
+    monkeypatch.undo()  # now it is asked for
+    assert call("train_final", tmp_path, "--evaluate=runs/a") == 0
+    assert "runs/a: test accuracy " in capfd.readouterr().out
