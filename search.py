@@ -3,6 +3,7 @@
 
 import copy
 import functools
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from nas.checkpoint import state_tensors
 from nas.command_line import data_flags, run_script
 from nas.config import SearchConfig, is_several
 from nas.errors import InputError, Stopped
-from nas.follower import Follower, restore
+from nas.follower import Follower, check_same_images, restore
 from nas.forecast import memory_of_step, outlook
 from nas.genotype import Genotype, GenotypeFile
 from nas.interrupts import Interrupts
@@ -33,7 +34,8 @@ from nas.training import (
     imbalance,
     pick_device,
     prepare,
-    require_a_row_each,
+    require_images,
+    seconds_of_step,
     too_many_bad_steps,
     undone_if_not_finite,
 )
@@ -43,6 +45,12 @@ LEVELS = ("lower", "upper")
 
 
 def search(config: SearchConfig, processes: Processes = ALONE) -> None:
+    """Search a cell, or go on with a search, or run several and choose.
+
+    Raises:
+        InputError: it cannot be begun, or gone on with.
+        Stopped: it ends before its end; how to go on is said.
+    """
     data, lower, upper, options = config.data, config.lower, config.upper, config.run
     if is_several(config) and not options.dry_run:
         with processes.agreed():
@@ -60,6 +68,8 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
             torch.use_deterministic_algorithms(True)
         run = RunFolder.reopen(path, config) if processes.first and options.resume is not None else None
     images, lower_images, upper_images = processes.in_turn(lambda: load_images(config, device, processes))
+    fingerprint = datasets.fingerprint(images.split)
+    check_same_images(processes, fingerprint)
     _, in_channels, _, _ = images.split.images.shape
     models = build(config, in_channels, len(images.split.classes), device, processes)
     alphas, supernet = models.alphas, models.supernet
@@ -80,28 +90,25 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
     with processes.agreed():
         lines = forecast(config, models, images, lower_images, upper_images, device)
     if options.dry_run:
-        take_step(models, *batches(0), lower.lower_lr)  # not timed, as the first one is slower than the others
-        began = time.monotonic()
-        take_step(models, *batches(0), lower.lower_lr)
+        step_s = seconds_of_step(lambda: take_step(models, *batches(0), lower.lower_lr), "--lower-lr")
         if is_several(config):
             lines += plan(config)
         num_steps *= config.several.searches  # one after another
         if processes.first:
-            print(*lines, outlook(time.monotonic() - began, num_steps, 2 * lower.batch_size), sep="\n")
+            print(*lines, outlook(step_s, num_steps, 2 * lower.batch_size), sep="\n")
         return
     with processes.agreed():
         followed = None if processes.first else Follower(path, processes.rank)
         run = run or followed or RunFolder.create(path, config)
 
     with run, Interrupts() as interrupts:
-        fingerprint = datasets.fingerprint(images.split)
         progress = restore(run, processes, state, fingerprint)
         with processes.agreed():
             if processes.first and exported.exists() and GenotypeFile.load(exported).provenance.date != run.started:
                 raise InputError(f"--resume {path}: {exported} comes from another run; move it away.")
         for line in lines:
             run.log(line)
-        run.log(f"{run.path}: tensorboard --logdir {run.path.parent} shows the search as it goes")
+        run.log(f"{run.path}: tensorboard --logdir {shlex.quote(str(path.parent))} shows the search as it goes")
         genotype = Genotype.derive(alphas)
         drawn = processes.first and genotype.draw(run.path / "cells")
         upper_accuracy: float | None = None  # of the last epoch
@@ -167,7 +174,8 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
             export_cell(run, exported, images)
         if not drawn:
             run.log(draw.HOW_TO_GET_PICTURES)
-        run.log(f"retrain it: python train_final.py --genotype {exported}{data_flags(data, options.seed)}")
+        how = f"--genotype {shlex.quote(str(exported))}{data_flags(data, options.seed)}"
+        run.log(f"retrain it: python train_final.py {how}")
         save(finished=True)
 
 
@@ -218,7 +226,7 @@ def load_images(config: SearchConfig, device: torch.device, processes: Processes
         )
     images = prepare(train, data.dataset, device, balanced=data.balanced, processes=processes)
     for half in (lower_half, upper_half):
-        require_a_row_each(processes, len(half), config.lower.batch_size)
+        require_images(processes.count, len(half), config.lower.batch_size, processes)
     lower_images, upper_images = (
         images._replace(split=images.split.select(half.to(device))) for half in (lower_half, upper_half)
     )

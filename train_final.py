@@ -17,7 +17,7 @@ from nas.command_line import run_script
 from nas.config import Data, FinalConfig, TrainedOn
 from nas.errors import InputError, Stopped, printable
 from nas.final_network import FinalNetwork
-from nas.follower import Follower, restore
+from nas.follower import Follower, check_same_images, restore
 from nas.forecast import duration, memory_of_step, outlook, peak_memory_gb
 from nas.genotype import Genotype, GenotypeFile, find
 from nas.interrupts import Interrupts
@@ -36,7 +36,8 @@ from nas.training import (
     imbalance,
     pick_device,
     prepare,
-    require_a_row_each,
+    require_images,
+    seconds_of_step,
     start_states,
     too_many_bad_steps,
     undone_if_not_finite,
@@ -46,6 +47,7 @@ RECORD_EVERY_STEPS = 10
 
 
 def main(config: FinalConfig, processes: Processes = ALONE) -> None:
+    """Train a genotype, or measure a trained network again."""
     if config.network.evaluate is not None:
         evaluate_run(Path(config.network.evaluate), config, processes)
     elif config.network.genotype is not None:
@@ -55,6 +57,12 @@ def main(config: FinalConfig, processes: Processes = ALONE) -> None:
 
 
 def train_final(config: FinalConfig, path_or_name: str, processes: Processes = ALONE) -> None:
+    """Train a genotype, or go on with a training.
+
+    Raises:
+        InputError: it cannot be begun, or gone on with.
+        Stopped: it ends before its end; how to go on is said.
+    """
     data, training, options = config.data, config.training, config.run
     drop_path_at_end = config.network.drop_path
     with processes.agreed():
@@ -83,6 +91,8 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
     test_images = None
     if not training.skip_test:
         test_images = processes.in_turn(lambda: load_test_images(data, trained_on, device, processes))
+    fingerprint = datasets.fingerprint(images.split, *([test_images.split] if test_images else []))
+    check_same_images(processes, fingerprint)
     network, optimizer = build(config, genotype, trained_on, device, processes)
     state = state_tensors({"network": network}, {"optimizer": optimizer})
     steps_an_epoch = datasets.num_batches(len(images.split.targets), training.batch_size)
@@ -91,26 +101,24 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
         lines = forecast(config, path_or_name, network, images, holdout_images)
     if options.dry_run:
         batch, target = images.batch(training.batch_size, options.seed, "final", 0)
-        # Not timed, as the first one is slower than the others.
-        take_step(config, network, optimizer, batch, target, 0, drop_path_at_end, processes)
-        began = time.monotonic()
-        take_step(config, network, optimizer, batch, target, 0, drop_path_at_end, processes)
+        step_s = seconds_of_step(
+            lambda: take_step(config, network, optimizer, batch, target, 0, drop_path_at_end, processes), "--lr"
+        )
         if processes.first:
-            print(*lines, outlook(time.monotonic() - began, num_steps, training.batch_size), sep="\n")
+            print(*lines, outlook(step_s, num_steps, training.batch_size), sep="\n")
         return
     with processes.agreed():
         followed = None if processes.first else Follower(path, processes.rank)
         run = run or followed or RunFolder.create(path, config, trained_on)
 
     with run, Interrupts() as interrupts:
-        fingerprint = datasets.fingerprint(images.split, *([test_images.split] if test_images else []))
         progress = restore(run, processes, state, fingerprint, genotype.to_text())
         if processes.first:
             genotype.save(run.path / "genotype.json", file.provenance)
         drawn = processes.first and genotype.draw(run.path / "cells")
         for line in lines:
             run.log(line)
-        run.log(f"{run.path}: tensorboard --logdir {run.path.parent} shows the training as it goes")
+        run.log(f"{run.path}: tensorboard --logdir {shlex.quote(str(path.parent))} shows the training as it goes")
 
         def save(finished: bool = False) -> None:
             run.save(state, fingerprint, genotype.to_text(), progress, finished)
@@ -321,7 +329,9 @@ def load_images(
     if len(kept) < 2:
         raise InputError(f"--holdout-fraction {training.holdout_fraction}: fewer than two images are left to train on.")
     images = prepare(train.select(kept), data.dataset, device, cutout, data.balanced, processes)
-    require_a_row_each(processes, len(kept), training.batch_size)
+    # A batch norm of the auxiliary head has one value an image.
+    needed = max(2, processes.count) if config.run.sync_batch_norm else 2 * processes.count
+    require_images(needed, len(kept), training.batch_size, processes)
     holdout = images._replace(split=train.select(held_out).to(device)) if len(held_out) else None
     return images, holdout
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 
 from nas.config import PRESETS, Data, FinalConfig, SearchConfig, TrainedOn, is_several
@@ -139,7 +140,7 @@ def run_script(run: Any, kind: type[Config]) -> int:
             config = None
             with processes.agreed():
                 if processes.first:
-                    config = _unless_restarted(kind, parse(kind, sys.argv[1:]))
+                    config = _found_again(parse(kind, sys.argv[1:]))
             text = processes.text_of_first("" if config is None else json.dumps(dataclasses.asdict(config)))
             run(validate(kind, json.loads(text)), processes)
         return 0
@@ -147,8 +148,12 @@ def run_script(run: Any, kind: type[Config]) -> int:
     return exit_code(parse_and_run)
 
 
-def _unless_restarted(kind: type[Config], config: Any) -> Any:
-    """The config, or that of the run which it has begun, where torchrun starts its processes again."""
+def _found_again(config: Any) -> Any:
+    """The config, or that of the run which it has begun, where torchrun may have started its processes again.
+
+    Raises:
+        InputError: there is no name by which it could be found, or the run that has it was begun with another config.
+    """
     evaluates = isinstance(config, FinalConfig) and config.network.evaluate is not None
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) == 0:
         return config
@@ -157,8 +162,10 @@ def _unless_restarted(kind: type[Config], config: Any) -> Any:
     if config.run.name is None:
         raise InputError("--name: missing; torchrun --max-restarts needs it, so that the run is found again.")
     folder = Path(config.run.run_dir, config.run.name)
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and (folder / "config.json").is_file()
-    return parse(kind, ["--resume", str(folder)]) if again else config
+    if not (folder / "config.json").is_file():
+        return config
+    begun = begun_before(config, folder)
+    return dataclasses.replace(begun, run=dataclasses.replace(begun.run, resume=str(folder)))
 
 
 def exit_code(run: Callable[[], int]) -> int:
@@ -193,6 +200,11 @@ def exit_code(run: Callable[[], int]) -> int:
             _output_to_nowhere()
         print(f"error: {printable(error.filename or 'standard output', 400)}: {error.strerror}.", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        print(f"stopped: out of memory ({printable(error, 200)}); take a smaller --batch-size.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped: by Ctrl-C.", file=sys.stderr)
         return 130
@@ -205,15 +217,15 @@ def _output_to_nowhere() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def begun_before(config: SearchConfig, folder: Path) -> SearchConfig:
+def begun_before(config: Any, folder: Path) -> Any:
     """The config with which the run in a folder goes on that was begun with this one.
 
     Raises:
         InputError: it was begun with another one; the first flag that differs is named.
     """
-    of_the_call = {"name", "run_dir", "resume", "config", "preset", "dry_run"}
+    of_the_call = {"name", "run_dir", "resume", "config", "preset", "dry_run", "evaluate"}
     given = {name for flags in dataclasses.asdict(config).values() for name in flags} - of_the_call
-    return _resumed(SearchConfig, config, given, folder)
+    return _resumed(type(config), config, given, folder)
 
 
 def flags(config: SearchConfig | FinalConfig) -> tuple[str, ...]:

@@ -187,7 +187,7 @@ class Several:
     ] = None
     """Run them side by side as tasks of Ray: without a value on this machine, else on the cluster at ADDRESS, HOST:PORT
     or auto for the one that this machine is part of; its nodes have this folder at the same place."""
-    devices_per_search: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False)] = 1.0
+    devices_per_search: Annotated[float, Field(ge=0.0001, le=1024, allow_inf_nan=False)] = 1.0
     """With --ray: GPUs that a search or training takes, or CPU cores where there are no GPUs. 0.5: two share one."""
 
 

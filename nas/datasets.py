@@ -136,8 +136,8 @@ def num_batches(num_images: int, batch_size: int) -> int:
 def batch(num_images: int, batch_size: int, seed: int, purpose: str, step: int) -> Tensor:
     """The indices of one batch of an endless series: pass after pass over all images, each pass shuffled anew.
 
-    Each image occurs once a pass. The batches of a pass differ in size by one at the most, so that none is too small
-    for a batch norm.
+    Each image occurs once a pass. The batches of a pass differ in size by one at the most, so that the last one is not
+    too small for a batch norm.
 
     Args:
         step: counted from the start of the series, over all passes.

@@ -58,6 +58,14 @@ class Follower:
             raise Stopped(f"process {self.rank}: {error.strerror or error}.") from None
 
 
+def check_same_images(processes: Processes, fingerprint: str) -> None:
+    """Raise InputError, in every process, where one has read other images than the first one."""
+    of_first = processes.text_of_first(fingerprint)
+    with processes.agreed():
+        if fingerprint != of_first:
+            raise InputError(f"--data-dir: process {processes.rank} has read other images than process 0.")
+
+
 def restore(
     run: RunFolder | Follower,
     processes: Processes,
@@ -68,12 +76,9 @@ def restore(
     """`RunFolder.restore` in the first process, whose tensors the others then take.
 
     Raises:
-        InputError: as there, or a process has read other images than the first one.
+        InputError: as there.
     """
-    of_first = processes.text_of_first(data)
     with processes.agreed():
-        if data != of_first:
-            raise InputError(f"--data-dir: process {processes.rank} has read other images than process 0.")
         progress = run.restore(tensors, data, genotype)
     processes.copy_from_first(list(tensors.values()))
     return Progress(**json.loads(processes.text_of_first(json.dumps(dataclasses.asdict(progress)))))

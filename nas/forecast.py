@@ -29,7 +29,7 @@ def memory_of_step(forward: Callable[[int], Tensor], batch_size: int, processes:
     rows = -(-batch_size // processes.count)
     step_bytes, bytes_an_image = bytes_of_step(forward, rows)
     here = processes.local_count
-    return require_memory(here * step_bytes, bytes_an_image, min(here * rows, batch_size), free_bytes())
+    return require_memory(here * step_bytes, here * bytes_an_image, batch_size, free_bytes(), processes.count)
 
 
 def bytes_of_step(forward: Callable[[int], Tensor], batch_size: int) -> tuple[int, int]:
@@ -73,8 +73,12 @@ def free_bytes() -> int | None:
     return min(found, default=None)
 
 
-def require_memory(step_bytes: int, bytes_an_image: int, batch_size: int, free: int | None) -> str:
-    """What a step needs and what there is, as a line for the log.
+def require_memory(step_bytes: int, bytes_a_row: int, batch_size: int, free: int | None, count: int = 1) -> str:
+    """What a step needs on a machine and what there is, as a line for the log.
+
+    Args:
+        bytes_a_row: what one image more in each process takes.
+        count: of the processes that share the batch.
 
     Raises:
         InputError: there is too little; the batch size that would fit is named.
@@ -83,8 +87,8 @@ def require_memory(step_bytes: int, bytes_an_image: int, batch_size: int, free: 
         return f"a step takes about {step_bytes / 1e9:.2f} GB of memory"
     if step_bytes <= free:
         return f"a step takes about {step_bytes / 1e9:.2f} GB of memory, of {free / 1e9:.2f} GB that are free"
-    fitting = batch_size - -(-(step_bytes - free) // max(bytes_an_image, 1))
-    advice = f"--batch-size {fitting} would fit" if fitting >= 2 else "not even two images would fit"
+    rows = -(-batch_size // count) - -(-(step_bytes - free) // max(bytes_a_row, 1))
+    advice = f"--batch-size {count * rows} would fit" if count * rows >= 2 else "not even two images would fit"
     raise InputError(
         f"--batch-size {batch_size}: a step takes about {step_bytes / 1e9:.2f} GB of memory, and {free / 1e9:.2f} GB "
         f"are free; {advice}."

@@ -7,6 +7,7 @@ runs jobs may die at any moment, and need not remember anything.
 import contextlib
 import functools
 import logging
+import math
 import os
 import signal
 import socket
@@ -31,7 +32,8 @@ ASKED_TO_STOP = (130, 143)
 # nobody waits for ends with a checkpoint. 1 is PR_SET_PDEATHSIG.
 DIE_WITH_PARENT = (
     "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
-    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    "os.getppid() == int(sys.argv[1]) or sys.exit(143); "  # it may have died before
+    "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
 )
 
 
@@ -109,15 +111,15 @@ def run_job(job: Job, tick: Callable[[], None] = lambda: None) -> Ending:
 
 
 def _steps(job: Job) -> int:
-    """That are kept; -1 where there is no checkpoint yet."""
+    """That are kept and were applied; -1 where there is no checkpoint yet."""
     manifest = checkpoint.newest(job.path)
-    return manifest.progress.steps if manifest else -1
+    return manifest.progress.steps - manifest.progress.bad_steps if manifest else -1
 
 
 def _run_once(job: Job, tick: Callable[[], None]) -> int:
     """The exit code of the script, negative where a signal ended it."""
     flags = ("--resume", str(job.folder), *job.go_on) if job.path.exists() else job.begin
-    prelude = ("-c", DIE_WITH_PARENT) if sys.platform == "linux" else ()
+    prelude = ("-c", DIE_WITH_PARENT, str(os.getpid())) if sys.platform == "linux" else ()
     command = (sys.executable, *prelude, str(job.script), *flags)
     with job.output.open("ab") as output:
         # In a session of its own Ctrl-C does not reach it, so that it is asked to stop once, by us.
@@ -251,5 +253,6 @@ def resources_of_job(nodes: Sequence[Mapping[str, float]], share: float, device:
     most = max((node.get(kind, 0.0) for node in nodes), default=0.0)
     if most < share:
         raise InputError(f"--devices-per-search {share:g}: no node has as many; the largest has {most:g} {kind}.")
+    share = math.floor(share * 10_000) / 10_000  # as exactly as Ray counts
     # Beside a GPU no core is asked for: there may be fewer of them than searches that share GPUs.
     return {"num_gpus": share, "num_cpus": 0.0} if with_gpus else {"num_cpus": share}

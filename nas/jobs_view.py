@@ -39,7 +39,8 @@ def jobs_view(console: Console, log: Callable[[str], None], jobs: Sequence[Job])
                 log(f"{job.path.name}: {'goes on' if _epochs(job) else 'begins'}")
             if is_done(job):
                 left.remove(job)
-                at_work.remove(job)
+                if job in at_work:
+                    at_work.remove(job)
                 log(f"{job.path.name}: finished; {status(job.path)}")
         if not drawn and time.monotonic() - said >= PLAIN_LINE_EVERY_S:
             said = time.monotonic()

@@ -7,10 +7,11 @@ bit for bit; the first one alone writes files.
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 import torch.distributed
@@ -43,6 +44,10 @@ class Processes:
     local_rank: int = 0
     local_count: int = 1
     patient: torch.distributed.ProcessGroup | None = None
+
+    def __deepcopy__(self, memo: dict) -> Self:
+        """Itself: a network whose batch norms gather from all processes may be copied, and a group may not."""
+        return self
 
     @property
     def first(self) -> bool:
@@ -162,7 +167,7 @@ class Processes:
         if differing:
             raise Stopped(
                 f"process {differing[0]} of {self.count} holds other weights or alphas than process 0; machines that "
-                "compute together must be of one kind. The last checkpoint is from before."
+                "compute together must be of one kind. Checkpoints since the end of the last epoch may be wrong."
             )
 
     def _texts(self, text: str, group: torch.distributed.ProcessGroup | None = None) -> list[str]:
@@ -233,5 +238,7 @@ def _lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = printable(str(error).strip().partition("\n")[0], 200)
-        raise ConnectionError(None, f"a process that computed with this one is gone ({reason})") from None
+        # The first sentence, without the line of gloo's code that raised it.
+        reason = re.split(r"\. |\n", re.sub(r"^\[\S+:\d+\] ", "", str(error).strip()))[0].rstrip(".")
+        sentence = f"a process that computed with this one is gone ({printable(reason, 200)})"
+        raise ConnectionError(None, sentence) from None

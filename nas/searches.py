@@ -82,7 +82,7 @@ def search_and_choose(
     run.write_config()
     for line in plan(config):
         run.log(line)
-    run.log(f"{run.path}: tensorboard --logdir {run.path} shows all of them as they go")
+    run.log(f"{run.path}: tensorboard --logdir {shlex.quote(str(run.path))} shows all of them as they go")
 
     def run_jobs(jobs: Sequence[Job], what: str) -> None:
         try:
@@ -130,7 +130,8 @@ def search_and_choose(
         except InputError as error:  # such as somebody else's page in that place: no reason not to finish
             run.log(f"no {page}: {error}")
     run.log(f"written: {exported} (found with seed {best.seeds[0]}), and in {run.path}: {', '.join(names)}")
-    run.log(f"train it in full: python train_final.py --genotype {shlex.quote(str(exported))}{data_flags(config.data)}")
+    how = f"--genotype {shlex.quote(str(exported))}{data_flags(config.data, config.run.seed)}"
+    run.log(f"train it in full: python train_final.py {how}")
 
 
 def plan(config: SearchConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -126,13 +127,14 @@ def imbalance(images: Images) -> list[str]:
     return [f"classes differ in size: {few}, {many}; {drawn}"]
 
 
-def require_a_row_each(processes: Processes, num_images: int, batch_size: int) -> None:
-    """Raise InputError where a batch of so many images has fewer of them than there are processes."""
+def require_images(needed: int, num_images: int, batch_size: int, processes: Processes) -> None:
+    """Raise InputError where a batch of a pass over so many images has fewer than `needed`, in all processes."""
     smallest = num_images // datasets.num_batches(num_images, batch_size)
-    if smallest < processes.count:
+    if smallest < needed:
+        shared = f", shared by {processes.count} processes: start fewer, or" if processes.count > 1 else ";"
         raise InputError(
-            f"--batch-size {batch_size}: {smallest} images a batch are too few for {processes.count} processes, each "
-            "of which takes one at least; start fewer, or take larger batches."
+            f"--batch-size {batch_size}: {num_images} images make batches of {smallest}, but {needed} at least are "
+            f"needed{shared} take larger batches."
         )
 
 
@@ -182,6 +184,21 @@ def check_finite(scalars: Mapping[str, float]) -> None:
             raise FloatingPointError(f"{name} is {value}.")
 
 
+def seconds_of_step(take_step: Callable[[], object], flag: str) -> float:
+    """How long a step takes; the first one is not timed, as it is slower than the others.
+
+    Raises:
+        InputError: it is not finite; `flag` is the likely cause.
+    """
+    try:
+        take_step()
+        began = time.monotonic()
+        take_step()
+    except FloatingPointError as error:
+        raise InputError(f"{flag}: too large for the first steps; {error}") from None
+    return time.monotonic() - began
+
+
 def too_many_bad_steps(num_steps: int, error: FloatingPointError, flag: str) -> str:
     """Why a run stops whose last `num_steps` steps were not finite."""
     return (
@@ -213,5 +230,5 @@ def evaluate(
         loss = F.cross_entropy(logits, target[rows], reduction="sum")
         sums += torch.stack([loss, (logits.argmax(1) == target[rows]).sum()]).cpu()
     (sums,) = images.processes.mean([sums])
-    loss, accuracy = (sums * images.processes.count / len(images.split.targets)).tolist()
-    return loss, accuracy
+    loss, num_correct = (sums * images.processes.count).tolist()
+    return loss / len(images.split.targets), round(num_correct) / len(images.split.targets)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from nas.command_line import data_flags, flags, parse, run_script
 from nas.config import Data, FinalConfig, SearchConfig, TrainedOn
@@ -160,6 +161,11 @@ def test_ray_goes_with_and_without_an_address(given, address):
         (InputError("--name x: exists."), 2, "error: --name x: exists."),
         (Stopped("after step 3.", 143), 143, "stopped: after step 3."),
         (KeyboardInterrupt(), 130, "stopped: by Ctrl-C."),
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried"),
+            1,
+            r"stopped: out of memory (CUDA out of memory.\nTried); take a smaller --batch-size.",
+        ),
         (None, 0, ""),
     ],
 )
@@ -211,7 +217,10 @@ def test_with_restarts_a_run_needs_a_name_and_is_then_found_again(monkeypatch, t
     monkeypatch.setattr(sys, "argv", ["search.py", "--dataset=digits", "--name=a", "--seed=7"])
     assert run_script(lambda config, _: configs.append(config), SearchConfig) == 0
     RunFolder.create(tmp_path / "runs" / "a", configs[0]).close()
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert run_script(lambda config, _: configs.append(config), SearchConfig) == 0
     assert [config.run.resume for config in configs] == [None, "runs/a"]
     assert configs[1].run.seed == 7
+    monkeypatch.setattr(sys, "argv", ["search.py", "--dataset=digits", "--name=a", "--seed=8"])  # not what it has begun
+    assert run_script(lambda config, _: configs.append(config), SearchConfig) == 2
+    assert "--seed 8: the run in runs/a has 7" in capsys.readouterr().err
+    assert len(configs) == 2

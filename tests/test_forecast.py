@@ -10,6 +10,7 @@ from nas import forecast, search_step
 from nas.command_line import parse
 from nas.config import PRESETS, SearchConfig
 from nas.errors import InputError
+from nas.processes import Processes
 from nas.training import Target
 from tests.in_process import call
 
@@ -51,6 +52,15 @@ def test_enough_memory_too_little_for_anything_and_memory_that_cannot_be_asked()
     with pytest.raises(InputError, match="not even two images would fit"):
         forecast.require_memory(10**9, 10**7, 64, 10**6)
     assert forecast.free_bytes() is None or forecast.free_bytes() > 10**7
+
+
+def test_each_machine_has_memory_for_its_own_processes(monkeypatch):
+    weight = torch.ones(1000, requires_grad=True)
+    an_image = forecast.STEP_THROUGH_PASS * 4000
+    processes = Processes(0, 4, local_count=2)
+    monkeypatch.setattr(forecast, "free_bytes", lambda: round(10.5 * an_image))
+    with pytest.raises(InputError, match=r"^--batch-size 40: .*; --batch-size 20 would fit\.$"):  # five a process
+        forecast.memory_of_step(lambda num_images: torch.ones(num_images, 1000) * weight, 40, processes)
 
 
 def test_a_script_that_does_not_fit_ends_before_anything_is_written(tmp_path, monkeypatch, capfd):

@@ -31,7 +31,8 @@ with starts.open("a") as file:
     print(" ".join(sys.argv[1:]), file=file)
 
 def save(steps, finished=False):
-    progress = {"epochs": 2 * finished, "steps": steps}
+    bad = steps if move == "b" else 0
+    progress = {"epochs": 2 * finished, "steps": steps, "bad_steps": bad}
     manifest = {"config": {}, "data": "0" * 32, "genotype": "", "progress": progress, "elapsed_s": 1.0, "sizes": {}}
     path = folder / "checkpoint.safetensors"
     save_file({"x": numpy.zeros(1)}, f"{path}.aside", {"manifest": json.dumps(manifest | {"finished": finished})})
@@ -51,8 +52,10 @@ if move == "z":  # sleeps until it is asked to stop
     (folder / "asleep.aside").write_text(str(os.getpid()))
     os.rename(folder / "asleep.aside", folder / "asleep")
     time.sleep(60)
-if move in "kf":
+if move in "kfb":
     save(number + 1, finished=move == "f")
+if move == "b":  # as after too many bad steps in a row
+    sys.exit("stopped: 10 steps in a row were not finite.")
 if move in "kd":
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -90,6 +93,13 @@ def test_what_does_not_get_on_is_given_up(make):
     code, why = run_job(job)
     assert (code, len(starts(job))) == (1, 4)
     assert why == "runs/a ended 4 times in a row by SIGKILL: it printed nothing"
+
+
+def test_steps_that_were_not_applied_are_no_progress(make):
+    job = make("bbbbbb")
+    code, why = run_job(job)
+    assert (code, len(starts(job))) == (1, 5)  # the first one has made a checkpoint
+    assert why == "runs/a ended 4 times in a row with exit code 1: stopped: 10 steps in a row were not finite."
 
 
 def test_wrong_input_is_not_tried_again_and_ends_the_others(make):
@@ -253,5 +263,6 @@ def test_a_job_takes_a_share_of_a_gpu_where_there_is_one():
     assert resources_of_job(mixed, 0.5, "auto") == {"num_gpus": 0.5, "num_cpus": 0.0}
     assert resources_of_job(mixed, 4.0, "cpu") == {"num_cpus": 4.0}
     assert resources_of_job([{"CPU": 2.0}], 1.0, "auto") == {"num_cpus": 1.0}
+    assert resources_of_job([{"CPU": 2.0}], 1 / 3, "auto") == {"num_cpus": 0.3333}  # what Ray counts is no finer
     with pytest.raises(InputError, match="--devices-per-search 4: no node has as many; the largest has 2 GPU"):
         resources_of_job(mixed, 4.0, "auto")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -58,6 +59,17 @@ def test_on_a_pipe_there_is_a_line_when_a_job_begins_or_ends_and_one_a_minute(jo
         assert lines[2:] == ["a-seed0: finished; upper 75.1%, skips 3 + 1; 0:01:01", "a-seed1: goes on"]
         get_to(jobs[1], 2, **{"holdout/accuracy": 0.5})
     assert lines[4:] == ["a-seed1: finished; held out 50.0%; 0:01:01"]
+
+
+def test_a_job_that_ends_without_a_word_is_finished(jobs, monkeypatch):
+    get_to(jobs[0], 1)
+    lines = []
+    with jobs_view.jobs_view(Console(file=io.StringIO()), lines.append, jobs) as look:
+        before = jobs[0].output.stat()
+        get_to(jobs[0], 2)
+        os.utime(jobs[0].output, ns=(before.st_atime_ns, before.st_mtime_ns))
+        look()
+    assert lines == ["a-seed0: finished; no epoch yet"]
 
 
 def test_on_a_terminal_there_is_a_bar_a_job(jobs, monkeypatch):

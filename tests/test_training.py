@@ -1,3 +1,4 @@
+import contextlib
 import math
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 from nas import datasets
 from nas.errors import InputError
 from nas.processes import Processes
-from nas.training import cosine, evaluate, imbalance, pick_device, prepare
+from nas.training import cosine, evaluate, imbalance, pick_device, prepare, require_images
 
 
 def test_cosine_begins_at_the_start_and_ends_one_epoch_before_the_end():
@@ -79,6 +80,42 @@ def test_accuracy_and_loss_over_all_images_whatever_the_batches():
     for batch_size in (7, 360, 1000):
         assert evaluate(predict, images, batch_size) == pytest.approx((loss, accuracy), rel=1e-5)
     assert not math.isclose(accuracy, 0)
+
+
+def test_an_accuracy_is_never_above_one():
+    class OneOfSeven(Processes):
+        """Which has all images of a batch, the others none."""
+
+        def rows(self, num_images):
+            return slice(0, num_images)
+
+        def mean(self, tensors):
+            return [tensor / self.count for tensor in tensors]
+
+    split = digits()
+    split = split.select(torch.arange(29))  # 29 / 7 * 7 / 29 is more than 1
+    images = prepare(split, "digits", torch.device("cpu"), processes=OneOfSeven(0, 7))
+    right = torch.nn.functional.one_hot(split.targets, 10).float()
+    assert evaluate(lambda batch: right[: len(batch)], images, 29)[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("needed", "num_images", "batch_size", "count", "sentence"),
+    [
+        (2, 5, 2, 1, "--batch-size 2: 5 images make batches of 1, but 2 at least are needed; take larger batches."),
+        (
+            *(6, 100, 5, 3),
+            "--batch-size 5: 100 images make batches of 5, but 6 at least are needed, shared by 3 processes: start "
+            "fewer, or take larger batches.",
+        ),
+        (2, 6, 2, 1, None),
+        (6, 100, 7, 3, None),
+    ],
+)
+def test_batches_that_are_too_small_are_refused(needed, num_images, batch_size, count, sentence):
+    with pytest.raises(InputError) if sentence else contextlib.nullcontext() as error:
+        require_images(needed, num_images, batch_size, Processes(0, count))
+    assert sentence is None or str(error.value) == sentence
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch):
