@@ -230,6 +230,8 @@ def _manifest_alone(path: Path) -> Manifest | None:
 
 def _open(path: Path) -> Any:
     """Open a file of safetensors, whose header is not longer than it may be."""
+    if path.exists() and not path.is_file():  # to open a pipe would be to wait
+        raise SafetensorError("no regular file")
     with path.open("rb") as file:
         if int.from_bytes(file.read(8), "little") > MAX_HEADER_BYTES:
             raise SafetensorError("its header is too long")

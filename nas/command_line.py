@@ -21,6 +21,8 @@ from nas.config_file import MAY_CHANGE, Config, flag_of, read_config, validate
 from nas.errors import InputError, Stopped, printable
 from nas.processes import together
 
+SENTENCE = 4000  # characters at most, none of which gives a terminal orders: files from elsewhere are quoted in it
+
 # What Python says of text that is no number.
 NUMBERS = {
     r"invalid literal for int\(\) with base 10:": "a whole number",
@@ -42,14 +44,13 @@ def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
     if isinstance(config, TrainedOn):
         return validate(kind, dataclasses.asdict(config))
     given = {argument[2:].partition("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
+    if isinstance(config, FinalConfig) and config.network.evaluate is not None:
+        return validate(kind, dataclasses.asdict(_evaluated(config, given, Path(config.network.evaluate))))
     if config.run.resume is not None:
         alone = sorted(given & {"config", "preset", "dry_run"})
         if alone:
             raise InputError(f"{flag_of(alone[0])}: goes without --resume, with which the flags of the run hold.")
-        validate(kind, dataclasses.asdict(config))
         return _resumed(kind, config, given, Path(config.run.resume))
-    if isinstance(config, FinalConfig) and config.network.evaluate is not None:
-        return validate(kind, dataclasses.asdict(_evaluated(config, given, Path(config.network.evaluate))))
     if config.run.config is not None:
         if "preset" in given:
             raise InputError("--preset: goes without --config; both say what the flags are that are not given.")
@@ -113,9 +114,16 @@ def _resumed(kind: type[Config], config: Any, given: set[str], folder: Path) -> 
     """The config of a run folder, with those of the given flags that may change."""
     file = read_config(folder)
     if (file.trained_on is None) != (kind is SearchConfig):
-        raise InputError(f"--resume {folder}: a run of another script: python {file.script} --resume {folder}")
+        raise InputError(
+            f"--resume {folder}: a run of another script: python {file.script} --resume {shlex.quote(str(folder))}"
+        )
     begun: Any = validate(kind, file.config, folder / "config.json")
     content = dataclasses.asdict(begun)
+    if isinstance(begun, SearchConfig) and "ray" not in given and ":" in (begun.several.ray or ""):
+        raise InputError(
+            f"--ray: missing; the run was spread over {begun.several.ray}. Name that cluster again, as what it answers "
+            "is trusted, or give --ray alone for this machine."
+        )
     # Cells of more epochs would be others than those that were trained for the choice.
     may_change = {*MAY_CHANGE} - ({"epochs"} if kind is SearchConfig and is_several(begun) else set())
     for group, flags in dataclasses.asdict(config).items():
@@ -184,10 +192,10 @@ def exit_code(run: Callable[[], int]) -> int:
         finally:
             sys.stdout.flush()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error, SENTENCE)}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(f"stopped: {stopped}", file=sys.stderr)
+        print(f"stopped: {printable(stopped, SENTENCE)}", file=sys.stderr)
         return stopped.code
     except BrokenPipeError:  # whoever reads has seen enough, as `head` has
         _output_to_nowhere()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nas import image_folder, npz
-from nas.errors import InputError
+from nas.errors import InputError, Stopped, printable
 
 # Sets in which the mirror image of a thing is not that thing.
 MIRRORED_IS_ANOTHER = ("digits", "svhn")
@@ -202,10 +202,18 @@ def _load_digits(part: str) -> Split:
 
 def _load_torchvision(name: str, data_dir: Path, part: str) -> Split:
     try:
-        dataset = _open_torchvision(name, data_dir, part, download=False)
-    except RuntimeError:  # torchvision's word for: missing, or another checksum
-        _download(name, data_dir)
-        dataset = _open_torchvision(name, data_dir, part, download=False)
+        try:
+            dataset = _open_torchvision(name, data_dir, part, download=False)
+        except RuntimeError:  # torchvision's word for: missing, or another checksum
+            _download(name, data_dir)
+            dataset = _open_torchvision(name, data_dir, part, download=False)
+    except (InputError, Stopped):
+        raise
+    except Exception as error:  # whatever its readers raise at files whose checksums it does not look at
+        reason = printable(error, 200) or type(error).__name__
+        raise InputError(
+            f"--data-dir {data_dir}: the files of {name} are damaged ({reason}); remove {EXPECTED_FILES[name]}."
+        ) from None
     images = torch.as_tensor(np.asarray(dataset.data))
     if name.startswith("cifar"):
         images = images.permute(0, 3, 1, 2)

@@ -37,7 +37,7 @@ class Export:
     It is checked that the file computes the same as the network.
 
     For example:
-      python -m nas.export runs/mine --format onnx
+      python -m nas.export runs/mine-final --format onnx
     """
 
     run_dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]

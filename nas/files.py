@@ -32,7 +32,7 @@ def read_json(path: Path, what: str, newest_version: int) -> bytes:
     if len(data) > MAX_JSON_BYTES:
         raise InputError(f"{what} {path}: larger than 1 MiB, so it is no {what} file.")
     try:
-        content = json.loads(data)
+        content = json.loads(data, object_pairs_hook=_each_key_once)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what} {path}: not JSON ({error}).") from None
     version = content.get("format_version") if isinstance(content, dict) else None
@@ -41,6 +41,15 @@ def read_json(path: Path, what: str, newest_version: int) -> bytes:
             f"{what} {path}: format_version is {version!r:.40}, this nas reads {newest_version}: install a newer nas."
         )
     return data
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"{key!r:.60} is given twice")
+        content[key] = value
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -59,6 +68,7 @@ def replace(path: Path, write: Callable[[Path], Any], previous: Path | None = No
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.unlink(missing_ok=True)  # in a folder from elsewhere it may be a link to any file
     try:
         write(aside)
         sync(aside)

@@ -1,5 +1,6 @@
 """What a run will take, said before it takes it: memory and time."""
 
+import re
 import resource
 import sys
 from collections.abc import Callable
@@ -61,15 +62,18 @@ def bytes_of_step(forward: Callable[[int], Tensor], batch_size: int) -> tuple[in
     return round(STEP_THROUGH_PASS * few + (batch_size - 2) * an_image), round(an_image)
 
 
-def free_bytes() -> int | None:
+def free_bytes(root: Path = Path("/")) -> int | None:
     """Memory that this process may still take without swapping; None where that cannot be asked (not on Linux)."""
     found = []
-    meminfo = Path("/proc/meminfo")
+    meminfo = root / "proc/meminfo"
     if meminfo.is_file():
         found += [int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if "MemAvailable" in line]
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    group = root / "sys/fs/cgroup"
+    limit, used, parts = (group / f"memory.{name}" for name in ("max", "current", "stat"))
     if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-        found.append(int(limit.read_text()) - int(used.read_text()))
+        # What files were read and may be read again is counted as used.
+        cache = re.findall(r"^(?:in)?active_file (\d+)$", parts.read_text() if parts.is_file() else "", re.MULTILINE)
+        found.append(int(limit.read_text()) - int(used.read_text()) + sum(map(int, cache)))
     return min(found, default=None)
 
 

@@ -55,8 +55,11 @@ def path_of_new(name: str) -> str:
     Raises:
         InputError: it is no name, or that of another cell.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise InputError(f"--name: must be up to 100 letters, digits, '.', '_' or '-', got {name!r:.60}.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name.endswith(".json"):
+        raise InputError(
+            "--name: must be up to 100 letters, digits, '.', '_' or '-', begin with a letter or digit, and not end in "
+            f".json, got {name!r:.60}."
+        )
     if name in known_names():
         raise InputError(f"--name {name}: there is a cell of that name already.")
     Path("genotypes").mkdir(exist_ok=True)

@@ -206,12 +206,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit code."""
 
     def run() -> int:
-        try:
-            prog = "python -m nas.genotypes"
-            command = understand(Command, arguments, prog=prog, description=DESCRIPTION, default=List())
-            return command.run()
-        except InputError as error:
-            raise InputError(printable(error, 1000)) from None
+        prog = "python -m nas.genotypes"
+        return understand(Command, arguments, prog=prog, description=DESCRIPTION, default=List()).run()
 
     return exit_code(run)
 

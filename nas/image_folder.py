@@ -183,6 +183,8 @@ def _checksum(images: Tensor) -> str:
 
 def _read_cache(path: Path, fingerprint: str, shape: tuple[int, ...]) -> Tensor | None:
     """The images of a cache; None where there is none, or a damaged one, or one of other files."""
+    if not path.is_file():  # to open a pipe would be to wait
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nas.command_line import data_flags
-from nas.config import FinalConfig, SearchConfig, TrainedOn
+from nas.config import FinalConfig, SearchConfig, TrainedOn, is_several
 from nas.config_file import flag_of, read_config, validate
 from nas.errors import InputError
 from nas.genotype import Genotype, GenotypeFile
@@ -87,6 +87,8 @@ def read_run(folder: Path) -> dict[str, Any]:
         kind, config = "search", validate(SearchConfig, file.config, path)
     else:
         kind, config = "final", validate(FinalConfig, file.config, path)
+    if isinstance(config, SearchConfig) and is_several(config):
+        raise InputError(f"{folder}: several searches; name one of the run folders in it.")
     num_epochs = config.lower.epochs if isinstance(config, SearchConfig) else config.training.epochs
     num_nodes = config.supernet.num_nodes if isinstance(config, SearchConfig) else 0
     metrics = _read_metrics(folder, SERIES[kind], num_epochs, num_nodes)
@@ -128,7 +130,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     finished = metrics.epochs[-1] == num_epochs and not untested
     if not finished:
         commands.append(["go on", f"python {file.script} --resume {shlex.quote(str(folder))}"])
-    if environment.command:
+    if environment.command[:1] == [file.script]:  # else somebody has made it up
         commands.append(["how it was begun", "python " + shlex.join(environment.command)])
     return run | {
         "finished": finished,
@@ -214,6 +216,7 @@ def _read_metrics(folder: Path, names: Sequence[str], num_epochs: int, num_nodes
         if rates:
             record["speed/images_per_s"] = sum(rates) / len(rates)
         rates.clear()
+        found.test.clear()  # it was of an epoch before
         found.epochs.append(int(epoch))
         found.edge_weights.append(weights)
         for name, values in found.series.items():

@@ -22,7 +22,7 @@ from nas.checkpoint import Manifest, Progress
 from nas.config import FinalConfig, Run, SearchConfig, TrainedOn
 from nas.config_file import CONFIG_VERSION, MAY_CHANGE, ConfigFile, read_config
 from nas.environment import environment
-from nas.errors import InputError, Stopped
+from nas.errors import InputError, Stopped, printable
 from nas.records import Records
 
 BITS_DEPEND_ON = ("versions", "num_threads", "num_processes")
@@ -86,7 +86,8 @@ class RunFolder:
             InputError: the folder exists, or cannot be made.
         """
         if os.path.lexists(path):
-            raise InputError(f"--name {path.name}: {path} exists already; choose another --name, or --resume {path}.")
+            quoted = shlex.quote(str(path))
+            raise InputError(f"--name {path.name}: {path} exists already; choose another --name, or --resume {quoted}.")
         file = ConfigFile(
             format_version=CONFIG_VERSION,
             config=_plain(config),
@@ -221,7 +222,8 @@ class RunFolder:
         self._records = Records(self.path, sizes, began, flags, COMPARED, self.log)
 
     def log(self, line: str) -> None:
-        """Print a line, and keep it in log.txt."""
+        """Print a line, and keep it in log.txt; what it quotes of files from elsewhere gives a terminal no orders."""
+        line = printable(line, 100_000)
         self.console.print(line, markup=False)
         self._keep(line)
 
@@ -299,7 +301,7 @@ def _plain(config: SearchConfig | FinalConfig) -> dict[str, Any]:
 def is_at_work(path: Path) -> bool:
     """Whether a process holds the lock of a run folder, on whichever machine."""
     try:
-        descriptor = os.open(path / "lock", os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(path / "lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:

@@ -230,7 +230,7 @@ def test_a_folder_or_nothing_in_place_of_a_checkpoint(saved):
     saved.unlink()
     assert "No such file" in refusal(saved)
     saved.mkdir()
-    assert "Is a directory" in refusal(saved)
+    assert "no regular file" in refusal(saved)
 
 
 @pytest.mark.parametrize("checksum", ["", "0" * 32, None])
@@ -480,3 +480,10 @@ def test_any_bytes_are_the_same_checkpoint_or_refused_by_a_sentence(folder, whol
     path = folder / "spliced.safetensors"
     path.write_bytes(content)
     assert check(path) in (None, manifest())
+
+
+def test_a_pipe_in_the_place_of_a_checkpoint_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / checkpoint.CURRENT)
+    assert checkpoint.finished(tmp_path) is None
+    with pytest.raises(InputError, match=r"damaged \(no regular file\)"):
+        checkpoint.load(tmp_path / checkpoint.CURRENT, {})

@@ -46,6 +46,16 @@ def test_flags_reach_their_fields():
     assert parse(SearchConfig, []) == SearchConfig()
 
 
+def test_a_cluster_is_not_taken_from_a_file(tmp_path):
+    config = parse(SearchConfig, ["--searches=2", "--ray=10.0.0.1:6379", "--dataset=digits"])
+    RunFolder.create(tmp_path / "a", config).close()
+    resume = f"--resume={tmp_path / 'a'}"
+    with pytest.raises(InputError, match=r"--ray: missing; the run was spread over 10\.0\.0\.1:6379"):
+        parse(SearchConfig, [resume])
+    assert parse(SearchConfig, [resume, "--ray"]).several.ray == "local"
+    assert parse(SearchConfig, [resume, "--ray", "10.0.0.1:6379"]).several.ray == "10.0.0.1:6379"
+
+
 def test_an_unknown_flag_is_answered_with_the_nearest_one():
     with pytest.raises(InputError, match=r"--batchsize.*perhaps you meant --batch-size") as error:
         parse(SearchConfig, ["--batchsize", "3"])
@@ -160,6 +170,8 @@ def test_ray_goes_with_and_without_an_address(given, address):
     [
         (InputError("--name x: exists."), 2, "error: --name x: exists."),
         (Stopped("after step 3.", 143), 143, "stopped: after step 3."),
+        (InputError("data\x1b[2J\nerror: all is well"), 2, r"error: data\x1b[2J\nerror: all is well"),
+        (Stopped("\x1b]0;\a"), 1, r"stopped: \x1b]0;\x07"),
         (KeyboardInterrupt(), 130, "stopped: by Ctrl-C."),
         (
             torch.OutOfMemoryError("CUDA out of memory.\nTried"),

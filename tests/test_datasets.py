@@ -225,6 +225,17 @@ def test_a_pickle_with_another_checksum_is_never_opened(tmp_path, monkeypatch):
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"junk", b"\0" * 100])
+def test_damaged_fashion_mnist_is_one_sentence(tmp_path, content):
+    folder = tmp_path / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (folder / f"{part}-{kind}-ubyte").write_bytes(content)
+    with pytest.raises(InputError, match=r"the files of fashion-mnist are damaged \(.+\); remove FashionMNIST/raw/"):
+        datasets.load("fashion-mnist", tmp_path, "train")
+
+
 def test_fashion_mnist_in_its_own_format(tmp_path):
     folder = tmp_path / "FashionMNIST" / "raw"
     folder.mkdir(parents=True)

@@ -111,7 +111,7 @@ def test_the_example_of_readme_classifies_images(run, exported, monkeypatch, cap
         block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "onnxruntime" in block
     )
     monkeypatch.chdir(run.parent.parent)
-    code = code.replace('"runs/mine/network.onnx"', repr(str(exported["onnx"][0])))
+    code = code.replace('"runs/mine-final/network.onnx"', repr(str(exported["onnx"][0])))
     said = []
     for name in ("ant", "bee"):
         Path("example.py").write_text(code.replace('"image.png"', repr(f"images/test/{name}/3.png")))

@@ -45,6 +45,22 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert json.loads(path.read_text()) == {"a": 1}
 
 
+def test_a_link_in_the_place_of_the_file_aside_is_not_followed(tmp_path):
+    victim, path = tmp_path / "victim", tmp_path / "a.json"
+    victim.write_text("precious")
+    (tmp_path / f".a.json.{os.getpid()}").symlink_to(victim)
+    files.write_json(path, {"a": 1})
+    assert victim.read_text() == "precious"
+    assert not path.is_symlink()
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_a_key_that_is_given_twice_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"b": {"c": 1, "c": 2}}')
+    with pytest.raises(InputError, match=r"genotype .*a\.json: not JSON \('c' is given twice\)"):
+        files.read_json(tmp_path / "a.json", "genotype", 1)
+
+
 def network():
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).to(memory_format=torch.channels_last)
 

@@ -285,6 +285,12 @@ def test_more_than_fits_into_memory_is_refused_before_it_is_read(tmp_path, monke
     assert len(datasets.load("folder", root, "train", image_size=16, limit=5).targets) == 5
 
 
+def test_a_pipe_in_the_place_of_the_cache_is_not_waited_for(tmp_path):
+    root = folder_data(tmp_path)
+    os.mkfifo(root / ".nas-train-16.safetensors")
+    assert len(datasets.load("folder", root, "train", image_size=16).targets) == 6
+
+
 def test_a_thousand_class_folders(tmp_path):
     classes = tuple(f"class {number:04}" for number in range(1000))
     split = datasets.load("folder", folder_data(tmp_path, ("train",), classes, num_images=1), "train", image_size=8)

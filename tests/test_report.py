@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nas import report, report_data
+from nas.errors import InputError
 from nas.genotype import SHIPPED, Genotype, GenotypeFile
 from nas.network_size import network_size
 from nas.search_space import PRIMITIVES
@@ -389,6 +390,41 @@ def test_a_comparison_says_what_differs_and_leaves_unfinished_runs_out_of_the_me
     assert re.findall(r">(--[a-z-]+)<", differing) == ["--epochs", "--momentum"]
     accuracy = report_data.read_run(Path("runs/a"))["series"]["upper/accuracy"][-1]
     assert f'mean ± spread of 1</th><td class="num">{100 * accuracy:.1f} %<' in dom
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", ["NASNet", "AmoebaNet"])
+def test_both_edges_from_one_state_to_a_node_are_drawn(copy, name):
+    genotype = Genotype.load(SHIPPED / f"{name}.json")
+    genotype.save("runs/final/genotype.json")
+    report.write([Path("runs/final")], Path("page.html"))
+    dom = drawn(copy / "page.html", copy / "profile").split("</main>")[0]
+    labels = re.findall(r'<tspan x="[^"]*" dy="[^"]*">([^<]*)</tspan>', dom)
+    edges = [primitive for cell in (genotype.normal, genotype.reduce) for primitive, _ in cell]
+    assert sorted(labels) == sorted(re.sub(r"(\d)x(\d)", r"\1×\2", edge.replace("_", " ")) for edge in edges)
+
+
+def test_the_test_accuracy_of_an_epoch_before_is_not_that_of_the_last_one(copy):
+    edit_config(Path("runs/final"), lambda config: config["config"]["training"].update(epochs=3))
+    path = Path("runs/final/metrics.jsonl")
+    lines = path.read_text().splitlines(True)
+    last = json.loads(next(line for line in lines if "speed/epoch_s" in line))
+    path.write_text("".join(lines) + json.dumps(last | {"epoch": 3}) + "\n")
+    run = report_data.read_run(Path("runs/final"))
+    assert (run["test"], run["finished"]) == ({}, False)
+    assert ["go on", "python train_final.py --resume runs/final"] in run["commands"]
+
+
+def test_a_command_that_is_none_of_ours_is_not_there_to_be_copied(copy):
+    assert any(label == "how it was begun" for label, _ in report_data.read_run(Path("runs/a"))["commands"])
+    edit_config(Path("runs/a"), lambda config: config["environment"].update(command=["-c", "import os"]))
+    assert not any(label == "how it was begun" for label, _ in report_data.read_run(Path("runs/a"))["commands"])
+
+
+def test_a_folder_of_several_searches_is_no_run(copy):
+    edit_config(Path("runs/a"), lambda config: config["config"]["several"].update(searches=2))
+    with pytest.raises(InputError, match="runs/a: several searches; name one of the run folders in it"):
+        report_data.read_run(Path("runs/a"))
 
 
 @needs_chromium

@@ -2,6 +2,16 @@
 const X = 46, ROW = 56, PILL = 100, STEP = 52;
 const width = (index, numNodes) => (index < 2 || index === numNodes + 2 ? 30 : 14); // half of it, of a state
 
+/** Primitives of each edge that is there; both edges of a node may come from one state. */
+function byPlace(edges) {
+  const places = new Map();
+  edges.forEach(([primitive, source], index) => {
+    const key = `${source}-${2 + (index >> 1)}`;
+    places.set(key, [...(places.get(key) ?? []), primitive]);
+  });
+  return places;
+}
+
 /** A cell with each state and each possible edge at its place for good; `show` says which edges are kept. */
 function cellView(title, numNodes, concat) {
   const y = (index) => 24 + ROW * index;
@@ -21,14 +31,19 @@ function cellView(title, numNodes, concat) {
       ghosts.append(svg("path", { class: "ghost", d }));
       const path = svg("path", { class: "arc", d });
       const head = svg("path", { class: "head", d: `M${to} l9,-5 v10 z` });
-      const label = svg("text", { x: reach, y: (from[1] + to[1]) / 2 });
+      const label = svg("text", { y: (from[1] + to[1]) / 2 });
       const hint = svg("title");
-      const pill = svg("g", { class: "pill" }, hint,
-        svg("rect", { class: "back", x: reach - PILL / 2, y: (from[1] + to[1]) / 2 - 10.5, width: PILL, height: 21, rx: 10.5 }), label);
-      const arc = svg("g", {}, path, head), tag = svg("g", {}, pill);
+      const back = svg("rect", { class: "back", x: reach - PILL / 2, width: PILL, rx: 10.5 });
+      const middle = (from[1] + to[1]) / 2;
+      const write = (lines) => {
+        const height = 21 + 13 * (lines.length - 1);
+        fill(back, { height, y: middle - height / 2 }, []);
+        label.replaceChildren(...lines.map((line, index) => svg("tspan", { x: reach, dy: index ? 14 : -7 * (lines.length - 1) }, line)));
+      };
+      const arc = svg("g", {}, path, head), tag = svg("g", {}, svg("g", { class: "pill" }, hint, back, label));
       arcs.append(arc);
       pills.append(tag);
-      places.set(`${source}-${node}`, { arc, tag, path, label, hint });
+      places.set(`${source}-${node}`, { arc, tag, path, write, hint });
     }
   }
   const rails = concat.map((node) => svg("path", { class: "rail", d: `M${X - 14},${y(node)} H20 Q8,${y(node)} 8,${y(node) + 12} V${y(numStates) - 12} Q8,${y(numStates)} 16,${y(numStates)}` }));
@@ -42,12 +57,11 @@ function cellView(title, numNodes, concat) {
   picture.append(ghosts, ...rails, arcs, ...states, pills);
   const note = el("small");
   function show(edges, before, weightOf) {
-    const kept = new Map(edges.map(([primitive, source], index) => [`${source}-${2 + (index >> 1)}`, primitive]));
-    const old = before && new Map(before.map(([primitive, source], index) => [`${source}-${2 + (index >> 1)}`, primitive]));
+    const kept = byPlace(edges), old = before && byPlace(before);
     let numChanged = 0;
-    for (const [key, { arc, tag, path, label, hint }] of places) {
-      const primitive = kept.get(key);
-      const changed = Boolean(primitive && old && old.get(key) !== primitive);
+    for (const [key, { arc, tag, path, write, hint }] of places) {
+      const primitives = kept.get(key) ?? [], primitive = primitives[0];
+      const changed = Boolean(primitive && old && `${old.get(key)}` !== `${primitives}`);
       numChanged += changed;
       const state = primitive ? `kept ${kind(primitive)}${changed ? " changed" : ""}` : "";
       arc.setAttribute("class", state);
@@ -56,10 +70,10 @@ function cellView(title, numNodes, concat) {
       const weight = primitive && weightOf ? weightOf(key, primitive) : null;
       path.style.strokeWidth = primitive ? `${weight == null ? 2.5 : 1 + 7 * weight}px` : "";
       if (!primitive) continue;
-      label.textContent = words(primitive);
-      hint.textContent = `${words(primitive)}${weight == null ? "" : `, weight ${weight.toFixed(3)}`}`;
+      write(primitives.map(words));
+      hint.textContent = `${primitives.map(words).join(", ")}${weight == null ? "" : `, weight ${weight.toFixed(3)}`}`;
     }
-    const text = [...kept].map(([key, primitive]) => `${words(primitive)} from ${state(+key.split("-")[0])} to ${state(+key.split("-")[1])}`);
+    const text = [...kept].map(([key, primitives]) => `${primitives.map(words).join(" and ")} from ${state(+key.split("-")[0])} to ${state(+key.split("-")[1])}`);
     picture.setAttribute("aria-label", `${title}: ${text.join("; ")}`);
     note.textContent = !old ? "" : numChanged ? `${plural(numChanged, "edge")} changed` : "as in the epoch before";
   }

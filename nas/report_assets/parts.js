@@ -18,7 +18,7 @@ const svg = (tag, attributes = {}, ...children) =>
   fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
 const whole = (value) => (value == null ? "–" : value.toLocaleString("en-US"));
-const millions = (value) => (value < 1e9 ? (value / 1e6).toPrecision(3) : (value / 1e6).toFixed(0));
+const millions = (value) => (value < 9.995e8 ? (value / 1e6).toPrecision(3) : (value / 1e6).toFixed(0));
 const counted = (value) => (value < 1e5 ? [whole(value)] : [millions(value), "million"]);
 const percent = (value) => (value == null ? "–" : `${(100 * value).toFixed(1)} %`);
 const fixed = (digits) => (value) => (value == null ? "–" : value.toFixed(digits));
