@@ -58,7 +58,8 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
         return
     path = Path(processes.text_of_first(str(folder_of_run(options, f"search-{data.dataset}"))))
     exported = Path("genotypes", f"{path.resolve().name}.json")
-    if processes.any(processes.first and options.resume is not None and is_finished(path, lower.epochs)):
+    (finished,) = processes.any(processes.first and options.resume is not None and is_finished(path, lower.epochs))
+    if finished:
         return
     with processes.agreed():
         if processes.first and options.resume is None and exported.exists():
@@ -90,7 +91,8 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
     with processes.agreed():
         lines = forecast(config, models, images, lower_images, upper_images, device)
     if options.dry_run:
-        step_s = seconds_of_step(lambda: take_step(models, *batches(0), lower.lower_lr), "--lower-lr")
+        with processes.agreed():
+            step_s = seconds_of_step(lambda: take_step(models, *batches(0), lower.lower_lr), "--lower-lr")
         if is_several(config):
             lines += plan(config)
         num_steps *= config.several.searches  # one after another
@@ -114,11 +116,14 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
         upper_accuracy: float | None = None  # of the last epoch
 
         def save(finished: bool = False) -> None:
+            processes.check_identical(state)
             run.save(state, fingerprint, genotype.to_text(), progress, finished)
 
-        def stop_if_asked() -> None:
-            if processes.any(interrupts.received is not None):
+        def save_or_stop(due: bool = False) -> None:
+            asked, due = processes.any(interrupts.received is not None, due)
+            if asked or due:
                 save()
+            if asked:
                 raise Stopped(f"after step {progress.steps}; go on: {run.go_on}", interrupts.exit_code)
 
         if progress.steps == 0:
@@ -150,18 +155,15 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
                         rates["speed/images_per_s"] = recent_images / (time.monotonic() - recent_began)
                         run.record(epoch + 1, step + 1, scalars | rates | progress.take_peaks())
                         recent_began, recent_images = time.monotonic(), 0
-                    if time.monotonic() - run.saved_at >= 60 * options.checkpoint_minutes:
-                        save()
-                    stop_if_asked()
+                    save_or_stop(due=time.monotonic() - run.saved_at >= 60 * options.checkpoint_minutes)
                     advance(status(progress, upper_accuracy, genotype))
 
                 with torch.no_grad():
                     edge_weights = alphas()
                 supernet.eval()
                 predict = functools.partial(supernet, edge_weights=edge_weights)
-                upper_loss, upper_accuracy = evaluate(predict, upper_images, 2 * lower.batch_size, stop_if_asked)
+                upper_loss, upper_accuracy = evaluate(predict, upper_images, 2 * lower.batch_size, save_or_stop)
                 supernet.train()
-                processes.check_identical(state)
                 previous, genotype = genotype, Genotype.derive(alphas)
                 if processes.first and genotype != previous:
                     drawn = genotype.draw(run.path / "cells")

@@ -68,7 +68,8 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
     with processes.agreed():
         default = f"final-{find(path_or_name).stem}" if processes.first and options.resume is None else ""
     path = Path(processes.text_of_first(str(folder_of_run(options, default))))
-    if processes.any(processes.first and options.resume is not None and is_finished(path, training.epochs)):
+    (finished,) = processes.any(processes.first and options.resume is not None and is_finished(path, training.epochs))
+    if finished:
         return
     run, file = None, ""
     with processes.agreed():
@@ -101,9 +102,10 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
         lines = forecast(config, path_or_name, network, images, holdout_images)
     if options.dry_run:
         batch, target = images.batch(training.batch_size, options.seed, "final", 0)
-        step_s = seconds_of_step(
-            lambda: take_step(config, network, optimizer, batch, target, 0, drop_path_at_end, processes), "--lr"
-        )
+        with processes.agreed():
+            step_s = seconds_of_step(
+                lambda: take_step(config, network, optimizer, batch, target, 0, drop_path_at_end, processes), "--lr"
+            )
         if processes.first:
             print(*lines, outlook(step_s, num_steps, training.batch_size), sep="\n")
         return
@@ -121,11 +123,14 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
         run.log(f"{run.path}: tensorboard --logdir {shlex.quote(str(path.parent))} shows the training as it goes")
 
         def save(finished: bool = False) -> None:
+            processes.check_identical(state)
             run.save(state, fingerprint, genotype.to_text(), progress, finished)
 
-        def stop_if_asked() -> None:
-            if processes.any(interrupts.received is not None):
+        def save_or_stop(due: bool = False) -> None:
+            asked, due = processes.any(interrupts.received is not None, due)
+            if asked or due:
                 save()
+            if asked:
                 raise Stopped(f"after step {progress.steps}; go on: {run.go_on}", interrupts.exit_code)
 
         if progress.steps == 0:
@@ -159,20 +164,17 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
                         rates = {"train/learning_rate": learning_rate, "train/drop_path": drop_path}
                         rates["speed/images_per_s"] = target.batch_size / (time.monotonic() - step_began)
                         run.record(epoch + 1, step + 1, scalars | rates | progress.take_peaks())
-                    if time.monotonic() - run.saved_at >= 60 * options.checkpoint_minutes:
-                        save()
-                    stop_if_asked()
+                    save_or_stop(due=time.monotonic() - run.saved_at >= 60 * options.checkpoint_minutes)
                     advance(f"train {progress.means()[1]:.1%}{held_out}")
 
                 train_loss, train_accuracy = progress.means()
                 line = f"epoch {epoch + 1}/{training.epochs}: loss {train_loss:.3f}, accuracy {train_accuracy:.1%}"
                 scalars = {"train/loss": train_loss, "train/accuracy": train_accuracy}
                 if holdout_images is not None:
-                    loss, accuracy = accuracy_of(network, holdout_images, training.batch_size, stop_if_asked)
+                    loss, accuracy = accuracy_of(network, holdout_images, training.batch_size, save_or_stop)
                     line += f"; held out: loss {loss:.3f}, accuracy {accuracy:.1%}"
                     held_out = f", held out {accuracy:.1%}"
                     scalars |= {"holdout/loss": loss, "holdout/accuracy": accuracy}
-                processes.check_identical(state)
                 epoch_s = run.elapsed_s() - progress.epoch_began_s
                 run.record(
                     epoch + 1,
@@ -188,7 +190,7 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
         name, measured = ("test", test_images) if test_images else ("held-out", holdout_images)
         assert measured is not None
         # The test set serves here for the first time, and once: no epoch was chosen by it.
-        loss, accuracy = accuracy_of(network, measured, training.batch_size, stop_if_asked)
+        loss, accuracy = accuracy_of(network, measured, training.batch_size, save_or_stop)
         if test_images:
             run.record(training.epochs, num_steps, {"test/loss": loss, "test/accuracy": accuracy})
         run.log(

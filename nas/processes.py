@@ -88,14 +88,14 @@ class Processes:
         assert isinstance(gathered, Tensor)
         return gathered
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+    def any(self, *flags: bool) -> list[bool]:
+        """Of each flag, whether it is set in any process."""
         if self.count == 1:
-            return flag
-        flags = torch.tensor([flag], dtype=torch.int32)
+            return list(flags)
+        numbers = torch.tensor(flags, dtype=torch.int32)
         with _lost():
-            torch.distributed.all_reduce(flags)
-        return bool(flags.item())
+            torch.distributed.all_reduce(numbers)
+        return [number > 0 for number in numbers.tolist()]
 
     def text_of_first(self, text: str) -> str:
         """The text of the first process; those of the others are not looked at."""
@@ -167,7 +167,7 @@ class Processes:
         if differing:
             raise Stopped(
                 f"process {differing[0]} of {self.count} holds other weights or alphas than process 0; machines that "
-                "compute together must be of one kind. Checkpoints since the end of the last epoch may be wrong."
+                "compute together must be of one kind. The last checkpoint is from before."
             )
 
     def _texts(self, text: str, group: torch.distributed.ProcessGroup | None = None) -> list[str]:
