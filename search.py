@@ -92,7 +92,9 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
         lines = forecast(config, models, images, lower_images, upper_images, device)
     if options.dry_run:
         with processes.agreed():
-            step_s = seconds_of_step(lambda: take_step(models, *batches(0), lower.lower_lr), "--lower-lr")
+            step_s = seconds_of_step(
+                lambda: read(take_step(models, *batches(0), lower.lower_lr), models), state, cause_of_bad_step
+            )
         if is_several(config):
             lines += plan(config)
         num_steps *= config.several.searches  # one after another
@@ -147,8 +149,8 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
                         run.bad_step(progress, f"{error} {images_of(config, (lower_images, upper_images), step)}")
                         if progress.bad_steps_in_a_row >= options.max_bad_steps:
                             save()
-                            flag = "--alpha-lr" if "alphas" in str(error) else "--lower-lr"
-                            raise Stopped(too_many_bad_steps(progress.bad_steps_in_a_row, error, flag)) from None
+                            cause = cause_of_bad_step(error)
+                            raise Stopped(too_many_bad_steps(progress.bad_steps_in_a_row, error, cause)) from None
                     recent_images += train[1].batch_size + validate[1].batch_size
                     if step % RECORD_EVERY_STEPS == 0:
                         rates = {"lower/learning_rate": learning_rate, "upper/learning_rate": upper.alpha_lr}
@@ -233,6 +235,11 @@ def load_images(config: SearchConfig, device: torch.device, processes: Processes
         images._replace(split=images.split.select(half.to(device))) for half in (lower_half, upper_half)
     )
     return images, lower_images, upper_images
+
+
+def cause_of_bad_step(error: FloatingPointError) -> str:
+    """The flag that is likely to have led to it."""
+    return "--alpha-lr" if "alpha" in str(error) else "--lower-lr"
 
 
 def images_of(config: SearchConfig, levels: tuple[Images, Images], step: int) -> str:

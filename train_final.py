@@ -104,7 +104,9 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
         batch, target = images.batch(training.batch_size, options.seed, "final", 0)
         with processes.agreed():
             step_s = seconds_of_step(
-                lambda: take_step(config, network, optimizer, batch, target, 0, drop_path_at_end, processes), "--lr"
+                lambda: take_step(config, network, optimizer, batch, target, 0, drop_path_at_end, processes),
+                state,
+                lambda _: "--lr",
             )
         if processes.first:
             print(*lines, outlook(step_s, num_steps, training.batch_size), sep="\n")

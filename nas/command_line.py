@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -190,7 +191,7 @@ def exit_code(run: Callable[[], int]) -> int:
         try:
             return run()
         finally:
-            sys.stdout.flush()
+            _flush_output()
     except InputError as error:
         print(f"error: {printable(error, SENTENCE)}", file=sys.stderr)
         return 2
@@ -198,15 +199,15 @@ def exit_code(run: Callable[[], int]) -> int:
         print(f"stopped: {printable(stopped, SENTENCE)}", file=sys.stderr)
         return stopped.code
     except BrokenPipeError:  # whoever reads has seen enough, as `head` has
-        _output_to_nowhere()
         return 141  # what shells say of a command that SIGPIPE ended
     except ConnectionError as error:  # of processes that compute together, before there is a run
         print(f"stopped: {error.strerror or error}.", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.filename is None:
-            _output_to_nowhere()
-        print(f"error: {printable(error.filename or 'standard output', 400)}: {error.strerror}.", file=sys.stderr)
+        # Every other file is named, or was said to have failed by whoever writes it.
+        place = "standard output" if error.errno in (errno.ENOSPC, errno.EIO) else None
+        where = "".join(f"{printable(name, 400)}: " for name in (error.filename or place,) if name)
+        print(f"error: {where}{printable(error.strerror or error, 400)}.", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
@@ -220,9 +221,14 @@ def exit_code(run: Callable[[], int]) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def _output_to_nowhere() -> None:
-    """What Python still flushes at its exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _flush_output() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its exit
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise InputError(f"standard output: {error.strerror}.") from None
 
 
 def begun_before(config: Any, folder: Path) -> Any:

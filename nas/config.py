@@ -9,12 +9,19 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 SEEDS = 2**32
 
+
+def _in_float32(given: float) -> float:
+    if given > 3e38:
+        raise ValueError("must be at most 3e38")
+    return given
+
+
 Channels = Annotated[int, Field(ge=1, le=1024)]
 Cells = Annotated[int, Field(ge=1, le=200)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 BatchSize = Annotated[int, Field(ge=2, le=100_000)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_in_float32)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_in_float32)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 BetweenZeroAndOne = Annotated[float, Field(gt=0, lt=1)]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]

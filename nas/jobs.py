@@ -253,6 +253,6 @@ def resources_of_job(nodes: Sequence[Mapping[str, float]], share: float, device:
     most = max((node.get(kind, 0.0) for node in nodes), default=0.0)
     if most < share:
         raise InputError(f"--devices-per-search {share:g}: no node has as many; the largest has {most:g} {kind}.")
-    share = math.floor(share * 10_000) / 10_000  # as exactly as Ray counts
+    share = math.floor(round(share * 10_000, 6)) / 10_000  # as exactly as Ray counts
     # Beside a GPU no core is asked for: there may be fewer of them than searches that share GPUs.
     return {"num_gpus": share, "num_cpus": 0.0} if with_gpus else {"num_cpus": share}

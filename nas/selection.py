@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,14 +114,9 @@ def verdict(rows: Sequence[Candidate]) -> list[str]:
     if not drawn:
         return lines
     difference = statistics.mean(searched) - statistics.mean(drawn)
-    chance = "from too few to tell it from chance"
-    if min(len(searched), len(drawn)) > 1:
-        error = math.sqrt(sum(statistics.variance(group) / len(group) for group in (searched, drawn)))
-        if error > 0:
-            import scipy.stats  # here, as it takes a while
-
-            often = scipy.stats.ttest_ind(searched, drawn, equal_var=False).pvalue
-            chance = f"standard error {100 * error:.2f}; chance alone does as much with p = {often:.2g}, Welch's t-test"
+    chance = _chance(
+        [row.holdout_accuracy for row in rows if row.seeds], [row.holdout_accuracy for row in rows if row.random_seeds]
+    )
     return [
         *lines,
         f"random cells: {_summary(drawn)}",
@@ -128,6 +124,20 @@ def verdict(rows: Sequence[Candidate]) -> list[str]:
         f"{_points(max(searched) - statistics.mean(drawn))} it, and {_points(max(searched) - max(drawn))} the best "
         "random cell",
     ]
+
+
+def _chance(searched: Sequence[float], drawn: Sequence[float]) -> str:
+    """What the trainings say of chance, each cell's counted once, however often it was found."""
+    if min(len(searched), len(drawn)) < 2:
+        return "from too few trainings to tell it from chance"
+    error = math.sqrt(sum(statistics.variance(group) / len(group) for group in (searched, drawn)))
+    if error == 0:
+        return "without a spread that would tell it from chance"
+    import scipy.stats  # here, as it takes a while
+
+    with warnings.catch_warnings(action="ignore"):  # of a small spread
+        often = scipy.stats.ttest_ind(searched, drawn, equal_var=False).pvalue
+    return f"standard error {100 * error:.2f}; chance alone does as much with p = {often:.2g}, Welch's t-test"
 
 
 def _summary(accuracies: Sequence[float]) -> str:

@@ -167,10 +167,20 @@ def start_states(optimizer: torch.optim.SGD | torch.optim.Adam) -> None:
 
 @contextlib.contextmanager
 def undone_if_not_finite(state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Give the tensors of `state` their values back, bit for bit, where a FloatingPointError is raised; it goes on."""
+    """Give the tensors of `state` their values back, bit for bit, where a FloatingPointError is raised; it goes on.
+
+    Raises:
+        FloatingPointError: one of these tensors is not finite in the end, such as a running variance, of which a loss
+            need not show anything; it is named.
+    """
     before = [tensor.clone() for tensor in state.values()]
     try:
         yield
+        floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+        largest = torch.stack(torch._foreach_norm(list(floats.values()), torch.inf))
+        if not largest.max().isfinite():
+            name = list(floats)[int(largest.isfinite().logical_not().nonzero()[0])]
+            raise FloatingPointError(f"{name} is not finite.")
     except FloatingPointError:
         for tensor, value in zip(state.values(), before, strict=True):
             tensor.copy_(value)
@@ -184,18 +194,27 @@ def check_finite(scalars: Mapping[str, float]) -> None:
             raise FloatingPointError(f"{name} is {value}.")
 
 
-def seconds_of_step(take_step: Callable[[], object], flag: str) -> float:
+def seconds_of_step(
+    take_step: Callable[[], object], state: Mapping[str, Tensor], cause: Callable[[FloatingPointError], str]
+) -> float:
     """How long a step takes; the first one is not timed, as it is slower than the others.
 
+    Args:
+        take_step: to its end, so that no device is still at work.
+        state: that a step moves.
+        cause: the flag that is likely to have led to a step that is not finite.
+
     Raises:
-        InputError: it is not finite; `flag` is the likely cause.
+        InputError: a step is not finite; the flag is named.
     """
+    began = 0.0
     try:
-        take_step()
-        began = time.monotonic()
-        take_step()
+        for _ in range(2):
+            began = time.monotonic()
+            with undone_if_not_finite(state):
+                take_step()
     except FloatingPointError as error:
-        raise InputError(f"{flag}: too large for the first steps; {error}") from None
+        raise InputError(f"{cause(error)}: too large for the first steps; {error}") from None
     return time.monotonic() - began
 
 

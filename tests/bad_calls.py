@@ -39,6 +39,7 @@ _SEARCH = [
     ("--weight-decay -1", "--weight-decay: must be greater than or equal to 0, got -1.0"),
     ("--grad-clip 0", "--grad-clip: must be greater than 0, got 0.0"),
     ("--alpha-lr 0", "--alpha-lr: must be greater than 0, got 0.0"),
+    ("--alpha-lr 1e39", "--alpha-lr: must be at most 3e38, got 1e+39"),
     ("--alpha-weight-decay -1", "--alpha-weight-decay: must be greater than or equal to 0, got -1.0"),
     ("--upper-fraction 0", "--upper-fraction: must be greater than 0, got 0.0"),
     ("--upper-fraction 1", "--upper-fraction: must be less than 1, got 1.0"),

@@ -263,6 +263,7 @@ def test_a_job_takes_a_share_of_a_gpu_where_there_is_one():
     assert resources_of_job(mixed, 0.5, "auto") == {"num_gpus": 0.5, "num_cpus": 0.0}
     assert resources_of_job(mixed, 4.0, "cpu") == {"num_cpus": 4.0}
     assert resources_of_job([{"CPU": 2.0}], 1.0, "auto") == {"num_cpus": 1.0}
+    assert resources_of_job([{"CPU": 2.0}], 0.0003, "auto") == {"num_cpus": 0.0003}
     assert resources_of_job([{"CPU": 2.0}], 1 / 3, "auto") == {"num_cpus": 0.3333}  # what Ray counts is no finer
     with pytest.raises(InputError, match="--devices-per-search 4: no node has as many; the largest has 2 GPU"):
         resources_of_job(mixed, 4.0, "auto")

@@ -19,6 +19,7 @@ from nas.errors import InputError
 from nas.export import Export
 from nas.genotypes import Command, List
 from nas.report import Arguments
+from tests.bad_calls import CALLS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -70,6 +71,10 @@ def test_the_example_of_onestage_moves_the_upper_model(tmp_path):
     names = runpy.run_path(str(tmp_path / "example.py"))
     assert names["upper_loss"].isfinite()
     assert all(parameter.grad.abs().sum() > 0 for parameter in names["upper"].parameters())
+
+
+def test_the_wrong_calls_are_as_many_as_it_says():
+    assert f"| {len(CALLS)} of {len(CALLS)} | `python -m tests.bad_calls` |" in README
 
 
 def test_the_map_names_every_module():

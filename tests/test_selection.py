@@ -53,8 +53,8 @@ def test_the_verdict_counts_a_cell_as_often_as_it_was_found():
     assert searches == "searches: mean 91.33 ± 1.15 % held out (of 3), best 92.00 %"
     assert drawn == "random cells: mean 87.00 ± 6.08 % held out (of 3), best 91.00 %"
     assert worth == (
-        "worth it? the searches' mean is 4.33 points above the random cells' mean (standard error 3.57; chance alone "
-        "does as much with p = 0.34, Welch's t-test); the best search is 5.00 points above it, and 1.00 points above "
+        "worth it? the searches' mean is 4.33 points above the random cells' mean (standard error 3.65; chance alone "
+        "does as much with p = 0.37, Welch's t-test); the best search is 5.00 points above it, and 1.00 points above "
         "the best random cell"
     )
 
@@ -63,12 +63,14 @@ def test_the_verdict_on_few_and_on_clear_results():
     assert selection.verdict(ROWS[:1]) == ["searches: mean 92.00 ± 0.00 % held out (of 2), best 92.00 %"]
     few = selection.verdict([candidate(0.9, (0,)), candidate(0.91, (), (0,))])
     assert few[0] == "searches: mean 90.00 % held out (of 1), best 90.00 %"
-    assert "1.00 points below the random cells' mean (from too few to tell it from chance)" in few[2]
+    assert "1.00 points below the random cells' mean (from too few trainings to tell it from chance)" in few[2]
     clear = [candidate(0.9 + index / 1000, (index,)) for index in range(4)]
     clear += [candidate(0.8 + index / 1000, (), (index,)) for index in range(4)]
     assert "chance alone does as much with p = 3.9e-11, Welch's t-test" in selection.verdict(clear)[2]
-    same = [candidate(0.9, (0, 1)), candidate(0.8, (), (0, 1))]
-    assert "from too few to tell it from chance" in selection.verdict(same)[2]
+    once = [candidate(0.92, (0, 1, 2, 3)), *clear[4:]]  # found four times, trained once
+    assert "from too few trainings to tell it from chance" in selection.verdict(once)[2]
+    alike = [candidate(0.9, (0,)), candidate(0.9, (1,)), candidate(0.8, (), (0,)), candidate(0.8, (), (1,))]
+    assert "without a spread that would tell it from chance" in selection.verdict(alike)[2]
 
 
 def test_the_table_is_kept_in_a_genotype_file(tmp_path, capsys):
