@@ -32,7 +32,7 @@ def read_json(path: Path, what: str, newest_version: int) -> bytes:
     if len(data) > MAX_JSON_BYTES:
         raise InputError(f"{what} {path}: larger than 1 MiB, so it is no {what} file.")
     try:
-        content = json.loads(data, object_pairs_hook=_each_key_once)
+        content = json.loads(data, object_pairs_hook=each_key_once)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what} {path}: not JSON ({error}).") from None
     version = content.get("format_version") if isinstance(content, dict) else None
@@ -43,7 +43,8 @@ def read_json(path: Path, what: str, newest_version: int) -> bytes:
     return data
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` of `json.loads`; raises ValueError at a key that is given twice."""
     content: dict[str, Any] = {}
     for key, value in pairs:
         if key in content:

@@ -24,6 +24,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from nas import files
 from nas.errors import InputError
 from nas.genotype import Genotype, GenotypeFile, Provenance, first_problem
 from nas.search_space import EDGES_PER_NODE, NUM_INPUTS, PRIMITIVES, edges
@@ -134,7 +135,7 @@ def read(data: bytes) -> tuple[Genotype, Provenance]:
         text = data.decode()
         if not text.lstrip().startswith("{"):
             return Genotype.from_text(text), Provenance()
-        content: dict[str, Any] = json.loads(text, object_pairs_hook=_without_repetition)
+        content: dict[str, Any] = json.loads(text, object_pairs_hook=files.each_key_once)
         if "format_version" in content:
             file = GenotypeFile.model_validate_json(data)
             return Genotype(**file.cells()), file.provenance
@@ -158,15 +159,6 @@ def _reader(content: dict[str, Any]) -> Callable[[dict[str, Any]], Genotype]:
         "JSON, but no cells: a genotype file has format_version, NNI's form has normal/op_2_0, "
         f"NAS-Bench-301's {NASBENCH301_PREFIX}edge_normal_0."
     )
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in content:
-            raise InputError(f"{key!r:.60}: given twice.")
-        content[key] = value
-    return content
 
 
 def _must_fit(genotype: Genotype, space: str) -> None:

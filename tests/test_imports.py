@@ -31,7 +31,7 @@ ALLOWED = {
     },
     "export": {"final_network", "command_line", "files", "errors"},
     "network_size": {"final_network", "genotype"},
-    "genotype_forms": {"search_space", "genotype", "errors"},
+    "genotype_forms": {"search_space", "files", "genotype", "errors"},
     "genotype_lines": {"search_space", "genotype", "network_size", "errors"},
     "genotype_files": {"files", "genotype", "genotype_forms", "errors"},
     "random_genotype": {"search_space", "genotype"},
