@@ -60,14 +60,14 @@ class Data:
     __pydantic_config__ = _STRICT
 
     dataset: Literal["cifar10", "cifar100", "fashion-mnist", "svhn", "digits", "folder", "npz"] = "cifar10"
-    """Data set. digits is embedded and works offline; folder reads DATA_DIR/train/CLASS/* and DATA_DIR/test/CLASS/*;
-    npz reads DATA_DIR/train.npz and DATA_DIR/test.npz, with the arrays images, labels and, if you like, classes and
-    mirror."""
+    """Data set. digits is embedded and works offline.
+    folder reads DATA_DIR/train/CLASS/* and DATA_DIR/test/CLASS/*.
+    npz reads DATA_DIR/train.npz and test.npz: the arrays images, labels and, if you like, classes and mirror."""
     data_dir: str = "data"
     """Folder of the images. The sets that torchvision knows are downloaded to it when they are missing."""
     image_size: Annotated[Annotated[int, Field(ge=8, le=1024)] | None, _optional("INT", "32")] = None
-    """Pixels a side, for folder alone: images become RGB, and are scaled and cropped about their centre to squares. The
-    other sets have their own size."""
+    """Pixels a side, for folder alone: images become RGB, and are scaled and cropped about their centre to squares.
+    The other sets have their own size."""
     train_limit: Annotated[Annotated[int, Field(ge=4)] | None, _optional("INT", "all")] = None
     """Use so many training images, drawn by the seed."""
     skip_bad_images: Flag = False
@@ -93,11 +93,11 @@ class Run:
     config: Annotated[str | None, _optional("FILE", "none")] = None
     """Begin with the flags of another run: its config.json, or its folder. Flags given beside it win."""
     dry_run: Flag = False
-    """Say what would happen and how long it would take, by a few steps, and write nothing, but for images that have to
-    be downloaded or are kept for the next time."""
+    """Say what would happen and how long it would take, by a few steps, and begin nothing.
+    Images are downloaded, or read and kept for the next time, as they would be."""
     resume: Annotated[str | None, _optional("RUN_DIR", "none")] = None
-    """Go on with a run from its last checkpoint, bit for bit, with its flags. --epochs may grow; --data-dir, --device,
-    --checkpoint-minutes, --max-bad-steps and --deterministic may be others."""
+    """Go on with a run from its last checkpoint, bit for bit, with its flags.
+    Of these --epochs may grow; --data-dir, --device and the three below may be others."""
     checkpoint_minutes: NotNegative = 5.0
     """Minutes between checkpoints within an epoch; each epoch ends with one. 0: after every step."""
     max_bad_steps: Annotated[int, Field(ge=1)] = 10
@@ -113,8 +113,8 @@ class SearchRun(Run):
     """Run"""
 
     preset: Literal["paper", "paper-first-order", "quick"] = "paper"
-    """What the other flags are where they are not given. quick: a small supernet, which takes minutes on the digits and
-    hours on CIFAR-10."""
+    """What the other flags are where they are not given.
+    quick is a small supernet, which takes minutes on the digits and hours on CIFAR-10."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,8 @@ class Several:
     __pydantic_config__ = _STRICT
 
     searches: Annotated[int, Field(ge=1, le=200)] = 1
-    """Search so often, with seeds from --seed on (DARTS, section 3.2: four times); then train each distinct cell for a
-    short time, with the images of the first seed's alphas held out, and export the best one."""
+    """Search so often, with seeds from --seed on (DARTS, section 3.2: four times).
+    Then train each distinct cell shortly, the images of the first seed's alphas held out, and export the best one."""
     random_baseline: Annotated[int, Field(ge=0, le=200)] = 0
     """Train so many cells drawn at random in the same way: what the searches have to beat."""
     selection_epochs: Epochs = 100
@@ -195,8 +195,8 @@ class Several:
         _ADDRESS_OR_LOCAL,
         tyro.conf.arg(help_behavior_hint="(default: without Ray, one after another)"),
     ] = None
-    """Run them side by side as tasks of Ray: without a value on this machine, else on the cluster at ADDRESS, HOST:PORT
-    or auto for the one that this machine is part of; its nodes have this folder at the same place."""
+    """Run them side by side as tasks of Ray: without a value on this machine, else on the cluster at ADDRESS.
+    This is HOST:PORT, or auto for the cluster of this machine. Its nodes have this folder at the same place."""
     devices_per_search: Annotated[float, Field(ge=0.0001, le=1024, allow_inf_nan=False)] = 1.0
     """With --ray: GPUs that a search or training takes, or CPU cores where there are no GPUs. 0.5: two share one."""
 
@@ -244,8 +244,8 @@ class Network:
     genotype: Annotated[str | None, _optional("PATH_OR_NAME", "none")] = None
     """The cell: a genotype file, or a name such as DARTS_V2."""
     evaluate: Annotated[str | None, _optional("RUN_DIR", "none")] = None
-    """Instead of training: the run folder of a trained network, whose test accuracy is measured again. Its flags hold,
-    but for --device and, where its images have been moved, --data-dir."""
+    """Instead of training: the run folder of a trained network, whose test accuracy is measured again.
+    Its flags hold, but for --device and, where its images have been moved, --data-dir."""
     init_channels: Channels = 36
     """Channels of the first cell (DARTS, appendix A.2.1)."""
     num_cells: Cells = 20

@@ -219,7 +219,10 @@ def test_a_bad_field_is_named(form, key, value, expected):
         (b'{"normal": 1}', "JSON, but no cells: "),
         (b'{"format_version": 1}', "normal: missing."),
         (b'{"format_version": 2}', "format_version: "),
-        (b'{"normal/op_2_0": "skip_connect", "normal/op_2_0": "skip_connect"}', "not JSON ('normal/op_2_0' is given twice)"),
+        (
+            b'{"normal/op_2_0": "skip_connect", "normal/op_2_0": "skip_connect"}',
+            "not JSON ('normal/op_2_0' is given twice)",
+        ),
     ],
     ids=lambda value: repr(value[:20]),
 )
