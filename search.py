@@ -35,9 +35,9 @@ from nas.training import (
     pick_device,
     prepare,
     require_images,
+    rollback_if_not_finite,
     seconds_of_step,
     too_many_bad_steps,
-    undone_if_not_finite,
 )
 
 RECORD_EVERY_STEPS = 10
@@ -93,7 +93,7 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
     if options.dry_run:
         with processes.agreed():
             step_s = seconds_of_step(
-                lambda: read(take_step(models, *batches(0), lower.lower_lr), models), state, cause_of_bad_step
+                lambda: read(take_step(models, *batches(0), lower.lower_lr), models, state), state, cause_of_bad_step
             )
         if is_several(config):
             lines += plan(config)
@@ -141,8 +141,9 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
                     train, validate = batches(step)
                     scalars: dict[str, float] = {}
                     try:
-                        with undone_if_not_finite(state):
-                            scalars, num_correct = read(take_step(models, train, validate, learning_rate), models)
+                        with rollback_if_not_finite(state):
+                            result = take_step(models, train, validate, learning_rate)
+                            scalars, num_correct = read(result, models, state)
                         progress.good_step(scalars["lower/step_loss"], num_correct, train[1].batch_size)
                         progress.see({f"{level}/step_loss_max": scalars[f"{level}/step_loss"] for level in LEVELS})
                     except FloatingPointError as error:

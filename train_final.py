@@ -29,7 +29,6 @@ from nas.training import (
     Images,
     Target,
     average_step,
-    check_finite,
     cosine,
     cross_entropy,
     evaluate,
@@ -37,10 +36,11 @@ from nas.training import (
     pick_device,
     prepare,
     require_images,
+    rollback_if_not_finite,
+    scalars_to_host,
     seconds_of_step,
     start_states,
     too_many_bad_steps,
-    undone_if_not_finite,
 )
 
 RECORD_EVERY_STEPS = 10
@@ -104,7 +104,9 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
         batch, target = images.batch(training.batch_size, options.seed, "final", 0)
         with processes.agreed():
             step_s = seconds_of_step(
-                lambda: take_step(config, network, optimizer, batch, target, 0, drop_path_at_end, processes),
+                lambda: scalars_to_host(
+                    take_step(config, network, optimizer, batch, target, 0, drop_path_at_end, processes), state
+                ),
                 state,
                 lambda _: "--lr",
             )
@@ -150,10 +152,11 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
                     batch, target = images.batch(training.batch_size, options.seed, "final", step)
                     scalars: dict[str, float] = {}
                     try:
-                        with undone_if_not_finite(state):
-                            scalars, num_correct = take_step(
-                                config, network, optimizer, batch, target, step, drop_path, processes
+                        with rollback_if_not_finite(state):
+                            scalars = scalars_to_host(
+                                take_step(config, network, optimizer, batch, target, step, drop_path, processes), state
                             )
+                        num_correct = scalars.pop("num_correct")
                         progress.good_step(scalars["train/step_loss"], num_correct, target.batch_size)
                         progress.see({"train/step_loss_max": scalars["train/step_loss"]})
                     except FloatingPointError as error:
@@ -275,8 +278,8 @@ def take_step(
     step: int,
     drop_path: float,
     processes: Processes = ALONE,
-) -> tuple[dict[str, float], float]:
-    """Move the weights; see `read` for what is returned and raised."""
+) -> dict[str, torch.Tensor]:
+    """Move the weights, and return the scalars of the step by name, still on the device."""
     optimizer.zero_grad()
     dropped = datasets.generator("drop path", config.run.seed, step, device=str(batch.device))
     logits, auxiliary_logits = network(batch, drop_path, dropped, target.batch_size, processes.rows(target.batch_size))
@@ -287,26 +290,12 @@ def take_step(
     loss, num_correct = average_step(processes, network, loss, logits, target)
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.training.grad_clip)
     optimizer.step()
-    return read(network, loss, norm, num_correct)
-
-
-def read(
-    network: FinalNetwork, loss: torch.Tensor, norm: torch.Tensor, num_correct: torch.Tensor
-) -> tuple[dict[str, float], float]:
-    """The scalars of a step by name, and the number of its correct answers; here the device is waited for.
-
-    Raises:
-        FloatingPointError: one of them is not finite; it is named.
-    """
-    scalars = {
+    return {
         "train/step_loss": loss,
         "train/gradient_norm": norm,
         "train/weights_norm": torch.nn.utils.get_total_norm(list(network.parameters())),
+        "num_correct": num_correct,
     }
-    *values, correct = torch.stack([*scalars.values(), num_correct]).tolist()
-    quantities = dict(zip(scalars, values, strict=True))
-    check_finite(quantities)
-    return quantities, correct
 
 
 def images_of(config: FinalConfig, images: Images, holdout_images: Images | None, step: int) -> str:

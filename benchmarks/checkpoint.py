@@ -16,7 +16,7 @@ from nas.config import SearchConfig
 from nas.genotype import Genotype
 from nas.run_folder import RunFolder
 from nas.search_step import build, exact_step, read
-from nas.training import Target, undone_if_not_finite
+from nas.training import Target, rollback_if_not_finite
 
 NUM_SAVES = 20
 
@@ -38,8 +38,8 @@ def main() -> None:
             result = exact_step(models, train, validate, 0.025)
             steps.append(time.perf_counter() - began)
             began = time.perf_counter()
-            with undone_if_not_finite(state):
-                read(result, models)
+            with rollback_if_not_finite(state):
+                read(result, models, state)
             guards.append(time.perf_counter() - began)
             run.record(1, step + 1, {"lower/loss": 1.0})
         genotype = Genotype.derive(models.alphas).to_text()

@@ -1,5 +1,6 @@
 """A step of the search: alphas and weights move, as published (DARTS, ICLR 2019, algorithm 1) or in a quicker way."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import higher
@@ -11,7 +12,7 @@ from nas.config import SearchConfig
 from nas.hypergradient import FirstOrder, Onestage, State
 from nas.processes import ALONE, Processes
 from nas.supernet import Alphas, Supernet
-from nas.training import Target, average_step, check_finite, cross_entropy, start_states
+from nas.training import Target, average_step, cross_entropy, scalars_to_host, start_states
 
 Batch = tuple[Tensor, Target]  # images, and what they are
 
@@ -135,14 +136,8 @@ def lower_step(models: Models, train: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return loss, norm, num_correct
 
 
-def read(result: StepResult, models: Models) -> tuple[dict[str, float], float]:
-    """The scalars of a step by name, and the number of its correct answers.
-
-    Here, once a step, the device is waited for: a step that went wrong is undone before the next one.
-
-    Raises:
-        FloatingPointError: one of them is not finite; it is named.
-    """
+def read(result: StepResult, models: Models, state: Mapping[str, Tensor]) -> tuple[dict[str, float], float]:
+    """Return the scalars of a step by name, and the number of its correct answers; see `scalars_to_host`."""
     scalars = {
         "lower/step_loss": result.lower_loss,
         "lower/gradient_norm": result.lower_gradient_norm,
@@ -150,8 +145,7 @@ def read(result: StepResult, models: Models) -> tuple[dict[str, float], float]:
         "upper/step_loss": result.upper_loss,
         "upper/gradient_norm": result.upper_gradient_norm,
         "upper/alphas_norm": torch.nn.utils.get_total_norm(list(models.alphas.parameters())),
+        "num_correct": result.num_correct,
     }
-    *values, num_correct = torch.stack([*scalars.values(), result.num_correct]).tolist()
-    quantities = dict(zip(scalars, values, strict=True))
-    check_finite(quantities)
-    return quantities, num_correct
+    on_host = scalars_to_host(scalars, state)
+    return on_host, on_host.pop("num_correct")

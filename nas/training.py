@@ -166,32 +166,41 @@ def start_states(optimizer: torch.optim.SGD | torch.optim.Adam) -> None:
 
 
 @contextlib.contextmanager
-def undone_if_not_finite(state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Give the tensors of `state` their values back, bit for bit, where a FloatingPointError is raised; it goes on.
-
-    Raises:
-        FloatingPointError: one of these tensors is not finite in the end, such as a running variance, of which a loss
-            need not show anything; it is named.
-    """
+def rollback_if_not_finite(state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Restore the tensors of `state`, bit for bit, if the body raises a FloatingPointError, and raise it again."""
     before = [tensor.clone() for tensor in state.values()]
     try:
         yield
-        floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
-        largest = torch.stack(torch._foreach_norm(list(floats.values()), torch.inf))
-        if not largest.max().isfinite():
-            name = list(floats)[int(largest.isfinite().logical_not().nonzero()[0])]
-            raise FloatingPointError(f"{name} is not finite.")
     except FloatingPointError:
         for tensor, value in zip(state.values(), before, strict=True):
             tensor.copy_(value)
         raise
 
 
-def check_finite(scalars: Mapping[str, float]) -> None:
-    """Raise FloatingPointError, with the name, at the first scalar that is not finite."""
-    for name, value in scalars.items():
+def scalars_to_host(scalars: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, float]:
+    """Read the scalars of a step from their device, and check what the step has computed. It waits for the device once.
+
+    Args:
+        scalars: by name, each of shape (), all on one device.
+        state: the tensors that the step has moved. Only those on the same device are checked: Adam counts its steps on
+            the CPU.
+
+    Raises:
+        FloatingPointError: a scalar or a tensor is not finite, such as a running variance, which need not show in any
+            loss; the message names it.
+    """
+    device = next(iter(scalars.values())).device
+    floats = {name: part for name, part in state.items() if part.is_floating_point() and part.device == device}
+    largest = torch.stack(torch._foreach_norm(list(floats.values()), torch.inf))
+    *values, largest_of_all = torch.stack([*scalars.values(), largest.max()]).tolist()
+    on_host = dict(zip(scalars, values, strict=True))
+    for name, value in on_host.items():
         if not math.isfinite(value):
             raise FloatingPointError(f"{name} is {value}.")
+    if not math.isfinite(largest_of_all):
+        name = list(floats)[largest.isfinite().tolist().index(False)]
+        raise FloatingPointError(f"{name} is not finite.")
+    return on_host
 
 
 def seconds_of_step(
@@ -211,7 +220,7 @@ def seconds_of_step(
     try:
         for _ in range(2):
             began = time.monotonic()
-            with undone_if_not_finite(state):
+            with rollback_if_not_finite(state):
                 take_step()
     except FloatingPointError as error:
         raise InputError(f"{cause(error)}: too large for the first steps; {error}") from None

@@ -58,10 +58,8 @@ def final_steps(num_steps: int, flags: list[str], processes: Processes) -> dict[
     losses = []
     for step in range(num_steps):
         batch, target = images.batch(config.training.batch_size, 0, "final", step)
-        scalars, num_correct = train_final.take_step(
-            config, network, optimizer, batch.double(), target, step, 0.3, processes
-        )
-        losses.append([*scalars.values(), num_correct])
+        scalars = train_final.take_step(config, network, optimizer, batch.double(), target, step, 0.3, processes)
+        losses.append([scalar.item() for scalar in scalars.values()])
     return {"scalars": torch.tensor(losses)} | state_tensors({"network": network}, {"optimizer": optimizer})
 
 

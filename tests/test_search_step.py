@@ -248,10 +248,11 @@ def test_nothing_to_share_at_first_order():
 def test_a_quantity_that_is_not_finite_is_named(quantity, name):
     models, _ = both_forms()
     result = search_step.StepResult(*(torch.tensor(value) for value in (1.0, 2.0, 3, 4.0, 5.0)))
-    scalars, num_correct = search_step.read(result, models)
+    state = dict(models.supernet.named_parameters())
+    scalars, num_correct = search_step.read(result, models, state)
     assert (scalars["lower/step_loss"], num_correct, scalars["upper/gradient_norm"]) == (1.0, 3.0, 5.0)
     with pytest.raises(FloatingPointError, match=f"^{name} is nan"):
-        search_step.read(result._replace(**{quantity: torch.tensor(float("nan"))}), models)
+        search_step.read(result._replace(**{quantity: torch.tensor(float("nan"))}), models, state)
 
 
 def test_weights_and_alphas_that_are_not_finite_are_named():
@@ -261,4 +262,4 @@ def test_weights_and_alphas_that_are_not_finite_are_named():
         with torch.no_grad():
             next(model.parameters()).view(-1)[0] = torch.inf
         with pytest.raises(FloatingPointError, match=f"^{name} is inf"):
-            search_step.read(result, models)
+            search_step.read(result, models, dict(models.supernet.named_parameters()))

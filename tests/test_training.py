@@ -7,7 +7,16 @@ import torch
 from nas import datasets
 from nas.errors import InputError
 from nas.processes import Processes
-from nas.training import cosine, evaluate, imbalance, pick_device, prepare, require_images, undone_if_not_finite
+from nas.training import (
+    cosine,
+    evaluate,
+    imbalance,
+    pick_device,
+    prepare,
+    require_images,
+    rollback_if_not_finite,
+    scalars_to_host,
+)
 
 
 def test_cosine_begins_at_the_start_and_ends_one_epoch_before_the_end():
@@ -87,16 +96,18 @@ def test_a_step_whose_loss_shows_nothing_is_undone_too(value):
     state = {"weight": torch.ones(3), "num_batches_tracked": torch.tensor(1), "running_var": torch.ones(2)}
 
     def step():
-        with undone_if_not_finite(state):
+        with rollback_if_not_finite(state):
             state["weight"].add_(1)
             state["num_batches_tracked"].add_(1)
             state["running_var"][1] = value
+            scalars_to_host({"loss": torch.tensor(1.0)}, state)
 
     with pytest.raises(FloatingPointError, match=r"^running_var is not finite\.$"):
         step()
     assert [tensor.tolist() for tensor in state.values()] == [[1.0] * 3, 1, [1.0] * 2]
-    with undone_if_not_finite(state):
+    with rollback_if_not_finite(state):
         state["weight"].fill_(1e38)  # whose norm is none that float32 holds
+        assert scalars_to_host({"loss": torch.tensor(0.5)}, state) == {"loss": 0.5}
     assert state["weight"].tolist() == torch.full((3,), 1e38).tolist()
 
 
