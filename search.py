@@ -1,7 +1,6 @@
 #!/usr/bin/env python
 """Search a cell: the weights and the alphas of a supernet learn in turn (DARTS, ICLR 2019, algorithm 1)."""
 
-import copy
 import functools
 import shlex
 import sys
@@ -12,13 +11,12 @@ import torch
 from torch import Tensor
 
 from nas import datasets, draw
-from nas.batch_norm import synchronise
 from nas.checkpoint import state_tensors
 from nas.command_line import data_flags, run_script
 from nas.config import SearchConfig, is_several
 from nas.errors import InputError, Stopped
 from nas.follower import Follower, check_same_images, restore
-from nas.forecast import memory_of_step, outlook
+from nas.forecast import memory_of_step, on_meta, outlook
 from nas.genotype import Genotype, GenotypeFile
 from nas.interrupts import Interrupts
 from nas.processes import ALONE, Processes
@@ -206,14 +204,12 @@ def forecast(
         f"supernet of {num_weights:,} weights on {device}",
         *imbalance(images),
     ]
-    if device.type == "cpu":  # no other device was ever asked for its memory
-        supernet = copy.deepcopy(models.supernet)
-        synchronise(supernet, None)
+    supernet, alphas = on_meta(models.supernet), on_meta(models.alphas)
 
-        def forward(num_images: int) -> Tensor:
-            return supernet(torch.zeros(num_images, in_channels, image_size, image_size), models.alphas())
+    def forward(num_images: int) -> Tensor:
+        return supernet(torch.zeros(num_images, in_channels, image_size, image_size, device="meta"), alphas())
 
-        lines.append(memory_of_step(forward, min(config.lower.batch_size, num_lower), images.processes))
+    lines.append(memory_of_step(forward, min(config.lower.batch_size, num_lower), device, images.processes))
     return lines
 
 
@@ -232,9 +228,7 @@ def load_images(config: SearchConfig, device: torch.device, processes: Processes
     images = prepare(train, data.dataset, device, balanced=data.balanced, processes=processes)
     for half in (lower_half, upper_half):
         require_images(processes.count, len(half), config.lower.batch_size, processes)
-    lower_images, upper_images = (
-        images._replace(split=images.split.select(half.to(device))) for half in (lower_half, upper_half)
-    )
+    lower_images, upper_images = (images._replace(split=images.split.select(half)) for half in (lower_half, upper_half))
     return images, lower_images, upper_images
 
 

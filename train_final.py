@@ -1,7 +1,6 @@
 #!/usr/bin/env python
 """Train the network of a genotype from scratch, and report its test accuracy (DARTS, ICLR 2019, appendix A.2.1)."""
 
-import copy
 import shlex
 import sys
 import time
@@ -18,7 +17,7 @@ from nas.config import Data, FinalConfig, TrainedOn
 from nas.errors import InputError, Stopped, printable
 from nas.final_network import FinalNetwork
 from nas.follower import Follower, check_same_images, restore
-from nas.forecast import duration, memory_of_step, outlook, peak_memory_gb
+from nas.forecast import duration, memory_of_step, on_meta, outlook, peak_memory_gb
 from nas.genotype import Genotype, GenotypeFile, find
 from nas.interrupts import Interrupts
 from nas.network_size import network_size
@@ -257,15 +256,14 @@ def forecast(
         f"({2 * size.multiply_adds / 1e9:.3f} GFLOP) an image, on {device}",
         *imbalance(images),
     ]
-    if device.type == "cpu":  # no other device was ever asked for its memory
-        unlearned = copy.deepcopy(network)
-        synchronise(unlearned, None)
+    weightless = on_meta(network)
 
-        def forward(num_images: int) -> torch.Tensor:
-            logits, auxiliary_logits = unlearned(torch.zeros(num_images, in_channels, image_size, image_size))
-            return logits if auxiliary_logits is None else logits + auxiliary_logits
+    def forward(num_images: int) -> torch.Tensor:
+        batch = torch.zeros(num_images, in_channels, image_size, image_size, device="meta")
+        logits, auxiliary_logits = weightless(batch)
+        return logits if auxiliary_logits is None else logits + auxiliary_logits
 
-        lines.append(memory_of_step(forward, min(config.training.batch_size, num_images), images.processes))
+    lines.append(memory_of_step(forward, min(config.training.batch_size, num_images), device, images.processes))
     return lines
 
 

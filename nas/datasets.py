@@ -37,7 +37,7 @@ class Split(NamedTuple):
 
     Attributes:
         images: (num_images, channels, size, size), uint8.
-        targets: (num_images,), int64, indices into `classes`.
+        targets: (num_images,), int64, indices into `classes`, on the CPU.
         classes: names of the classes.
         mirror: whether a mirrored image is of the same class, as far as the images say so themselves.
     """
@@ -52,8 +52,8 @@ class Split(NamedTuple):
         return self._replace(images=self.images[indices], targets=self.targets[indices])
 
     def to(self, device: torch.device) -> "Split":
-        """The same on a device."""
-        return self._replace(images=self.images.to(device), targets=self.targets.to(device))
+        """Return the split with its images on a device; the targets stay on the CPU, where batches are drawn."""
+        return self._replace(images=self.images.to(device))
 
 
 def load(
@@ -157,12 +157,11 @@ def balanced_batch(targets: Tensor, batch_size: int, seed: int, purpose: str, st
     its share last for more than one pass over all.
 
     Args:
-        targets: (num_images,), int64, of all images.
+        targets: (num_images,), int64, of all images, on the CPU.
         step, purpose: as in `batch`.
     """
     passes, index = divmod(step, num_batches(len(targets), batch_size))
     parts = torch.arange(len(targets)).tensor_split(num_batches(len(targets), batch_size))
-    targets = targets.cpu()
     members = [images for images in targets.argsort(stable=True).split(targets.bincount().tolist()) if len(images)]
 
     @functools.cache

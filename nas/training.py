@@ -93,11 +93,11 @@ class Images(NamedTuple):
         device = self.mean.device
         whole = self.indices(batch_size, seed, purpose, step)
         rows = self.processes.rows(len(whole))
-        chosen = whole[rows].to(device)
+        chosen = whole[rows]
         randomness = datasets.generator("augment", purpose, seed, step, device=str(device))
-        images = self.split.images[chosen]
+        images = self.split.images[chosen.to(device)]
         images = augment(images, self.mean, self.std, randomness, self.flip, self.cutout, len(whole), rows)
-        return images, Target(self.split.targets[chosen], self.processes.weight(len(whole)), len(whole))
+        return images, Target(self.split.targets[chosen].to(device), self.processes.weight(len(whole)), len(whole))
 
 
 def prepare(
@@ -255,8 +255,9 @@ def evaluate(
         if rows.start == rows.stop:  # fewer images than processes
             continue
         logits = predict(normalise(batch[rows], images.mean, images.std))
-        loss = F.cross_entropy(logits, target[rows], reduction="sum")
-        sums += torch.stack([loss, (logits.argmax(1) == target[rows]).sum()]).cpu()
+        classes = target[rows].to(logits.device)
+        loss = F.cross_entropy(logits, classes, reduction="sum")
+        sums += torch.stack([loss, (logits.argmax(1) == classes).sum()]).cpu()
     (sums,) = images.processes.mean([sums])
     loss, num_correct = (sums * images.processes.count).tolist()
     return loss / len(images.split.targets), round(num_correct) / len(images.split.targets)

@@ -5,24 +5,62 @@ import re
 import pytest
 import torch
 
+import train_final
 from benchmarks.search_step import peak_bytes
 from nas import forecast, search_step
 from nas.command_line import parse
-from nas.config import PRESETS, SearchConfig
+from nas.config import PRESETS, FinalConfig, SearchConfig, TrainedOn
 from nas.errors import InputError
+from nas.final_network import FinalNetwork
+from nas.forecast import on_meta
+from nas.genotype import Genotype
 from nas.processes import Processes
 from nas.training import Target
 from tests.in_process import call
 
+CPU = torch.device("cpu")
 
-def test_the_memory_of_a_step_is_what_the_step_then_takes():
-    config = parse(SearchConfig, ["--init-channels=4", "--num-cells=3", "--num-nodes=3"])
-    models = search_step.build(config, 3, 10, torch.device("cpu"))
-    train, validate = ((torch.randn(16, 3, 32, 32), Target(torch.randint(10, (16,)), 1.0, 16)) for _ in range(2))
-    measured = peak_bytes(lambda: search_step.exact_step(models, train, validate, 0.025), torch.device("cpu"))
-    needed, an_image = forecast.bytes_of_step(lambda n: models.supernet(torch.zeros(n, 3, 32, 32), models.alphas()), 16)
-    assert needed == pytest.approx(measured, rel=0.1)
-    assert 16 * an_image == pytest.approx(needed, rel=0.1)
+
+@pytest.mark.parametrize(("channels", "cells", "batch", "size"), [(4, 3, 16, 32), (8, 3, 4, 48), (2, 6, 24, 24)])
+@pytest.mark.parametrize("step", [search_step.exact_step, search_step.shared_step])
+def test_the_memory_of_a_step_is_what_the_step_then_takes(channels, cells, batch, size, step):
+    config = parse(SearchConfig, [f"--init-channels={channels}", f"--num-cells={cells}", "--num-nodes=3"])
+    models = search_step.build(config, 3, 10, CPU)
+    train, validate = (
+        (torch.randn(batch, 3, size, size), Target(torch.randint(10, (batch,)), 1.0, batch)) for _ in range(2)
+    )
+    measured = peak_bytes(lambda: step(models, train, validate, 0.025), CPU)
+    supernet, alphas = on_meta(models.supernet), on_meta(models.alphas)
+    needed, an_image = forecast.bytes_of_step(
+        lambda n: supernet(torch.zeros(n, 3, size, size, device="meta"), alphas()), batch
+    )
+    assert needed == pytest.approx(measured, rel=0.05)
+    assert batch * an_image == pytest.approx(needed, rel=0.1)
+
+
+@pytest.mark.parametrize("flags", [["--init-channels=8", "--num-cells=6"], ["--stem=imagenet", "--batch-size=4"]])
+def test_the_memory_of_a_training_step_is_what_the_step_then_takes(flags):
+    config = parse(FinalConfig, ["--genotype=DARTS_V2", "--num-cells=4", "--batch-size=16", *flags])
+    size, batch = (96 if config.network.stem == "imagenet" else 32), config.training.batch_size
+    trained_on = TrainedOn(tuple("0123456789"), 3, size, 3 * (0.5,), 3 * (0.5,))
+    network, optimizer = train_final.build(config, Genotype.load("DARTS_V2"), trained_on, CPU)
+    images, target = torch.randn(batch, 3, size, size), Target(torch.randint(10, (batch,)), 1.0, batch)
+    measured = peak_bytes(lambda: train_final.take_step(config, network, optimizer, images, target, 0, 0.2), CPU)
+    weightless = on_meta(network)
+    needed, _ = forecast.bytes_of_step(lambda n: sum(weightless(torch.zeros(n, 3, size, size, device="meta"))), batch)
+    assert needed == pytest.approx(measured, rel=0.05)
+
+
+def test_a_forecast_takes_no_memory_and_leaves_the_network_as_it_was():
+    network = FinalNetwork(Genotype.load("DARTS_V2"), 3, 8, 3)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+    def forecast_it():
+        weightless = on_meta(network)
+        forecast.bytes_of_step(lambda n: sum(weightless(torch.zeros(n, 3, 224, 224, device="meta"))), 1000)
+
+    assert peak_bytes(forecast_it, CPU) < 1000
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 def test_each_storage_counts_once_and_memory_grows_with_the_images():
@@ -75,7 +113,7 @@ def test_each_machine_has_memory_for_its_own_processes(monkeypatch):
     processes = Processes(0, 4, local_count=2)
     monkeypatch.setattr(forecast, "free_bytes", lambda: round(10.5 * an_image))
     with pytest.raises(InputError, match=r"^--batch-size 40: .*; --batch-size 20 would fit\.$"):  # five a process
-        forecast.memory_of_step(lambda num_images: torch.ones(num_images, 1000) * weight, 40, processes)
+        forecast.memory_of_step(lambda num_images: torch.ones(num_images, 1000) * weight, 40, CPU, processes)
 
 
 def test_a_script_that_does_not_fit_ends_before_anything_is_written(tmp_path, monkeypatch, capfd):
