@@ -31,6 +31,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -136,15 +137,41 @@ def peak_bytes(take_step: Callable[[], Any], device: torch.device) -> int:
 
 
 class OperatorCounter(TorchDispatchMode):
-    """Counts the operators that reach the dispatcher. Views are among them; on a GPU all others launch a kernel."""
+    """Counts the operators that reach the dispatcher, and the kernels that they are on a GPU.
+
+    A view and an allocation launch no kernel, an operator on a list of tensors (foreach) counts as one, all others too.
+    """
 
     def __init__(self):
         super().__init__()
-        self.num_operators = 0
+        self.num_operators = self.num_kernels = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.num_operators += 1
+        self.num_kernels += not (func.is_view or func.name().startswith(("aten::empty", "aten::new_empty", "profiler")))
         return func(*args, **(kwargs or {}))
+
+
+def count_step(size: Sequence[int], take_step: Callable[..., Any]) -> OperatorCounter:
+    """Count a step of the search on the device `meta`, told to choose what a GPU chooses: operators on lists."""
+    init_channels, num_cells, batch_size = size
+    meta = torch.device("meta")
+    models = build(parse(SearchConfig, [f"--init-channels={init_channels}", f"--num-cells={num_cells}"]), 3, 10, meta)
+    train, validate = (
+        (
+            torch.empty(batch_size, 3, 32, 32, device=meta),
+            Target(torch.empty(batch_size, dtype=torch.int64, device=meta), 1.0, batch_size),
+        )
+        for _ in range(2)
+    )
+    supported = lambda: ["meta"]  # noqa: E731
+    with (
+        patch("torch.utils._foreach_utils._get_foreach_kernels_supported_devices", supported),
+        patch("torch.optim.optimizer._get_foreach_kernels_supported_devices", supported),
+        OperatorCounter() as counter,
+    ):
+        take_step(models, train, validate, 0.025)
+    return counter
 
 
 def count_operators(network: nn.Module, edge_weights: Any, batch: tuple[Tensor, Tensor]) -> tuple[int, int]:
@@ -178,14 +205,24 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def print_stand_in(size: Sequence[int]) -> None:
+    print(f"\na step on a device that stands for a GPU, {size[0]} channels, {size[1]} cells:")
+    for form, take_step in {"product": exact_step, "shared lower step": shared_step}.items():
+        counter = count_step(size, take_step)
+        print(f"{form:18}{counter.num_operators:8,} operators, {counter.num_kernels:6,} kernels", flush=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="One step of the search, textbook form against product.")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each form, after one to warm up")
+    parser.add_argument("--stand-in", action="store_true", help="count on a device that stands for a GPU, time nothing")
     parser.add_argument("--size", type=int, nargs=3, action="append", metavar=("CHANNELS", "CELLS", "BATCH"))
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads", flush=True)
-    for size in arguments.size or SIZES:
+    for size in () if arguments.stand_in else arguments.size or SIZES:
         result = compare(size, arguments.steps, device)
         print(f"\n{table(result)}\n{json.dumps(result)}", flush=True)
+    for size in arguments.size or SIZES[:1]:
+        print_stand_in(size)

@@ -252,7 +252,7 @@ def _add_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tenso
 
 
 def _random_devices(tensors: Sequence[Tensor]) -> dict[str, Any]:
-    """Arguments of `fork_rng`: the generators of the CPU and of the tensors' devices."""
-    devices = sorted({tensor.get_device() for tensor in tensors if tensor.device.type != "cpu"})
-    types = {tensor.device.type for tensor in tensors} - {"cpu"} or {"cuda"}
-    return {"devices": devices, "device_type": types.pop()}
+    """Return the arguments of `fork_rng`: the generators of the CPU and of the tensors' devices (`meta` has none)."""
+    elsewhere = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
+    types = {device.type for device in elsewhere} or {"cuda"}
+    return {"devices": sorted(device.index for device in elsewhere), "device_type": types.pop()}

@@ -21,9 +21,15 @@ from tests.in_process import call
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("channels", "cells", "batch", "size"), [(4, 3, 16, 32), (8, 3, 4, 48), (2, 6, 24, 24)])
-@pytest.mark.parametrize("step", [search_step.exact_step, search_step.shared_step])
-def test_the_memory_of_a_step_is_what_the_step_then_takes(channels, cells, batch, size, step):
+@pytest.mark.parametrize(
+    ("step", "channels", "cells", "batch", "size"),
+    [
+        (search_step.exact_step, 4, 3, 16, 32),
+        (search_step.exact_step, 8, 3, 4, 48),
+        (search_step.shared_step, 2, 6, 24, 24),
+    ],
+)
+def test_the_memory_of_a_step_is_what_the_step_then_takes(step, channels, cells, batch, size):
     config = parse(SearchConfig, [f"--init-channels={channels}", f"--num-cells={cells}", "--num-nodes=3"])
     models = search_step.build(config, 3, 10, CPU)
     train, validate = (
@@ -90,6 +96,22 @@ def test_enough_memory_too_little_for_anything_and_memory_that_cannot_be_asked()
     with pytest.raises(InputError, match="not even two images would fit"):
         forecast.require_memory(10**9, 10**7, 64, 10**6)
     assert forecast.free_bytes() is None or forecast.free_bytes() > 10**7
+
+
+def test_a_gpu_has_memory_of_its_own(monkeypatch):
+    gpu = torch.device("cuda", 0)
+    figures = {"mem_get_info": (5000, 9000), "memory_reserved": 700, "memory_allocated": 300}
+    for name, figure in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: figure)
+    assert forecast.free_memory(gpu) == 5400
+    weight = torch.ones(1000, requires_grad=True)
+    two_on_two_gpus = Processes(0, 2, local_count=2)
+    with pytest.raises(InputError, match=r"--batch-size 4: .*; not even two images would fit\.$"):
+        forecast.memory_of_step(lambda num: torch.ones(num, 1000) * weight, 4, gpu, two_on_two_gpus)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (9000, 9000))
+    assert "0.00 GB that are free" in forecast.memory_of_step(
+        lambda num: torch.ones(num, 1000) * weight, 4, gpu, two_on_two_gpus
+    )
 
 
 def test_in_a_container_its_limit_counts_and_files_that_were_read_are_no_use_of_it(tmp_path):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import search
 from benchmarks.baseline import TextbookSupernet, copy_weights, textbook_step
 from benchmarks.search_step import peak_bytes
-from nas import hypergradient, search_step
+from nas import search_step
 from nas.command_line import parse
 from nas.config import SearchConfig
 from nas.errors import InputError
@@ -212,23 +212,6 @@ def test_passes_a_step(step, num_passes):
     models.alphas.register_forward_hook(lambda *_: calls.append(1))  # the edge weights are computed once a pass
     getattr(search_step, step)(models, *batches(), 0.025)
     assert len(calls) == num_passes
-
-
-@pytest.mark.parametrize("step", ["exact_step", "shared_step"])
-def test_a_step_reads_no_value(step, monkeypatch):
-    """On the device `meta`, which has no values: what a step did with them there, a GPU would be waited for."""
-    monkeypatch.setattr(hypergradient, "_random_devices", lambda _: {"devices": []})  # meta has no generator
-    meta = torch.device("meta")
-    config = parse(SearchConfig, ["--init-channels=2", "--num-cells=3", "--num-nodes=2"])
-    models = search_step.build(config, 3, 10, meta)
-    train, validate = (
-        (torch.empty(8, 3, 8, 8, device=meta), Target(torch.empty(8, dtype=int, device=meta), 1.0, 8)) for _ in range(2)
-    )
-    for _ in range(2):
-        result = getattr(search_step, step)(models, train, validate, 0.025)
-    assert all(scalar.is_meta for scalar in result)
-    with pytest.raises(RuntimeError, match="meta tensors"):
-        result.upper_loss.item()
 
 
 def test_nothing_to_share_at_first_order():
