@@ -106,7 +106,7 @@ def test_a_gpu_has_memory_of_its_own(monkeypatch):
     assert forecast.free_memory(gpu) == 5400
     weight = torch.ones(1000, requires_grad=True)
     two_on_two_gpus = Processes(0, 2, local_count=2)
-    with pytest.raises(InputError, match=r"--batch-size 4: .*; not even two images would fit\.$"):
+    with pytest.raises(InputError, match=r"^--batch-size 4: .*; --batch-size 2 would fit\.$"):
         forecast.memory_of_step(lambda num: torch.ones(num, 1000) * weight, 4, gpu, two_on_two_gpus)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (9000, 9000))
     assert "0.00 GB that are free" in forecast.memory_of_step(
