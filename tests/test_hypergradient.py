@@ -623,43 +623,250 @@ def test_a_lower_model_that_is_frozen_whole_has_no_second_term():
     assert torch.equal(problem.hypergradient(auxiliary=auxiliary), problem.hypergradient(FirstOrder, auxiliary))
 
 
-class Tied(nn.Module):
-    def __init__(self):
+class Layers(nn.Module):
+    """Two layers of three units; a case may change them, and compute something from the input first."""
+
+    def __init__(self, change=lambda model: None, enter=lambda model, x: x):
         super().__init__()
         self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
-        self.second.weight = self.first.weight
+        object.__setattr__(self, "enter", enter)
+        change(self)
 
     def forward(self, x):
-        return self.second(torch.tanh(self.first(x))).sum(dim=1)
+        return self.second(torch.tanh(self.first(self.enter(self, x)))).sum(dim=1)
 
 
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lstm = nn.LSTM(3, 4)
-        self.readout = nn.Linear(4, 1)
-
-    def forward(self, x):
-        return self.readout(self.lstm(x)[0])[-1, :, 0]
-
-
-@pytest.mark.parametrize(("lower", "shape"), [(Tied, (5, 3)), (Recurrent, (6, 5, 3))])
-def test_other_lower_models(lower, shape):
-    """A weight that is used twice, and a module that keeps a second list of its weights."""
-
-    def objective(state):
+def layers_problem(*arguments, objective=None):
+    def default(state):
         outputs = state.lower_model(state.data * state.upper_model()[2:])
         return F.mse_loss(outputs, state.target) + state.upper_model()[0] * outputs.mean()
 
-    batches = ((torch.randn(shape), torch.randn(5)) for _ in range(2))
-    problem = Problem(Vector(), lower(), objective, *batches)
+    batches = ((torch.randn(5, 3), torch.randn(5)) for _ in range(2))
+    return Problem(Vector(), Layers(*arguments), objective or default, *batches)
+
+
+def holding(**made):
+    """A change that gives a model more attributes, made from itself."""
+    return lambda model: [setattr(model, name, make(model)) for name, make in made.items()]
+
+
+def run(model):
+    """What an evaluation leaves behind: a weight that a hook computed without a graph."""
+    with torch.no_grad():
+        model(torch.randn(5, 3))
+
+
+def trained(model):
+    """What a training step leaves behind: a weight that a hook computed, its graph used up."""
+    model(torch.randn(5, 3)).sum().backward()
+
+
+def add(module, name):
+    module.register_parameter(name, nn.Parameter(torch.randn(3)))
+
+
+def without_gradient(model, x):
+    with torch.no_grad():
+        scale = model.scale.tanh()
+    return x * scale
+
+
+def kept(model, x):
+    """Computes with a weight of its own once, and then with what it kept."""
+    if getattr(model, "kept", None) is None:
+        model.kept = model.scale.tanh()
+    return x * model.kept
+
+
+new, old = nn.utils.parametrizations, nn.utils
+EXCHANGED = {
+    "weight norm": (lambda model: new.weight_norm(model.first),),
+    "spectral norm": (lambda model: new.spectral_norm(model.first, n_power_iterations=100),),
+    "spectral norm, evaluated": (lambda model: new.spectral_norm(model.first).eval(),),
+    "tied weights": (lambda model: setattr(model.second, "weight", model.first.weight),),
+    "tied with an embedding": (
+        holding(table=lambda model: nn.Embedding(3, 3, _weight=model.first.weight)),
+        lambda model, x: x * model.table(torch.arange(5) % 3),
+    ),
+    "used twice": (lambda model: None, lambda model, x: torch.tanh(model.first(x))),
+    "two names": (holding(third=lambda model: model.first), lambda model, x: torch.tanh(model.third(x))),
+    "two names, buffers": (
+        holding(norm=lambda model: nn.BatchNorm1d(3), same=lambda model: model.norm),
+        lambda model, x: model.same(2 * model.norm(x)),
+    ),
+    "frozen": (lambda model: model.first.requires_grad_(False),),
+    "frozen, old weight norm": (lambda model: [old.weight_norm(model.first).requires_grad_(False), run(model)],),
+    "list": (holding(weights=lambda model: nn.ParameterList([torch.eye(3)])), lambda model, x: x @ model.weights[0]),
+    "dictionary": (
+        holding(weights=lambda model: nn.ParameterDict({"a": torch.eye(3)})),
+        lambda model, x: x @ model.weights["a"],
+    ),
+    "recurrent": (holding(lstm=lambda model: nn.LSTM(3, 3)), lambda model, x: model.lstm(x)[0]),
+    "attention": (
+        holding(attention=lambda model: nn.MultiheadAttention(3, 1)),
+        lambda model, x: model.attention(x, x, x)[0],
+    ),
+    "lazy": (lambda model: [setattr(model, "first", nn.LazyLinear(3)), run(model)],),
+    "unused": (lambda model: add(model, "scale"),),
+    "used without gradient": (lambda model: add(model, "scale"), without_gradient),
+}
+
+
+@pytest.mark.parametrize("arguments", EXCHANGED.values(), ids=EXCHANGED)
+def test_lower_models_of_which_all_is_exchanged(arguments):
+    problem = layers_problem(*arguments)
     before = snapshot(problem.lower)
+    attributes = [(vars(module), dict(vars(module))) for module in problem.lower.modules()]
     expected = numerical(problem)
-    assert relative_error(problem.hypergradient(), expected) < 1e-4
+    assert relative_error(problem.hypergradient(r=1e-3), expected) < 1e-5
     assert relative_error(problem.hypergradient(FirstOrder), expected) > 0.01
+    problem.lower.zero_grad()
     assert_same(snapshot(problem.lower), before)
-    problem.objective(State(*problem.train, problem.upper, problem.lower)).backward()
-    assert all(parameter.grad is not None for parameter in problem.lower.parameters())
+    for now, then in attributes:
+        assert now.keys() == then.keys()
+        assert all(now[name] is value for name, value in then.items())
+
+
+MISSED = {
+    **{
+        f"{norm.__name__} {after.__name__}": (lambda model, norm=norm, after=after: [norm(model.first), after(model)],)
+        for norm in (old.weight_norm, old.spectral_norm)
+        for after in (Layers.train, run, trained)
+    },
+    "list": (holding(held=lambda model: [model.first.weight]), lambda model, x: x @ model.held[0]),
+    "module in a tuple": (holding(held=lambda model: (model.first,)), lambda model, x: model.held[0](x)),
+    "bound method": (holding(held=lambda model: model.first.forward), lambda model, x: model.held(x)),
+    "forward hook": (
+        lambda model: [
+            add(model.first, "scale"),
+            model.first.register_forward_hook(lambda module, inputs, output: output * module.scale),
+        ],
+    ),
+    "cache": (lambda model: add(model, "scale"), kept),
+    "frozen when it was wrapped": (lambda model: model.first.requires_grad_(False),),
+}
+NAMED = {
+    "weight_norm": "first.weight_g",
+    "spectral_norm": "first.weight_orig",
+    "forward hook": "first.scale",
+    "cache": "scale",
+}
+
+
+@pytest.mark.parametrize("method", [Onestage, FirstOrder])
+@pytest.mark.parametrize("case", MISSED)
+def test_parameters_that_the_auxiliary_model_does_not_exchange(case, method):
+    problem = layers_problem(*MISSED[case])
+    auxiliary = wrapped(problem.lower) if "frozen" in case else problem.virtual_step()
+    problem.lower.requires_grad_(True)
+    before = snapshot(problem.lower)
+    name = re.escape(NAMED.get(case.split(" ")[0], NAMED.get(case, "first.weight")))
+    with pytest.raises(ValueError, match=rf"^the upper objective depends on the lower model's parameter {name}[ ,]"):
+        problem.call(problem.make(method), auxiliary)
+    assert problem.upper.first.grad is None
+    assert_same(snapshot(problem.lower), before)
+
+
+@pytest.mark.parametrize("level", ["upper", "lower"])
+def test_an_objective_that_holds_a_parameter(level):
+    """A regularisation that was written for the lower model, not for the one that the objective is given."""
+    problem = layers_problem()
+    held = problem.lower.second.bias
+
+    def objective(state):
+        return problem.objective(state) + state.upper_model()[1] * held.square().sum()
+
+    sentence = f"^the {level} objective depends on the lower model's parameter second.bias, but not through "
+    with pytest.raises(ValueError, match=sentence):
+        problem.call(problem.make(**{f"{level}_objective": objective}))
+    assert problem.upper.first.grad is None
+
+
+@pytest.mark.parametrize("register", [add, lambda model, name: setattr(model, name, nn.Parameter(torch.randn(3)))])
+def test_a_parameter_that_the_first_pass_registers(register):
+    def late(model, x):
+        if not hasattr(model, "late"):
+            register(model, "late")
+        return x * model.late
+
+    problem = layers_problem(lambda model: None, late)
+    auxiliary = problem.virtual_step()
+    with pytest.raises(ValueError, match=r"the lower objective depends on the lower model's parameter late, but"):
+        problem.call(problem.make(), auxiliary)
+    run(problem.lower)
+    with pytest.raises(ValueError, match="wrapping of the lower model: 4 parameters against 5, or other shapes"):
+        problem.call(problem.make(), auxiliary)
+    problem = Problem(problem.upper, problem.lower, problem.objective, problem.train, problem.validate)
+    assert relative_error(problem.hypergradient(r=1e-3), numerical(problem)) < 1e-5
+
+
+def test_a_weight_that_is_computed_once_and_kept():
+    """w⁻ does not see what a module kept of w⁺."""
+    values = []
+    for enter in (kept, lambda model, x: x * model.scale.tanh()):
+        torch.manual_seed(1)
+        problem = layers_problem(lambda model: add(model, "scale"), enter)
+        values.append(problem.hypergradient(auxiliary=wrapped(problem.lower)))
+    assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("method", [Onestage, FirstOrder])
+def test_an_auxiliary_model_may_have_the_parameters_themselves(method):
+    problem = layers_problem()
+    auxiliary = wrapped(problem.lower)
+    expected = problem.hypergradient(method, auxiliary)
+    auxiliary.update_params(list(problem.lower.parameters()))
+    assert torch.equal(problem.hypergradient(method, auxiliary), expected)
+
+
+def test_a_layer_for_one_objective_alone():
+    """Old weight norm does no harm where only the lower objective sees it."""
+
+    def objective(state):
+        outputs = state.lower_model(state.data * state.upper_model()[2:])
+        if state.data is problem.train[0]:
+            outputs = outputs * state.lower_model.head(state.data * state.upper_model()[2:])[:, 0]
+        return F.mse_loss(outputs, state.target) + state.upper_model()[0] * outputs.mean()
+
+    head = holding(head=lambda model: old.weight_norm(nn.Linear(3, 1)))
+    problem = layers_problem(lambda model: [head(model), model.head(torch.randn(5, 3)).sum().backward()])
+    with torch.no_grad():
+        problem.lower.head(torch.randn(5, 3))
+    problem.objective = objective
+    assert relative_error(problem.hypergradient(r=1e-3), numerical(problem)) < 1e-5
+
+
+def test_a_layer_that_chance_leaves_out_is_not_missed():
+    extra = holding(extra=lambda model: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+    problem = layers_problem(extra, lambda model, x: model.extra(x) if torch.rand(()) < 0.5 else x)
+    for seed in range(12):
+        torch.manual_seed(seed)
+        auxiliary = problem.virtual_step()
+        passes = auxiliary.extra[1].num_batches_tracked.item()
+        state, left_out = torch.get_rng_state(), torch.rand(()) >= 0.5
+        torch.rand(())
+        after = torch.get_rng_state()
+        torch.set_rng_state(state)
+        problem.call(problem.make(), auxiliary)
+        assert torch.equal(torch.get_rng_state(), after)  # one upper pass, one lower pass
+        assert auxiliary.extra[1].num_batches_tracked == passes + (not left_out)
+
+
+def test_upper_models_get_gradients_for_all_that_they_use():
+    """Nothing wraps the upper model: old weight norm, ties and a parameter that the first pass registers work there."""
+
+    class Odd(Layers):
+        def forward(self):
+            if not hasattr(self, "late"):
+                add(self, "late")
+            return super().forward(torch.eye(5, 3)) * self.late.sum()
+
+    problem = quadratic_problem()
+    problem.upper = Odd(lambda model: [old.weight_norm(model.first), setattr(model.second, "bias", model.first.bias)])
+    auxiliary = wrapped(problem.lower)
+    value = problem.hypergradient(auxiliary=auxiliary)
+    assert [name for name, p in problem.upper.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert torch.equal(problem.hypergradient(auxiliary=auxiliary), value)
 
 
 # Errors
@@ -686,11 +893,11 @@ AUXILIARY_MODELS = {
     ),
     "other shapes": (
         lambda problem: wrapped(Vector(3, 2)),
-        "is not a wrapping of the lower model: 2 parameters against 2, or other shapes.",
+        "is not a wrapping of the lower model: 2 parameters against 2, or other shapes (first, second).",
     ),
     "other count": (
         lambda problem: wrapped(nn.Linear(2, 3, bias=False)),
-        "is not a wrapping of the lower model: 1 parameters against 2, or other shapes.",
+        "is not a wrapping of the lower model: 1 parameters against 2, or other shapes (first, second, weight).",
     ),
 }
 
