@@ -65,7 +65,7 @@ ALLOWED = {
     "interrupts": set(),
     "report_data": {"command_line", "config", "config_file", "errors", "genotype", "network_size", "search_space"},
     "report": {"command_line", "errors", "files", "report_data", "search_space"},
-    "forecast": {"processes", "errors"},
+    "forecast": {"batch_norm", "processes", "errors"},
     "progress_bar": {"forecast"},
     "follower": {"checkpoint", "processes", "run_folder", "errors"},
     "records": {"event_file", "errors"},
