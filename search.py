@@ -27,6 +27,7 @@ from nas.search_step import Batch, Models, build, exact_step, read, shared_step
 from nas.searches import plan, run_searches
 from nas.training import (
     Images,
+    about_stem,
     cosine,
     evaluate,
     imbalance,
@@ -174,10 +175,10 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
                 save()
 
         if processes.first:
-            export_cell(run, exported, images)
+            export_cell(run, exported, images, config.supernet.stem)
         if not drawn:
             run.log(draw.HOW_TO_GET_PICTURES)
-        how = f"--genotype {shlex.quote(str(exported))}{data_flags(data, options.seed)}"
+        how = f"--genotype {shlex.quote(str(exported))}{data_flags(data, options.seed, config.supernet.stem)}"
         run.log(f"retrain it: python train_final.py {how}")
         save(finished=True)
 
@@ -193,7 +194,7 @@ def forecast(
     """Lines on what will be searched, and what a step takes.
 
     Raises:
-        InputError: there is not enough memory for a step.
+        InputError: there is not enough memory for a step, or the images are too small for the stem.
     """
     num_lower, num_upper = (len(part.split.targets) for part in (lower_images, upper_images))
     _, in_channels, image_size, _ = images.split.images.shape
@@ -203,6 +204,7 @@ def forecast(
         f"{in_channels} × {image_size} × {image_size}, {len(images.split.classes)} classes; "
         f"supernet of {num_weights:,} weights on {device}",
         *imbalance(images),
+        *about_stem(config.supernet.stem, image_size),
     ]
     supernet, alphas = on_meta(models.supernet), on_meta(models.alphas)
 

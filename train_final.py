@@ -27,6 +27,7 @@ from nas.run_folder import RunFolder, folder_of_run, is_finished
 from nas.training import (
     Images,
     Target,
+    about_stem,
     average_step,
     cosine,
     cross_entropy,
@@ -242,7 +243,7 @@ def forecast(
     """Lines on what will be trained, and what a step takes.
 
     Raises:
-        InputError: there is not enough memory for a step.
+        InputError: there is not enough memory for a step, or the images are too small for the stem.
     """
     num_images, in_channels, image_size, _ = images.split.images.shape
     num_classes, device = len(images.split.classes), images.mean.device
@@ -255,6 +256,7 @@ def forecast(
         f"{size.weights:,} weights, {size.multiply_adds:,} multiply-adds "
         f"({2 * size.multiply_adds / 1e9:.3f} GFLOP) an image, on {device}",
         *imbalance(images),
+        *about_stem(config.network.stem, image_size),
     ]
     weightless = on_meta(network)
 

@@ -110,13 +110,24 @@ class Cell(nn.Module):
 class TextbookSupernet(nn.Module):
     """The same arguments and call as `nas.Supernet`."""
 
-    def __init__(self, in_channels=3, init_channels=16, num_cells=8, num_classes=10, num_nodes=4):
+    def __init__(self, in_channels=3, init_channels=16, num_cells=8, num_classes=10, num_nodes=4, stem="cifar"):
         super().__init__()
-        self.arguments = (in_channels, init_channels, num_cells, num_classes, num_nodes)
+        self.arguments = (in_channels, init_channels, num_cells, num_classes, num_nodes, stem)
         c = 3 * init_channels
         self.stem = nn.Sequential(conv(in_channels, c, 3, padding=1), nn.BatchNorm2d(c))
+        self.second_stem = nn.Sequential()
+        if stem == "imagenet":
+            c = init_channels
+            self.stem = nn.Sequential(
+                conv(in_channels, c // 2, 3, stride=2, padding=1),
+                nn.BatchNorm2d(c // 2),
+                nn.ReLU(),
+                conv(c // 2, c, 3, stride=2, padding=1),
+                nn.BatchNorm2d(c),
+            )
+            self.second_stem = nn.Sequential(nn.ReLU(), conv(c, c, 3, stride=2, padding=1), nn.BatchNorm2d(c))
         c_before, c_previous, c = c, c, init_channels
-        halved = False
+        halved = stem == "imagenet"
         self.cells = nn.ModuleList()
         for index in range(num_cells):
             reduction = index in (num_cells // 3, 2 * num_cells // 3)
@@ -130,7 +141,8 @@ class TextbookSupernet(nn.Module):
 
     def forward(self, images: Tensor, edge_weights: tuple[Tensor, Tensor]) -> Tensor:
         normal, reduce = edge_weights
-        before = previous = self.stem(images)
+        before = self.stem(images)
+        previous = self.second_stem(before)
         for cell in self.cells:
             before, previous = previous, cell(before, previous, reduce if cell.reduction else normal)
         return self.classifier(self.pool(previous).flatten(1))
@@ -210,7 +222,7 @@ STACKED = {
 def copy_weights(supernet: nn.Module, textbook: TextbookSupernet) -> None:
     """Give the textbook form the weights of a `nas.Supernet` of the same size; every weight is used once."""
     source = dict(supernet.named_parameters())
-    for part in ("stem", "classifier"):
+    for part in ("stem", "second_stem", "classifier"):
         for name, parameter in getattr(textbook, part).named_parameters():
             parameter.copy_(source.pop(f"{part}.{name}"))
     for index, cell in enumerate(textbook.cells):

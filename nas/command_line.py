@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import tyro
 
-from nas.config import PRESETS, Data, FinalConfig, SearchConfig, TrainedOn, is_several
+from nas.config import PRESETS, Data, FinalConfig, SearchConfig, Stem, SupernetSize, TrainedOn, is_several
 from nas.config_file import MAY_CHANGE, Config, flag_of, read_config, validate
 from nas.errors import InputError, Stopped, printable
 from nas.processes import together
@@ -248,13 +248,13 @@ def flags(config: SearchConfig | FinalConfig) -> tuple[str, ...]:
     return tuple(flag for group in groups for flag in _given(group))
 
 
-def data_flags(data: Data, seed: int = 0) -> str:
-    """The flags with which a run has the same images again, each with a space before it.
+def data_flags(data: Data, seed: int = 0, stem: Stem = "cifar") -> str:
+    """The flags with which a run has the same images again, and the same stem; each has a space before it.
 
     Args:
         seed: of the run; the draw of --train-limit follows from it.
     """
-    given = [flag.partition("=") for flag in _given(data)]
+    given = [flag.partition("=") for flag in (*_given(data), *_given(SupernetSize(stem=stem)))]
     if data.train_limit is not None and seed != 0:
         given.append(("--seed", "=", str(seed)))
     return "".join(f" {flag} {shlex.quote(value)}" if equals else f" {flag}" for flag, equals, value in given)

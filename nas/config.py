@@ -25,6 +25,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_in
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 BetweenZeroAndOne = Annotated[float, Field(gt=0, lt=1)]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Stem = Literal["cifar", "imagenet"]
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
@@ -59,12 +60,16 @@ class Data:
 
     __pydantic_config__ = _STRICT
 
-    dataset: Literal["cifar10", "cifar100", "fashion-mnist", "svhn", "digits", "folder", "npz"] = "cifar10"
+    dataset: Literal["cifar10", "cifar100", "mnist", "kmnist", "fashion-mnist", "svhn", "digits", "folder", "npz"] = (
+        "cifar10"
+    )
     """Data set. digits is embedded and works offline.
     folder reads DATA_DIR/train/CLASS/* and DATA_DIR/test/CLASS/*.
-    npz reads DATA_DIR/train.npz and test.npz: the arrays images, labels and, if you like, classes and mirror."""
+    npz reads DATA_DIR/train.npz and test.npz: the arrays images, labels and, if you like, classes and mirror.
+    Files of other tools are read as well where their meaning is plain, and a line says how."""
     data_dir: str = "data"
-    """Folder of the images. The sets that torchvision knows are downloaded to it when they are missing."""
+    """Folder of the images. The sets that torchvision knows are unpacked there from their archives, if these are there
+    (cifar-10-python.tar.gz and the like), and else downloaded."""
     image_size: Annotated[Annotated[int, Field(ge=8, le=1024)] | None, _optional("INT", "32")] = None
     """Pixels a side, for folder alone: images become RGB, and are scaled and cropped about their centre to squares.
     The other sets have their own size."""
@@ -129,6 +134,8 @@ class SupernetSize:
     """Cells, two of which reduce (DARTS, appendix A.1.1)."""
     num_nodes: Annotated[int, Field(ge=1, le=8)] = 4
     """Nodes a cell (DARTS, appendix A.1.1)."""
+    stem: Stem = "cifar"
+    """First layers, as in the final network. imagenet divides the sides of the images by eight, for 224 × 224."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +257,7 @@ class Network:
     """Channels of the first cell (DARTS, appendix A.2.1)."""
     num_cells: Cells = 20
     """Cells, two of which reduce (DARTS, appendix A.2.1)."""
-    stem: Literal["cifar", "imagenet"] = "cifar"
+    stem: Stem = "cifar"
     """First layers. imagenet divides the sides of the images by eight, for 224 × 224 (the authors' code)."""
     auxiliary_weight: NotNegative = 0.4
     """Weight of the auxiliary head's loss (DARTS, appendix A.2.1); 0 for no head."""

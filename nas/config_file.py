@@ -85,6 +85,9 @@ def validate(kind: type[Config], content: Any, path: Path | None = None) -> Conf
         raise InputError(_complaint(error, path)) from None
     if isinstance(config, SearchConfig | FinalConfig):
         _check_data(config.data)
+        size = config.supernet if isinstance(config, SearchConfig) else config.network
+        if size.stem == "imagenet" and size.init_channels < 2:
+            raise InputError("--init-channels: must be at least 2 with --stem imagenet, got 1.")
     if isinstance(config, SearchConfig):
         _check_search(config)
     if isinstance(config, FinalConfig):
@@ -107,8 +110,6 @@ def _check_final(config: FinalConfig) -> None:
         raise InputError("--evaluate: goes without --resume; the one measures a trained network, the other trains on.")
     if network.evaluate and network.genotype:
         raise InputError("--evaluate: goes without --genotype; the run folder holds the genotype of its network.")
-    if network.stem == "imagenet" and network.init_channels < 2:
-        raise InputError("--init-channels: must be at least 2 with --stem imagenet, got 1.")
     if skip_test and network.evaluate:
         raise InputError("--skip-test: goes without --evaluate, which measures the test accuracy and nothing else.")
     if skip_test and not config.training.holdout_fraction:

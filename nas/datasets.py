@@ -9,7 +9,7 @@ import tempfile
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,15 +19,18 @@ from nas import image_folder, npz
 from nas.errors import InputError, Stopped, printable
 
 # Sets in which the mirror image of a thing is not that thing.
-MIRRORED_IS_ANOTHER = ("digits", "svhn")
+MIRRORED_IS_ANOTHER = ("digits", "svhn", "mnist", "kmnist")
 DOWNLOAD_TIMEOUT_S = 30.0
 MAX_NAMES_BYTES = 1_000_000  # a run's config.json holds the names of the classes, and 1 MiB of it is read back
 
 # What torchvision looks for under the data folder.
+_IDX_FILES = "train-images-idx3-ubyte, train-labels-idx1-ubyte and the same for t10k, or these as .gz"
 EXPECTED_FILES = {
-    "cifar10": "cifar-10-batches-py/ (data_batch_1 to 5, test_batch, batches.meta)",
-    "cifar100": "cifar-100-python/ (train, test, meta)",
-    "fashion-mnist": "FashionMNIST/raw/ (train-images-idx3-ubyte, train-labels-idx1-ubyte and the same for t10k)",
+    "cifar10": "cifar-10-batches-py/ (data_batch_1 to 5, test_batch, batches.meta) or cifar-10-python.tar.gz",
+    "cifar100": "cifar-100-python/ (train, test, meta) or cifar-100-python.tar.gz",
+    "fashion-mnist": f"FashionMNIST/raw/ ({_IDX_FILES})",
+    "mnist": f"MNIST/raw/ ({_IDX_FILES})",
+    "kmnist": f"KMNIST/raw/ ({_IDX_FILES})",
     "svhn": "train_32x32.mat and test_32x32.mat",
 }
 
@@ -69,12 +72,13 @@ def load(
     """Read the training or the test images of a data set; the other part is not read.
 
     Args:
-        name: cifar10, cifar100, fashion-mnist, svhn, digits, folder or npz. `digits` is embedded: 1,797 grey images,
-            8 × 8, every fifth one for testing. `folder` is `data_dir/train/<class>/*` and `data_dir/test/<class>/*`,
-            any image format, as RGB whether they are grey or not; a part read whole is kept beside it (see
-            `nas.image_folder`). `npz` is `data_dir/train.npz` and `data_dir/test.npz`, arrays of numpy's, grey or RGB
-            (see `nas.npz`).
-        data_dir: where the files lie; a set that torchvision knows and that is missing is downloaded to it.
+        name: cifar10, cifar100, mnist, kmnist, fashion-mnist, svhn, digits, folder or npz. `digits` is embedded: 1,797
+            grey images, 8 × 8, every fifth one for testing. `folder` is `data_dir/train/<class>/*` and
+            `data_dir/test/<class>/*`, any image format, as RGB whether they are grey or not; a part read whole is kept
+            beside it (see `nas.image_folder`). `npz` is `data_dir/train.npz` and `data_dir/test.npz`, arrays of
+            numpy's, grey or RGB (see `nas.npz`).
+        data_dir: where the files lie; a set that torchvision knows and that is missing is unpacked from its archive
+            where this lies there, its checksum being the published one, or else downloaded.
         part: "train" or "test".
         image_size: pixels a side, for `folder` alone (32 by default): images are scaled, and cropped about their centre
             to a square.
@@ -204,7 +208,7 @@ def _load_torchvision(name: str, data_dir: Path, part: str) -> Split:
         try:
             dataset = _open_torchvision(name, data_dir, part, download=False)
         except RuntimeError:  # torchvision's word for: missing, or another checksum
-            _download(name, data_dir)
+            _fetch(name, data_dir)
             dataset = _open_torchvision(name, data_dir, part, download=False)
     except (InputError, Stopped):
         raise
@@ -216,37 +220,81 @@ def _load_torchvision(name: str, data_dir: Path, part: str) -> Split:
     images = torch.as_tensor(np.asarray(dataset.data))
     if name.startswith("cifar"):
         images = images.permute(0, 3, 1, 2)
-    elif name == "fashion-mnist":
+    elif name.endswith("mnist"):
         images = images.unsqueeze(1)
     targets = torch.as_tensor(np.asarray(dataset.labels if name == "svhn" else dataset.targets)).long()
     classes = getattr(dataset, "classes", None) or [str(digit) for digit in range(10)]
     return Split(images.contiguous(), targets, tuple(classes))
 
 
-def _open_torchvision(name: str, root: Path, part: str, download: bool):
-    """torchvision's own reader. It checks the MD5 of the CIFAR and SVHN files before it opens them."""
+def _torchvision_class(name: str) -> Any:
     from torchvision import datasets
 
+    names = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "kmnist": "KMNIST", "svhn": "SVHN"}
+    return getattr(datasets, names.get(name, "FashionMNIST"))
+
+
+def _open_torchvision(name: str, root: Path, part: str, download: bool) -> Any:
+    """torchvision's own reader. It checks the MD5 of the CIFAR and SVHN files before it opens them."""
+    kind = _torchvision_class(name)
     if name == "svhn":
-        return datasets.SVHN(str(root), split=part, download=download)
-    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "fashion-mnist": datasets.FashionMNIST}[name]
+        return kind(str(root), split=part, download=download)
+    if os.path.exists(legacy := root / kind.__name__ / "processed" / "training.pt"):  # torchvision would unpickle it
+        raise InputError(
+            f"{legacy}: a file of an old torchvision, which is not opened here; remove the folder it is in."
+        )
     return kind(str(root), train=part == "train", download=download)
 
 
-def _download(name: str, data_dir: Path) -> None:
-    """Download into a folder aside, so that nothing half-downloaded stays behind, then move it to its place."""
+def _archives(name: str, data_dir: Path) -> tuple[dict[str, Path], bool]:
+    """Which of the files that are downloaded lie there, by where torchvision puts them, and whether all do.
+
+    Raises:
+        InputError: a file has another checksum than the published one; it is named.
+    """
+    from torchvision.datasets.utils import check_integrity
+
+    kind, unpacked = _torchvision_class(name), {}
+    if name == "svhn":
+        archives = {kind.split_list[part][1]: kind.split_list[part][2] for part in ("train", "test")}
+    elif name.endswith("mnist"):
+        archives = {f"{kind.__name__}/raw/{file}": md5 for file, md5 in kind.resources}
+    else:
+        archives = {kind.filename: kind.tgz_md5}
+        files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
+        unpacked = {f"{kind.base_folder}/{file}": md5 for file, md5 in files}
+    found = {}
+    for place, md5 in (archives | unpacked).items():
+        there = [path for path in (data_dir / place, data_dir / Path(place).name) if os.path.isfile(path)]
+        sound = [path for path in there if check_integrity(path, md5)]
+        if there and not sound:
+            raise InputError(
+                f"{there[0]}: damaged, or not of {name}: its checksum is not the published one; move it away."
+            )
+        if sound and place in archives:
+            found[place] = sound[0]
+    return found, len(found) == len(archives)
+
+
+def _fetch(name: str, data_dir: Path) -> None:
+    """Unpack or download into a folder aside, so that nothing half-done stays behind, then move it to its place."""
+    archives, is_complete = _archives(name, data_dir)
     for kind, own in (("folder", data_dir / "train"), ("npz", data_dir / "train.npz")):
-        if os.path.exists(own):
+        if os.path.exists(own) and not is_complete:
             raise InputError(
                 f"--dataset {name}: not found in --data-dir {data_dir}, which holds {own}; for images of your own add "
                 f"--dataset {kind}."
             )
-    print(f"{name} is not in {data_dir}: downloading it.", flush=True)
+    listed = ", ".join(map(str, archives.values()))
+    print(f"Unpacking {listed}." if is_complete else f"{name} is not in {data_dir}: downloading it.", flush=True)
     before = socket.getdefaulttimeout()
     existing = next(folder for folder in (data_dir, *data_dir.absolute().parents) if os.path.isdir(folder))
     try:
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
         with tempfile.TemporaryDirectory(prefix=".nas-download-", dir=existing) as aside:
+            for place, archive in archives.items():  # torchvision downloads what is not there
+                Path(aside, place).parent.mkdir(parents=True, exist_ok=True)
+                Path(aside, place).symlink_to(archive.absolute())
             for part in ("train", "test"):
                 _open_torchvision(name, Path(aside), part, download=True)
             data_dir.mkdir(parents=True, exist_ok=True)
@@ -254,10 +302,12 @@ def _download(name: str, data_dir: Path) -> None:
                 target = data_dir / source.relative_to(aside)
                 if source.is_dir():
                     target.mkdir(exist_ok=True)
-                elif source.suffix not in (".gz", ".tgz"):
+                elif source.suffix not in (".gz", ".tgz") and not source.is_symlink():
                     source.replace(target)
     except (urllib.error.URLError, RuntimeError, OSError) as error:
         reason = " ".join(str(getattr(error, "reason", None) or error).split())[:300]
+        if is_complete:
+            raise InputError(f"--data-dir {data_dir}: {listed} cannot be unpacked there ({reason}).") from None
         raise InputError(
             f"--dataset {name}: not found in --data-dir {data_dir}, which should hold {EXPECTED_FILES[name]}, and the "
             f"download failed ({reason}); put the files there, or use --dataset digits, which is embedded."

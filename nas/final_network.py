@@ -15,7 +15,7 @@ from nas.config import FinalConfig, TrainedOn
 from nas.config_file import read_config, validate
 from nas.errors import InputError
 from nas.genotype import Genotype
-from nas.operations import FactorizedReduce, ReLUConvBN, concatenate, make_operation
+from nas.operations import FactorizedReduce, ReLUConvBN, concatenate, make_operation, make_stem
 from nas.search_space import EDGES_PER_NODE, NUM_INPUTS, reduction_cells
 
 
@@ -50,14 +50,7 @@ class FinalNetwork(nn.Module):
     ):
         super().__init__()
         self.genotype = genotype
-        channels = init_channels if stem == "imagenet" else 3 * init_channels
-        self.second_stem = None
-        if stem == "imagenet":
-            half = _convolution(in_channels, channels // 2, stride=2)
-            self.stem = nn.Sequential(*half, nn.ReLU(), *_convolution(channels // 2, channels, stride=2))
-            self.second_stem = nn.Sequential(nn.ReLU(), *_convolution(channels, channels, stride=2))
-        else:
-            self.stem = nn.Sequential(*_convolution(in_channels, channels, stride=1))
+        self.stem, self.second_stem, channels = make_stem(stem, in_channels, init_channels)
         before, previous, channels = channels, channels, init_channels
         self.cells = nn.ModuleList()
         self.auxiliary_head = None
@@ -132,7 +125,7 @@ class FinalNetwork(nn.Module):
             return torch.rand(shape, device=images.device, dtype=images.dtype, generator=generator)[rows]
 
         before = self.stem(images)
-        previous = before if self.second_stem is None else self.second_stem(before)
+        previous = self.second_stem(before)
         auxiliary_logits = None
         for index, cell in enumerate(self.cells):
             before, previous = previous, cell(before, previous, drop_path, draw)
@@ -205,12 +198,6 @@ class AuxiliaryHead(nn.Module):
         published = x.shape[-1] == self.published_size
         x = F.avg_pool2d(x, 5, self.stride) if published else F.adaptive_avg_pool2d(x, 2)
         return self.classifier(self.features(x).flatten(1))
-
-
-def _convolution(in_channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module]:
-    """3 × 3, and its batch norm."""
-    conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-    return conv, BatchNorm2d(out_channels)
 
 
 def _drop_path(x: Tensor, probability: float, draws: Tensor) -> Tensor:

@@ -19,37 +19,37 @@ of the images are mirrored, left to right, in training, as those of an image fol
 import io
 import math
 import os
-import re
-import struct
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from nas.errors import InputError, printable
+from nas import arrays
+from nas.errors import InputError, Stopped, printable
 
-# Half of the memory, as the images are copied once, to have their channels first.
+# Half of the memory, as each array is copied once: images to have their channels first, text to be sorted.
 MAX_BYTES = min(64 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
-MAX_CLASSES = 10_000  # as many as nas.config.TrainedOn reads back
+MAX_LETTERS = 999  # in a name
+MAX_HEADER_BYTES = 1000  # numpy writes 118, and Python parses it
 MAX_READ_BYTES = 1 << 20  # at once: numpy takes a quarter of it, and the list of a zip file's members 60 bytes each
 DEFLATE_RATIO = 1032  # no deflated byte stands for more
 
-# What numpy.save writes in front of an array.
-_HEADER = re.compile(
-    rb"\{'descr': '([^']{1,20})', 'fortran_order': (?:False|True), "
-    rb"'shape': \(((?:0|[1-9]\d{0,11})(?:, (?:0|[1-9]\d{0,11})){0,7},?)?\), ?\} *\n"
-)
-_DTYPES = {
-    "images": (r"[|<>=]?u1", "uint8, from 0 to 255"),
-    "labels": (r"[|<>=]?[iu][1248]", "integers"),
-    "classes": (r"[<>=]U[1-9]\d{0,2}", "text of up to 999 letters"),
-    "mirror": (r"\|b1", "True or False"),
+# How tools name these arrays; the part may stand before or after it, as in x_train and test_images.
+NAMES = {
+    "images": ("images", "image", "x", "data", "arr_0"),
+    "labels": ("labels", "label", "y", "targets", "target", "arr_1"),
+    "classes": ("classes",),
+    "mirror": ("mirror",),
 }
-# All that zipfile and numpy are known to raise at what is no .npz file.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError, MemoryError)
+DTYPES = {
+    "images": ("buif", "numbers"),
+    "labels": ("buifUS", f"numbers, or text of up to {MAX_LETTERS} letters"),
+    "classes": ("US", f"text of up to {MAX_LETTERS} letters"),
+    "mirror": ("b", "True or False"),
+}
 
 
 def load(
@@ -58,8 +58,12 @@ def load(
     """Images (num_images, channels, size, size), uint8, targets (num_images,), int64, names of the classes, and mirror.
 
     `data_dir/part.npz` holds `images`, (num_images, size, size) or (num_images, size, size, 1 or 3), uint8, with 8 to
-    1,024 pixels a side; `labels`, (num_images,), integers from 0 on; and, if it likes, `classes`, (num_classes,),
+    1,024 pixels per side; `labels`, (num_images,), integers from 0 on; and, where it likes, `classes`, (num_classes,),
     their names, and `mirror`, whether a mirrored image is of the same class. Other arrays in it are not read.
+
+    What other tools write is read as well where its meaning is plain, and a printed line says how: arrays as in
+    `nas.arrays`, under other names (`NAMES`); and one file for all parts, `data_dir` itself or the only .npz file in
+    it, with the part in the names.
 
     Args:
         part: "train" or "test". Of "train" each class has an image.
@@ -70,60 +74,46 @@ def load(
             half of the memory; the sentence names file and array.
     """
     path = data_dir / f"{part}.npz"
-    if not os.path.isfile(path):  # as Path.is_file raises at a name that is too long
-        raise InputError(
-            f"--data-dir {data_dir}: there is no file {path}; train.npz and test.npz are expected there, as "
-            "numpy.savez_compressed makes them."
-        )
-    arrays = _read(path)
-    images, labels = arrays["images"], arrays["labels"]
-    if labels.min() < 0:
-        raise InputError(f"{path}: labels: {labels.min()} is below 0; number the classes from 0 on.")
-    if "classes" in arrays:
-        classes = _names(path, arrays["classes"])
-    num_classes = len(classes) if classes else int(labels.max()) + 1
-    if labels.max() >= num_classes:
-        raise InputError(f"{path}: labels: {labels.max()} is no class; there are {num_classes}, numbered from 0 on.")
-    if num_classes > MAX_CLASSES:
-        raise InputError(f"{path}: labels: {labels.max()} is too much; there may be {MAX_CLASSES:,} classes at most.")
-    if part == "train" and num_classes < 2:
-        raise InputError(f"{path}: labels: all images are of one class, but two classes at least are needed.")
-    targets = torch.from_numpy(labels.astype(np.int64))
-    classes = classes or tuple(map(str, range(num_classes)))
-    if part == "train" and (empty := (targets.bincount(minlength=num_classes) == 0).nonzero().flatten().tolist()):
-        name = printable(classes[empty[0]], 60)
-        raise InputError(
-            f"{path}: labels: no image is of class {empty[0]}, '{name}'; number the classes that there are from 0 on, "
-            "without gaps."
-        )
-    pixels = torch.from_numpy(images)
-    pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-    return pixels.contiguous(), targets, classes, bool(arrays.get("mirror", True))
+    is_whole = not os.path.isfile(path)  # as Path.is_file raises at a name that is too long
+    if is_whole:
+        files = [*data_dir.glob("*.npz")] if os.path.isdir(data_dir) else [data_dir]
+        if len(files) != 1 or not os.path.isfile(files[0]):
+            raise InputError(
+                f"--data-dir {data_dir}: there is no file {path}; train.npz and test.npz are expected there, as "
+                "numpy.savez_compressed makes them, or one .npz file with x_train, y_train, x_test and y_test."
+            )
+        path = files[0]
+    names, found = _read(path, part, is_whole)
+    where = {role: f"{path}: {name}" for role, name in names.items()}
+    images, how = arrays.images(where["images"], found["images"])
+    if "classes" in found:
+        classes = arrays.texts(where["classes"], found["classes"])
+    targets, classes, how_labels = arrays.targets(where["labels"], found["labels"], classes, part == "train")
+    is_other = how or how_labels or any(role != name for role, name in names.items())
+    if is_other and os.environ.get("LOCAL_RANK", "0") == "0":  # one of torchrun's processes says it
+        kinds = {role: f"{names[role]}, {array.dtype.name} {array.shape}" for role, array in found.items()}
+        said = f"{kinds['images']}, read as images{how}; {kinds['labels']}, read as labels{how_labels}"
+        print(f"{path}: {said}.", flush=True)
+    return images, targets, classes, bool(found.get("mirror", True))
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays by name, each of the right dtype and shape."""
+def _read(path: Path, part: str, is_whole: bool) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """The names of the arrays, and the arrays, each of a right dtype and shape."""
     try:
         file = _Limited(io.FileIO(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
     try:
-        with file, zipfile.ZipFile(file) as archive:
-            members = {info.filename: info for info in archive.infolist()}
-            names = [name for name in _DTYPES if f"{name}.npy" in members]
-            for name in ("images", "labels"):
-                if name not in names:
-                    raise InputError(f"{path}: {name}: there is no such array; images and labels are needed.")
-            shapes = {name: _claimed_shape(path, name, archive, members[f"{name}.npy"]) for name in names}
-            _check_shapes(path, shapes)
-            arrays = {}
-            for name in names:
-                with archive.open(members[f"{name}.npy"]) as member:
-                    arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
-            return arrays
-    except InputError:
+        with file:
+            if file.peek(2)[:2] != b"PK":  # numpy would read a lone array, whatever its size
+                raise zipfile.BadZipFile
+            with np.load(file, allow_pickle=False) as archive:
+                names = _find_names(path, part, is_whole, archive.zip.namelist())
+                _check_claims(path, names, archive.zip)
+                return names, {role: archive[f"{name}.npy"] for role, name in names.items()}
+    except (InputError, Stopped):
         raise
-    except _DAMAGE:
+    except Exception:  # whatever zipfile, zlib and numpy raise at a damaged file
         raise InputError(f"{path}: no .npz file, or a damaged one; make it with numpy.savez_compressed.") from None
 
 
@@ -138,65 +128,56 @@ class _Limited(io.BufferedReader):
         return content
 
 
-def _claimed_shape(path: Path, name: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[int, ...]:
-    """The shape of an array by its header; its dtype and its size are checked, and nothing behind it was read."""
-    with archive.open(info) as member:
-        start = member.read(10)
-        # Version 1, whose header is of 64 KiB at most: numpy writes others for tables alone.
-        length = int.from_bytes(start[8:], "little") if start[:8] == b"\x93NUMPY\x01\x00" else 0
-        header = _HEADER.fullmatch(member.read(length))
-    if header is None:
-        raise InputError(f"{path}: {name}: no plain array of numpy's.")
-    dtype = header[1].decode("latin-1")
-    pattern, wanted = _DTYPES[name]
-    if not re.fullmatch(pattern, dtype):
-        raise InputError(f"{path}: {name}: of dtype '{printable(dtype, 60)}', but must be {wanted}.")
-    shape = tuple(map(int, (header[2] or b"").replace(b",", b"").split()))
-    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    if num_bytes > MAX_BYTES:
-        raise InputError(
-            f"{path}: {name}: takes {num_bytes / 2**30:,.1f} GiB, but {MAX_BYTES / 2**30:,.1f} GiB can be read here; "
-            "give fewer or smaller images."
-        )
-    held = info.compress_size * (DEFLATE_RATIO if info.compress_type == zipfile.ZIP_DEFLATED else 1)
-    plain = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-    if not plain or info.file_size != 10 + length + num_bytes or held < info.file_size:
-        raise InputError(f"{path}: {name}: the file holds another number of bytes than an array of {shape} takes.")
-    if info.compress_size > path.stat().st_size:
-        raise InputError(f"{path}: {name}: the file claims more than it holds.")
-    return shape
-
-
-def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    num_images, *sides = shapes["images"] or (0,)
-    if len(sides) not in (2, 3) or sides[0] != sides[1] or not 8 <= sides[0] <= 1024 or sides[2:] not in ([], [1], [3]):
-        raise InputError(
-            f"{path}: images: of shape {shapes['images']}, but must be (N, size, size), (N, size, size, 1) or "
-            "(N, size, size, 3), with 8 to 1,024 pixels a side."
-        )
-    if num_images < 2:
-        raise InputError(f"{path}: images: there are {num_images}, but two at least are needed.")
-    if shapes["labels"] != (num_images,):
-        raise InputError(f"{path}: labels: of shape {shapes['labels']}, but must be ({num_images},), one an image.")
-    names = shapes.get("classes", (1,))
-    if len(names) != 1 or not 1 <= names[0] <= MAX_CLASSES:
-        raise InputError(f"{path}: classes: of shape {names}, but must be a list of {MAX_CLASSES:,} names at most.")
-    if shapes.get("mirror", ()):
-        raise InputError(f"{path}: mirror: of shape {shapes['mirror']}, but must be a single True or False.")
-
-
-def _names(path: Path, array: np.ndarray) -> tuple[str, ...]:
-    size = array.dtype.itemsize
-    letters = array.astype(array.dtype.newbyteorder("<")).tobytes()
-    starts = range(0, len(letters), size)
-    try:  # by hand, as numpy ends in a SystemError at a number that is no letter
-        names = tuple(letters[start : start + size].decode("utf-32-le").rstrip("\0") for start in starts)
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: classes: a name holds what is no letter.") from None
-    for name in names:
-        if not name or not name.isprintable():
-            raise InputError(f"{path}: classes: '{printable(name, 60)}' is no name that can be printed.")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{path}: classes: '{printable(twice, 60)}' is there twice.")
+def _find_names(path: Path, part: str, is_whole: bool, members: list[str]) -> dict[str, str]:
+    """What the arrays are called in the file; an array's own name goes before the others."""
+    there = {member.removesuffix(".npy") for member in members if member.endswith(".npy")}
+    names = {}
+    for role, words in NAMES.items():
+        known = {form for word in words for form in (f"{word}_{part}", f"{part}_{word}")}
+        if not is_whole or role in ("classes", "mirror"):  # which may hold for all parts
+            known.update(words)
+        found = [role] if role in there & known else sorted(name for name in there if name.lower() in known)
+        if len(found) > 1:
+            raise InputError(f"{path}: {' and '.join(found)} may both be the {role}; leave one of them in the file.")
+        if not found and role in ("images", "labels"):
+            letter = {"images": "x", "labels": "y"}[role]
+            missing = f"{part}_{role} or {letter}_{part}, and no file {part}.npz beside it" if is_whole else role
+            raise InputError(f"{path}: there is no array {missing}; images and labels are needed.")
+        if found:
+            names[role] = found[0]
     return names
+
+
+def _check_claims(path: Path, names: dict[str, str], archive: zipfile.ZipFile) -> None:
+    """Refuse what the headers and the zip directory say of the arrays, before one of them is unpacked."""
+    num_images = total = 0
+    for role, name in names.items():
+        info = archive.getinfo(f"{name}.npy")
+        try:
+            with warnings.catch_warnings(action="ignore"), archive.open(info) as member:
+                # Version 1, whose header has 64 KiB at most: numpy writes others for tables alone.
+                if np.lib.format.read_magic(member) != (1, 0):
+                    raise ValueError
+                shape, _, dtype = np.lib.format.read_array_header_1_0(member, MAX_HEADER_BYTES)
+                start = member.tell()
+        except (Stopped, zipfile.BadZipFile, zlib.error):
+            raise
+        except Exception:  # whatever Python's parser and numpy raise at a text that is no header
+            raise InputError(f"{path}: {name}: no plain array of numpy's.") from None
+        kinds, wanted = DTYPES[role]
+        if dtype.kind not in kinds or not 0 < dtype.itemsize <= 4 * MAX_LETTERS:
+            raise InputError(f"{path}: {name}: of dtype '{printable(dtype.str, 60)}', but must be {wanted}.")
+        if wanted := arrays.wanted_shape(role, shape, num_images):
+            raise InputError(f"{path}: {name}: of shape {printable(shape, 100)}, but must be {wanted}.")
+        num_images = num_images or shape[0]
+        num_bytes = math.prod(shape) * dtype.itemsize
+        total += num_bytes
+        if total > MAX_BYTES:
+            raise InputError(
+                f"{path}: {name}: takes {num_bytes / 2**30:,.1f} GiB, but {MAX_BYTES / 2**30:,.1f} GiB can be read in "
+                "all here; give fewer or smaller images, as uint8."
+            )
+        most = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: DEFLATE_RATIO}.get(info.compress_type, 0)
+        most *= min(info.compress_size, path.stat().st_size)
+        if info.file_size != start + num_bytes or info.file_size > most:
+            raise InputError(f"{path}: {name}: the file holds another number of bytes than an array of {shape} takes.")

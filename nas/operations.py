@@ -1,4 +1,4 @@
-"""The modules behind the primitives (Liu, Simonyan, Yang, "DARTS", ICLR 2019, section 3.1).
+"""The modules behind the primitives (Liu, Simonyan, Yang, "DARTS", ICLR 2019, section 3.1), and the stem before them.
 
 All take and return images of shape (batch, channels, height, width); with stride 2 height and width are halved, rounded
 up. In the supernet batch norms have no affine parameters; in the final network they do.
@@ -119,6 +119,29 @@ def make_operation(primitive: str, channels: int, stride: int) -> nn.Module:
         case "conv_7x1_1x7":
             return Conv7x1And1x7(channels, stride)
     raise AssertionError(primitive)
+
+
+def make_stem(stem: str, in_channels: int, init_channels: int) -> tuple[nn.Module, nn.Module, int]:
+    """The first layers of a supernet or a final network: what gives the first input of the first cell, what makes the
+    second input of it, and the channels of both.
+
+    Args:
+        stem: "cifar" leaves images as large as they are, and both inputs are one. "imagenet" divides their sides by
+            four for the first input and by eight for the second (the authors' final network for ImageNet).
+        init_channels: of the first cell; at least 2 for "imagenet".
+    """
+    if stem == "cifar":
+        channels = 3 * init_channels
+        return nn.Sequential(*_convolution(in_channels, channels, stride=1)), nn.Identity(), channels
+    half = _convolution(in_channels, init_channels // 2, stride=2)
+    first = nn.Sequential(*half, nn.ReLU(), *_convolution(init_channels // 2, init_channels, stride=2))
+    return first, nn.Sequential(nn.ReLU(), *_convolution(init_channels, init_channels, stride=2)), init_channels
+
+
+def _convolution(in_channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module]:
+    """3 × 3, and its batch norm."""
+    conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+    return conv, BatchNorm2d(out_channels)
 
 
 def concatenate(nodes: list[Tensor]) -> Tensor:

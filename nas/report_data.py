@@ -115,9 +115,8 @@ def read_run(folder: Path) -> dict[str, Any]:
             for cell in CELLS
         }
         run["changes"] = changes(history, metrics.epochs)
-        commands.append(
-            ["train the cell", f"python train_final.py --genotype {stored}{data_flags(config.data, config.run.seed)}"]
-        )
+        again = data_flags(config.data, config.run.seed, config.supernet.stem)
+        commands.append(["train the cell", f"python train_final.py --genotype {stored}{again}"])
     else:
         history = [Genotype(**GenotypeFile.load(folder / "genotype.json").cells())]
         trained_on = validate(TrainedOn, file.trained_on, path)

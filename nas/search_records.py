@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nas import draw, report
 from nas.checkpoint import Progress
-from nas.config import SearchConfig
+from nas.config import SearchConfig, Stem
 from nas.environment import versions
 from nas.errors import InputError
 from nas.follower import Follower
@@ -60,16 +60,16 @@ def note_epoch(
     )
 
 
-def export_cell(run: RunFolder | Follower, exported: Path, images: Images) -> None:
+def export_cell(run: RunFolder | Follower, exported: Path, images: Images, stem: Stem) -> None:
     """Leave the derived cell where `train_final.py` finds it, and the report; say what they are."""
     found = GenotypeFile.load(run.path / "genotype.json")
     genotype = Genotype(**found.cells())
     genotype.save(exported, found.provenance)
     _, in_channels, image_size, _ = images.split.images.shape
-    size = network_size(genotype, image_size, in_channels, num_classes=len(images.split.classes))
+    size = network_size(genotype, image_size, in_channels, num_classes=len(images.split.classes), stem=stem)
     run.log(genotype.to_text())
     run.log(
-        f"as a final network (36 channels, 20 cells): {size.weights:,} weights, {size.multiply_adds:,} "
+        f"as a final network (36 channels, 20 cells, {stem} stem): {size.weights:,} weights, {size.multiply_adds:,} "
         "multiply-adds an image"
     )
     names = "genotype.json, cells/, checkpoint.safetensors, metrics.jsonl, tensorboard/, log.txt"

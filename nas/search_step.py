@@ -52,7 +52,8 @@ def build(
     lower, upper, size = config.lower, config.upper, config.supernet
     torch.manual_seed(config.run.seed)
     alphas = Alphas(size.num_nodes).to(device)
-    supernet = Supernet(in_channels, size.init_channels, size.num_cells, num_classes, size.num_nodes).to(device)
+    shape = size.init_channels, size.num_cells, num_classes, size.num_nodes, size.stem
+    supernet = Supernet(in_channels, *shape).to(device)
     alpha_optimizer = torch.optim.Adam(
         alphas.parameters(), upper.alpha_lr, (0.5, 0.999), weight_decay=upper.alpha_weight_decay
     )

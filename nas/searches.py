@@ -130,7 +130,7 @@ def search_and_choose(
         except InputError as error:  # such as somebody else's page in that place: no reason not to finish
             run.log(f"no {page}: {error}")
     run.log(f"written: {exported} (found with seed {best.seeds[0]}), and in {run.path}: {', '.join(names)}")
-    how = f"--genotype {shlex.quote(str(exported))}{data_flags(config.data, config.run.seed)}"
+    how = f"--genotype {shlex.quote(str(exported))}{data_flags(config.data, config.run.seed, config.supernet.stem)}"
     run.log(f"train it in full: python train_final.py {how}")
 
 
@@ -176,7 +176,10 @@ def training_job(config: SearchConfig, scripts: Path, path: Path, cell: Cell) ->
     own = FinalConfig(
         data=config.data,
         network=Network(
-            genotype=str(cell.file), init_channels=several.selection_channels, num_cells=several.selection_cells
+            genotype=str(cell.file),
+            init_channels=several.selection_channels,
+            num_cells=several.selection_cells,
+            stem=config.supernet.stem,
         ),
         training=Training(
             epochs=several.selection_epochs, holdout_fraction=config.upper.upper_fraction, skip_test=True

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nas.batch_norm import BatchNorm2d, StackedNorm
 from nas.depthwise import depthwise_conv2d
-from nas.operations import FactorizedReduce, ReLUConvBN, concatenate, every_second_pixel
+from nas.operations import FactorizedReduce, ReLUConvBN, concatenate, every_second_pixel, make_stem
 from nas.search_space import NUM_INPUTS, PRIMITIVES, edges, reduction_cells
 
 NONE, MAX_POOL, AVG_POOL, SKIP, SEP_3, SEP_5, DIL_3, DIL_5 = range(len(PRIMITIVES))
@@ -50,6 +50,7 @@ class Supernet(nn.Module):
         num_cells: cells `num_cells // 3` and `2 * num_cells // 3` reduce.
         num_classes: logits an image.
         num_nodes: nodes a cell.
+        stem: "cifar" leaves images as large as they are, "imagenet" divides their sides by eight (see `make_stem`).
     """
 
     def __init__(
@@ -59,13 +60,13 @@ class Supernet(nn.Module):
         num_cells: int = 8,
         num_classes: int = 10,
         num_nodes: int = 4,
+        stem: str = "cifar",
     ):
         super().__init__()
-        channels = 3 * init_channels
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), BatchNorm2d(channels))
+        self.stem, self.second_stem, channels = make_stem(stem, in_channels, init_channels)
         before, previous, channels = channels, channels, init_channels
         self.cells = nn.ModuleList()
-        halved = False
+        halved = stem == "imagenet"
         for index in range(num_cells):
             reduction = index in reduction_cells(num_cells)
             channels *= 2 if reduction else 1
@@ -75,8 +76,8 @@ class Supernet(nn.Module):
 
     def forward(self, images: Tensor, edge_weights: EdgeWeights) -> Tensor:
         """Logits, shape (batch, num_classes), of square images of at least 8 × 8 pixels."""
-        x = self.stem(images.contiguous(memory_format=torch.channels_last))
-        before, previous = x, x
+        before = self.stem(images.contiguous(memory_format=torch.channels_last))
+        previous = self.second_stem(before)
         for cell in self.cells:
             weights = edge_weights.reduce if cell.reduction else edge_weights.normal
             before, previous = previous, cell(before, previous, weights)

@@ -12,8 +12,12 @@ from torch import Tensor, nn
 
 from nas import datasets
 from nas.augment import augment, channel_statistics, normalise
+from nas.config import Stem
 from nas.errors import InputError, printable
 from nas.processes import ALONE, Processes
+
+SMALLEST_FOR_IMAGENET = 32  # 4 × 4 in the first cell, and a single pixel behind both reduction cells
+LARGE_FOR_CIFAR = 96
 
 
 def pick_device(name: str, processes: Processes = ALONE) -> torch.device:
@@ -125,6 +129,23 @@ def imbalance(images: Images) -> list[str]:
     )
     drawn = "each class is drawn as often" if images.balanced else "--balanced draws each class as often"
     return [f"classes differ in size: {few}, {many}; {drawn}"]
+
+
+def about_stem(stem: Stem, image_size: int) -> list[str]:
+    """A line on the other stem, where the images are large for that of CIFAR; or none.
+
+    Raises:
+        InputError: the images are too small for the stem of ImageNet.
+    """
+    if stem == "imagenet" and image_size < SMALLEST_FOR_IMAGENET:
+        raise InputError(
+            f"--stem imagenet: divides the sides of the images by eight, and needs {SMALLEST_FOR_IMAGENET} pixels per "
+            f"side at least; these images have {image_size}. Use --stem cifar."
+        )
+    if stem == "cifar" and image_size >= LARGE_FOR_CIFAR:
+        side = math.ceil(image_size / 8)
+        return [f"--stem imagenet takes such images to {side} × {side} before the first cell, and far less time"]
+    return []
 
 
 def require_images(needed: int, num_images: int, batch_size: int, processes: Processes) -> None:

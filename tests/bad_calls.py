@@ -115,7 +115,10 @@ _FINAL = [
     ("--genotype runs", "genotype runs: not a regular file"),
     ("--genotype __import__('os').system('true')", "no such file, and no such name"),
     ("--genotype DARTS_V1 --dataset npz --data-dir nowhere", "--data-dir nowhere: there is no file nowhere/train.npz"),
-    ("--genotype DARTS_V1 --dataset npz --data-dir own", "--data-dir own: there is no file own/test.npz"),
+    (
+        "--genotype DARTS_V1 --dataset npz --data-dir own",
+        "own/train.npz: there is no array test_images or x_test",
+    ),
     ("--genotype DARTS_V1 --dataset folder --data-dir images", "images/train/ant/1.png: cannot be read as an image"),
     ("--genotype DARTS_V1 --dataset digits --cutout 9", "--cutout 9: larger than the images"),
     (

@@ -11,6 +11,7 @@ array. The run ends with the number of executions; a crash leaves its input as a
 
 import abc
 import argparse
+import contextlib
 import copy
 import inspect
 import io
@@ -65,10 +66,11 @@ VALUES = [
 # Of arrays: what is put among their bytes, and what their headers say.
 NUMBERS = [
     *[b"\0", b"\1", b"\x80", b"\xff", b"\7\0\0\0", b"\x1b\0\0\0", b"\0\xd8\0\0", b"\0\0\x11\0"],
-    *[b"\2", bytes(8), b"\xff" * 8],
+    *[b"\2", bytes(8), b"\xff" * 8, b"\0\0\x80?", b"\0\0\0\0\0\0\xf0?", b"\0<"],  # ones among them
 ]
-DTYPES = ["|u1", "|i1", "<u2", ">i4", "<i8", ">u8", "<f8", "|b1", "|O", "<U1", ">U3", "<U999"]
-SHAPES = [(), (0,), (2,), (3,), (3, 1), (3, 8, 8), (2, 9, 9, 1), (3, 8, 8, 3), (2, 8, 8, 2), (0, 8, 8), (10**11, 8, 8)]
+DTYPES = ["|u1", "|i1", "<u2", ">i4", "<i8", ">u8", "<f2", "<f8", "|b1", "|O", "|S2", "<U1", ">U3", "<U999"]
+SHAPES = [(), (0,), (2,), (3,), (3, 1), (3, 2), (3, 8, 8), (2, 9, 9, 1), (3, 3, 8, 8), (3, 8, 8, 3), (2, 8, 8, 2)]
+SHAPES += [(0, 8, 8), (10**11, 8, 8)]
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -273,7 +275,8 @@ class Npz(Target):
         name = self.names.get(data[:1])
         self.path.write_bytes(self.file(**{name: data[1:]}) if name else data[1:])
         for part in ("test", "train"):
-            images, targets, classes, mirror = npz.load(self.folder, part)
+            with contextlib.redirect_stdout(io.StringIO()):  # how the arrays were read
+                images, targets, classes, mirror = npz.load(self.folder, part)
             assert images.dtype == torch.uint8
             assert images.numel() <= npz.DEFLATE_RATIO * self.path.stat().st_size
             assert images.shape[1:] in {(channels, size, size) for channels in (1, 3) for size in images.shape[2:]}

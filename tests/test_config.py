@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 def test_the_defaults_are_the_published_ones():
     config = SearchConfig()
     assert config.data.dataset == "cifar10"
-    assert dataclasses.astuple(config.supernet) == (16, 8, 4)
+    assert dataclasses.astuple(config.supernet) == (16, 8, 4, "cifar")
     assert dataclasses.astuple(config.lower) == (50, 64, 0.025, 0.001, 0.9, 3e-4, 5.0)
     assert dataclasses.astuple(config.upper) == (3e-4, 1e-3, 0.5, "onestage", False, 0.01)
     assert dataclasses.astuple(config.several) == (1, 0, 100, 36, 20, None, 1.0)
@@ -30,10 +30,12 @@ def test_the_defaults_are_the_published_ones():
     assert dataclasses.astuple(final.training) == (600, 96, 0.025, 0.9, 3e-4, 5.0, None, 0.0, False)
 
 
-def test_the_stem_for_imagenet_halves_its_channels():
-    assert parse(FinalConfig, ["--stem=imagenet", "--init-channels=2"]).network.stem == "imagenet"
+@pytest.mark.parametrize("kind", [SearchConfig, FinalConfig])
+def test_the_stem_for_imagenet_halves_its_channels(kind):
+    config = parse(kind, ["--stem=imagenet", "--init-channels=2"])
+    assert (config.supernet if kind is SearchConfig else config.network).stem == "imagenet"
     with pytest.raises(InputError, match="--init-channels: must be at least 2 with --stem imagenet, got 1"):
-        parse(FinalConfig, ["--stem=imagenet", "--init-channels=1"])
+        parse(kind, ["--stem=imagenet", "--init-channels=1"])
 
 
 def test_flags_reach_their_fields():
@@ -123,6 +125,7 @@ def test_data_flags_name_the_same_images_again():
     assert data_flags(own) == flags
     assert data_flags(own, seed=3) == f"{flags} --seed 3"  # which the draw of --train-limit follows from
     assert data_flags(Data(balanced=True), seed=3) == " --balanced"
+    assert data_flags(Data(dataset="digits"), 0, "imagenet") == " --dataset digits --stem imagenet"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
+import gzip
 import hashlib
 import pickle
+import shutil
 import socket
+import tarfile
 import urllib.error
 
 import numpy as np
@@ -144,7 +147,7 @@ def no_network(*_, **__):
     raise urllib.error.URLError("no network in this test")
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion-mnist", "svhn"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "kmnist", "fashion-mnist", "svhn"])
 def test_without_network_and_data_one_sentence_and_nothing_left_behind(tmp_path, monkeypatch, name):
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     timeout = socket.getdefaulttimeout()
@@ -220,7 +223,7 @@ def test_a_pickle_with_another_checksum_is_never_opened(tmp_path, monkeypatch):
 
     (folder / "data_batch_1").write_bytes(pickle.dumps(Hostile()))
     monkeypatch.setattr("urllib.request.urlopen", no_network)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"data_batch_1: damaged, or not of cifar10: its checksum is not"):
         datasets.load("cifar10", tmp_path, "train")
     assert not mark.exists()
 
@@ -236,20 +239,37 @@ def test_damaged_fashion_mnist_is_one_sentence(tmp_path, content):
         datasets.load("fashion-mnist", tmp_path, "train")
 
 
-def test_fashion_mnist_in_its_own_format(tmp_path):
-    folder = tmp_path / "FashionMNIST" / "raw"
-    folder.mkdir(parents=True)
-    for prefix, count in (("train", 5), ("t10k", 3)):
-        header = np.array([0x803, count, 28, 28], dtype=">i4").tobytes()
-        pixels = np.full((count, 28, 28), 9, dtype=np.uint8).tobytes()
-        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(header + pixels)
-        labels = np.arange(count, dtype=np.uint8).tobytes()
-        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(np.array([0x801, count], dtype=">i4").tobytes() + labels)
-    train = datasets.load("fashion-mnist", tmp_path, "train")
+MNISTS = {"mnist": "MNIST", "kmnist": "KMNIST", "fashion-mnist": "FashionMNIST"}
+
+
+def write_mnist(folder, suffix="", num_train=5):
+    """Files in MNIST's own format, by name their checksums."""
+    folder.mkdir(parents=True, exist_ok=True)
+    compress = gzip.compress if suffix else bytes
+    checksums = {}
+    for prefix, count in (("train", num_train), ("t10k", 3)):
+        pixels = np.array([0x803, count, 28, 28], ">i4").tobytes() + bytes(range(16)) * (49 * count)
+        labels = np.array([0x801, count], ">i4").tobytes() + bytes(range(count))
+        for kind, content in (("images-idx3", pixels), ("labels-idx1", labels)):
+            path = folder / f"{prefix}-{kind}-ubyte{suffix}"
+            path.write_bytes(compress(content))
+            checksums[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
+    return checksums
+
+
+@pytest.mark.parametrize("name", MNISTS)
+def test_mnist_and_the_like_in_their_own_format(tmp_path, name):
+    write_mnist(tmp_path / MNISTS[name] / "raw")
+    train = datasets.load(name, tmp_path, "train")
     assert train.images.shape == (5, 1, 28, 28)
+    assert train.images[0, 0, 0, :17].tolist() == [*range(16), 0]
     assert train.targets.tolist() == [0, 1, 2, 3, 4]
     assert len(train.classes) == 10
-    assert len(datasets.load("fashion-mnist", tmp_path, "test").targets) == 3
+    assert len(datasets.load(name, tmp_path, "test").targets) == 3
+    (tmp_path / MNISTS[name] / "processed").mkdir()
+    (tmp_path / MNISTS[name] / "processed/training.pt").touch()
+    with pytest.raises(InputError, match=r"training\.pt: a file of an old torchvision, which is not opened here"):
+        datasets.load(name, tmp_path, "train")
 
 
 def test_svhn_in_its_own_format(tmp_path, monkeypatch):
@@ -276,8 +296,6 @@ def test_a_download_that_arrives_is_moved_to_its_place(tmp_path, monkeypatch):
     def arrive(self):
         if not self._check_integrity():
             target = f"{self.root}/{kind.base_folder}"
-            import shutil
-
             shutil.copytree(source, target)
             np.zeros(3).tofile(f"{self.root}/{kind.filename}")
 
@@ -285,3 +303,95 @@ def test_a_download_that_arrives_is_moved_to_its_place(tmp_path, monkeypatch):
     data_dir = tmp_path / "data"
     assert len(datasets.load("cifar10", data_dir, "train").targets) == 20
     assert [path.name for path in data_dir.iterdir()] == [kind.base_folder]
+
+
+# Archives that lie in the folder
+
+
+def cifar_archive(folder, monkeypatch):
+    kind = torchvision.datasets.CIFAR10
+    write_cifar(folder / "elsewhere", kind, monkeypatch)
+    path = folder / kind.filename
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(folder / "elsewhere" / kind.base_folder, kind.base_folder)
+    shutil.rmtree(folder / "elsewhere")
+    monkeypatch.setattr(kind, "tgz_md5", hashlib.md5(path.read_bytes()).hexdigest())
+    return path, [kind.base_folder]
+
+
+def mnist_archives(folder, monkeypatch, where="KMNIST/raw"):
+    checksums = write_mnist(folder / where, ".gz")
+    monkeypatch.setattr(torchvision.datasets.KMNIST, "resources", list(checksums.items()))
+    return folder / where / "train-images-idx3-ubyte.gz", ["KMNIST"]
+
+
+ARCHIVES = {
+    "cifar10": cifar_archive,
+    "kmnist": mnist_archives,
+    "kmnist beside": lambda *arguments: mnist_archives(*arguments, where="."),
+}
+
+
+@pytest.fixture
+def no_downloads(monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+
+
+@pytest.mark.usefixtures("no_downloads")
+@pytest.mark.parametrize("case", ARCHIVES)
+def test_an_archive_in_the_folder_is_used(case, tmp_path, monkeypatch, capsys):
+    archive, unpacked = ARCHIVES[case](tmp_path, monkeypatch)
+    (tmp_path / "train").mkdir()  # which else stands for images of one's own
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    name = case.split()[0]
+    sizes = [len(datasets.load(name, tmp_path, part).targets) for part in ("train", "test", "train")]
+    assert sizes == ([20, 4, 20] if name == "cifar10" else [5, 3, 5])
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"Unpacking {archive}")
+    assert printed.count("\n") == 1
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
+    names = {path.relative_to(tmp_path).parts[0] for path in [*before, tmp_path / "train", tmp_path / unpacked[0]]}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+@pytest.mark.usefixtures("no_downloads")
+@pytest.mark.parametrize("case", [*ARCHIVES, "svhn"])
+def test_a_damaged_archive_is_named_and_left_alone(case, tmp_path, monkeypatch):
+    path = tmp_path / "train_32x32.mat" if case == "svhn" else ARCHIVES[case](tmp_path, monkeypatch)[0]
+    path.write_bytes(b"not what was published")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError) as error:
+        datasets.load(case.split()[0], tmp_path, "train")
+    assert str(error.value).startswith(
+        f"{path}: damaged, or not of {case.split()[0]}: its checksum is not the published"
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+    assert path.read_bytes() == b"not what was published"
+
+
+@pytest.mark.usefixtures("no_downloads")
+def test_archives_of_another_set_beside_the_right_ones_do_not_matter(tmp_path, monkeypatch):
+    write_mnist(tmp_path, ".gz", num_train=7)
+    mnist_archives(tmp_path, monkeypatch)
+    assert len(datasets.load("kmnist", tmp_path, "train").targets) == 5
+
+
+@pytest.mark.usefixtures("no_downloads")
+def test_half_of_the_archives_want_a_download(tmp_path, monkeypatch):
+    archive, _ = mnist_archives(tmp_path, monkeypatch)
+    archive.unlink()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"and the download failed \(.*no network in this test"):
+        datasets.load("kmnist", tmp_path, "train")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("no_downloads")
+def test_a_folder_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    archive, (folder,) = cifar_archive(tmp_path, monkeypatch)
+    (tmp_path / folder).touch()  # where the files should go
+    with pytest.raises(InputError) as error:
+        datasets.load("cifar10", tmp_path, "train")
+    assert str(error.value).startswith(f"--data-dir {tmp_path}: {archive} cannot be unpacked there (")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [folder, archive.name]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -124,6 +125,41 @@ def test_search_ends_with_cell_size_files_and_the_command_that_retrains_it(searc
     assert lines[-1] == (
         "retrain it: python train_final.py --genotype genotypes/small.json --dataset digits --train-limit 96 --seed 3"
     )
+
+
+def test_the_stem_of_imagenet_goes_from_the_search_to_the_final_network(tmp_path, capsys):
+    (tmp_path / "own").mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (16, 98, 98), np.uint8)
+    for part in ("train", "test"):
+        np.savez(tmp_path / "own" / f"{part}.npz", images=images, labels=np.arange(16) % 2)
+    small = ["--init-channels=2", "--num-cells=3", "--batch-size=8", "--epochs=1"]
+    own = ["--dataset=npz", "--data-dir=own", *small]
+    hint = "--stem imagenet takes such images to 13 × 13 before the first cell"
+    assert call("search", tmp_path, *own, "--dry-run") == 0
+    assert hint in capsys.readouterr().out
+    assert call("search", tmp_path, *own, "--stem=imagenet", "--name=large") == 0
+    printed = capsys.readouterr().out
+    assert hint not in printed
+    size = network_size(Genotype.load(tmp_path / "genotypes/large.json"), 98, 1, num_classes=2, stem="imagenet")
+    assert f"(36 channels, 20 cells, imagenet stem): {size.weights:,} weights, {size.multiply_adds:,} mul" in printed
+    how = "--genotype genotypes/large.json --dataset npz --data-dir own --stem imagenet"
+    assert printed.endswith(f"retrain it: python train_final.py {how}\n")
+    assert f"python train_final.py --genotype runs/large/genotype.json{how[31:]}" in (
+        tmp_path / "runs/large/report.html"
+    ).read_text(encoding="utf-8")
+    assert call("train_final", tmp_path, *how.split(), *small, "--name=final") == 0
+    config = json.loads((tmp_path / "runs/final/config.json").read_text())["config"]
+    assert config["network"]["stem"] == "imagenet"
+
+
+@pytest.mark.parametrize(("script", "more"), [("search", []), ("train_final", ["--genotype=DARTS_V2"])])
+def test_images_that_are_too_small_for_the_stem_of_imagenet_are_refused(script, more, tmp_path, capsys):
+    assert call(script, tmp_path, *SMALL, *more, "--stem=imagenet") == 2
+    assert capsys.readouterr().err == (
+        "error: --stem imagenet: divides the sides of the images by eight, and needs 32 pixels per side at least; "
+        "these images have 8. Use --stem cifar.\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_metrics_and_tensorboard_hold_the_same_scalars(searched):

@@ -221,6 +221,12 @@ def test_a_search_is_the_command_that_would_run_it_alone(tmp_path, monkeypatch):
     assert alone.several == SearchConfig().several
 
 
+def test_a_short_training_has_the_stem_of_the_searches(tmp_path):
+    config = parse(SearchConfig, ["--stem=imagenet", "--searches=2", "--name=m"])
+    cell = selection.Cell(random_genotype(0), tmp_path / "random0.json", random_seeds=[0])
+    assert "--stem=imagenet" in searches.training_job(config, tmp_path, tmp_path, cell).begin
+
+
 def test_cells_that_were_found_twice_are_trained_once(tmp_path):
     config = parse(SearchConfig, ["--searches=3", "--random-baseline=2", "--name=x"])
     for seed, cell in enumerate((1, 2, 1)):

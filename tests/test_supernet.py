@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.baseline import TextbookSupernet, copy_weights
 from benchmarks.fidelity import fidelity
 from benchmarks.search_step import count_operators
-from nas import Alphas, Supernet
+from nas import Alphas, FinalNetwork, Genotype, Supernet
 from nas.operations import DilConv, FactorizedReduce, SepConv
 from nas.search_space import PRIMITIVES, edges
 from nas.supernet import Cell, StackedNorm
@@ -54,6 +54,33 @@ def spread_alphas(num_nodes=4):
 # Counts
 
 
+def weights_by_hand(in_channels, c, num_cells, num_classes, num_nodes, stem):
+    """From the description of the search space alone; `width` are the channels of the last two cells' outputs."""
+    convolution = 9 * in_channels * 3 * c + 2 * 3 * c  # with its batch norm
+    halves = 9 * in_channels * (c // 2) + 2 * (c // 2) + 9 * (c // 2) * c + 2 * c + 9 * c * c + 2 * c
+    total, width = (halves, [c, c]) if stem == "imagenet" else (convolution, [3 * c, 3 * c])
+    for index in range(num_cells):
+        reduction = index in (num_cells // 3, 2 * num_cells // 3)
+        c *= 1 + reduction
+        separable = 2 * (9 + 25) * c + (9 + 25) * c + 6 * c * c  # sep_conv 3 and 5 twice each, dil_conv 3 and 5 once
+        total += sum(width) * c + sum(range(2, 2 + num_nodes)) * separable + reduction * 2 * num_nodes * c * c
+        width = [width[1], num_nodes * c]
+    return total + width[1] * num_classes + num_classes
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        (3, 16, 8, 10, 4, "cifar"),
+        (3, 16, 8, 1000, 4, "imagenet"),
+        (1, 5, 5, 7, 3, "imagenet"),
+        (1, 2, 2, 3, 1, "cifar"),
+    ],
+)
+def test_weights_are_those_of_the_search_space(size):
+    assert count(Supernet(*size)) == count(TextbookSupernet(*size)) == weights_by_hand(*size)
+
+
 def test_counts():
     assert count(Supernet()) == count(TextbookSupernet()) == 1_930_618
     shapes = {name: tuple(parameter.shape) for name, parameter in Alphas().named_parameters()}
@@ -82,7 +109,7 @@ def test_alphas_start_small_and_edge_weights_are_a_softmax():
 
 # Against the textbook form
 
-# in_channels, init_channels, num_cells, num_nodes, image size
+# in_channels, init_channels, num_cells, num_nodes, image size, stem
 SIZES = [
     (3, 4, 8, 4, 15),
     (1, 4, 8, 4, 8),
@@ -93,15 +120,20 @@ SIZES = [
     (1, 4, 1, 4, 15),
     (1, 2, 3, 3, 32),
 ]
+SIZES = [(*size, "cifar") for size in SIZES] + [
+    (3, 4, 8, 2, 32, "imagenet"),
+    (1, 5, 3, 4, 65, "imagenet"),
+    (3, 6, 2, 3, 100, "imagenet"),
+]
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize(("in_channels", "init_channels", "num_cells", "num_nodes", "image_size"), SIZES)
+@pytest.mark.parametrize(("in_channels", "init_channels", "num_cells", "num_nodes", "image_size", "stem"), SIZES)
 def test_same_logits_and_gradients_as_the_textbook_form(
-    in_channels, init_channels, num_cells, num_nodes, image_size, training
+    in_channels, init_channels, num_cells, num_nodes, image_size, stem, training
 ):
-    arguments = (in_channels, init_channels, num_cells, 7, num_nodes)
+    arguments = (in_channels, init_channels, num_cells, 7, num_nodes, stem)
     supernet, textbook, mapped = Supernet(*arguments), TextbookSupernet(*arguments), TextbookSupernet(*arguments)
     copy_weights(supernet, textbook)
     alphas = spread_alphas(num_nodes)
@@ -299,6 +331,22 @@ def test_square_images_of_any_size(image_size):
         assert logits.shape == (2, 4)
         assert logits.isfinite().all()
         assert supernet.eval()(images[:1], alphas()).isfinite().all()
+
+
+@pytest.mark.parametrize("image_size", [32, 65, 100, 224, 225, 256])
+def test_the_stem_of_imagenet_divides_any_size_by_eight_in_both_networks(image_size):
+    sizes = []
+    images = torch.randn(2, 3, image_size, image_size)
+    supernet, alphas = Supernet(3, 2, 3, 4, 2, "imagenet"), Alphas(2)
+    final = FinalNetwork(Genotype.load("DARTS_V2"), 3, 2, 3, 4, stem="imagenet")
+    for network, arguments in ((supernet, (images, alphas())), (final, (images,))):
+        for cell in network.cells:
+            cell.register_forward_hook(lambda cell, inputs, output: sizes.append(output.shape[-1]))
+        logits = network(*arguments)
+        logits = logits if network is supernet else logits[0]
+        assert logits.shape == (2, 4)
+        assert logits.isfinite().all()
+    assert sizes == 2 * [-(-image_size // 8), -(-image_size // 16), -(-image_size // 32)]
 
 
 # The two models

@@ -73,9 +73,8 @@ def test_classes_that_differ_in_size_are_named(counts, line):
 
 
 def test_digits_are_never_mirrored_and_pictures_are():
-    assert not prepare(digits(), "digits", torch.device("cpu")).flip
-    assert not prepare(digits(), "svhn", torch.device("cpu")).flip
-    assert prepare(digits(), "cifar10", torch.device("cpu")).flip
+    for name, mirrored in {"digits": 0, "svhn": 0, "mnist": 0, "kmnist": 0, "fashion-mnist": 1, "cifar10": 1}.items():
+        assert prepare(digits(), name, torch.device("cpu")).flip == mirrored
     assert not prepare(digits()._replace(mirror=False), "npz", torch.device("cpu")).flip
 
 
