@@ -205,6 +205,7 @@ def forecast(
         f"supernet of {num_weights:,} weights on {device}",
         *imbalance(images),
         *about_stem(config.supernet.stem, image_size),
+        *images.split.notes,
     ]
     supernet, alphas = on_meta(models.supernet), on_meta(models.alphas)
 
@@ -219,7 +220,15 @@ def load_images(config: SearchConfig, device: torch.device, processes: Processes
     """All training images, those of the lower level and those of the upper level; the test set is not read."""
     data, fraction, seed = config.data, config.upper.upper_fraction, config.run.seed
     train = datasets.load(
-        data.dataset, Path(data.data_dir), "train", data.image_size, data.train_limit, seed, data.skip_bad_images
+        data.dataset,
+        Path(data.data_dir),
+        "train",
+        data.image_size,
+        data.train_limit,
+        seed,
+        data.skip_bad_images,
+        resize=data.resize,
+        test_fraction=data.test_fraction,
     )
     lower_half, upper_half = datasets.halves(len(train.targets), fraction, seed)
     if min(len(lower_half), len(upper_half)) < 2:
@@ -227,7 +236,7 @@ def load_images(config: SearchConfig, device: torch.device, processes: Processes
             f"--upper-fraction {fraction}: {len(lower_half)} images for the weights and {len(upper_half)} for the "
             "alphas, but each level needs two at least."
         )
-    images = prepare(train, data.dataset, device, balanced=data.balanced, processes=processes)
+    images = prepare(train, data.dataset, device, 0, data.balanced, processes, data.no_flip, data.crop_padding)
     for half in (lower_half, upper_half):
         require_images(processes.count, len(half), config.lower.batch_size, processes)
     lower_images, upper_images = (images._replace(split=images.split.select(half)) for half in (lower_half, upper_half))

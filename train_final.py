@@ -87,7 +87,13 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
     images, holdout_images = processes.in_turn(lambda: load_images(config, device, processes))
     _, in_channels, image_size, _ = images.split.images.shape
     trained_on = TrainedOn(
-        images.split.classes, in_channels, image_size, tuple(images.mean.tolist()), tuple(images.std.tolist())
+        images.split.classes,
+        in_channels,
+        image_size,
+        tuple(images.mean.tolist()),
+        tuple(images.std.tolist()),
+        data.resize,
+        images.split.bits,
     )
     test_images = None
     if not training.skip_test:
@@ -100,6 +106,7 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
     num_steps = training.epochs * steps_an_epoch
     with processes.agreed():
         lines = forecast(config, path_or_name, network, images, holdout_images)
+        lines += test_images.split.notes if test_images else ()
     if options.dry_run:
         batch, target = images.batch(training.batch_size, options.seed, "final", 0)
         with processes.agreed():
@@ -257,6 +264,7 @@ def forecast(
         f"({2 * size.multiply_adds / 1e9:.3f} GFLOP) an image, on {device}",
         *imbalance(images),
         *about_stem(config.network.stem, image_size),
+        *images.split.notes,
     ]
     weightless = on_meta(network)
 
@@ -312,7 +320,15 @@ def load_images(
     """Images to train on, and those held out of the training set, if any."""
     data, training, seed = config.data, config.training, config.run.seed
     train = datasets.load(
-        data.dataset, Path(data.data_dir), "train", data.image_size, data.train_limit, seed, data.skip_bad_images
+        data.dataset,
+        Path(data.data_dir),
+        "train",
+        data.image_size,
+        data.train_limit,
+        seed,
+        data.skip_bad_images,
+        resize=data.resize,
+        test_fraction=data.test_fraction,
     )
     image_size = train.images.shape[-1]
     cutout = image_size // 2 if training.cutout is None else training.cutout
@@ -321,7 +337,9 @@ def load_images(
     kept, held_out = datasets.halves(len(train.targets), training.holdout_fraction, seed)
     if len(kept) < 2:
         raise InputError(f"--holdout-fraction {training.holdout_fraction}: fewer than two images are left to train on.")
-    images = prepare(train.select(kept), data.dataset, device, cutout, data.balanced, processes)
+    images = prepare(
+        train.select(kept), data.dataset, device, cutout, data.balanced, processes, data.no_flip, data.crop_padding
+    )
     # A batch norm of the auxiliary head has one value an image.
     needed = max(2, processes.count) if config.run.sync_batch_norm else 2 * processes.count
     require_images(needed, len(kept), training.batch_size, processes)
@@ -338,12 +356,15 @@ def load_test_images(data: Data, trained_on: TrainedOn, device: torch.device, pr
         data.image_size,
         skip_bad=data.skip_bad_images,
         classes=trained_on.classes,
+        resize=trained_on.resize,
+        test_fraction=data.test_fraction,
+        bits=trained_on.bits,
     )
     if test.classes != trained_on.classes:
         other = sorted(set(test.classes) ^ set(trained_on.classes)) or ["their order"]
         raise InputError(
             f"--data-dir {data.data_dir}: training and test images differ in their classes "
-            f"({printable(', '.join(other[:5]), 300)}); give both the same ones."
+            f"({printable(', '.join(other[:5]), 300)}); give both the same ones, or --skip-test --holdout-fraction 0.1."
         )
     shape, trained = test.images.shape[1:], (trained_on.in_channels, trained_on.image_size, trained_on.image_size)
     if shape != trained:
@@ -375,6 +396,8 @@ def evaluate_run(path: Path, config: FinalConfig, processes: Processes = ALONE) 
     test_images = processes.in_turn(lambda: load_test_images(config.data, trained_on, device, processes))
     loss, accuracy = accuracy_of(network, test_images, config.training.batch_size)
     if processes.first:
+        for note in test_images.split.notes:
+            print(note)
         print(f"{path}: test accuracy {accuracy:.2%} of {len(test_images.split.targets)} images (loss {loss:.3f})")
 
 

@@ -13,6 +13,7 @@ def augment(
     cutout: int = 0,
     batch_size: int | None = None,
     rows: slice = slice(None),
+    crop_padding: int | None = None,
 ) -> Tensor:
     """Random crop, horizontal flip, normalisation, cutout: the published training transform of DARTS (appendix A.2.1).
 
@@ -25,14 +26,14 @@ def augment(
             (DeVries and Taylor, 2017); 0 for none.
         batch_size, rows: where the images are some rows of a batch, its size and these rows; they come out as they
             would in the whole batch.
+        crop_padding: pixels by which a crop is shifted at most to each side; by default an eighth of the size, 4 of 32.
 
     Returns:
-        (batch, channels, size, size), float32, channels last in memory. A crop is shifted by up to an eighth of the
-        size (4 of 32 pixels) to each side, and what it adds is black.
+        (batch, channels, size, size), float32, channels last in memory. What a shifted crop adds is black.
     """
     batch, _, size, _ = images.shape
     device = images.device
-    padding = size // 8
+    padding = size // 8 if crop_padding is None else crop_padding
 
     def draw(stop: int) -> Tensor:
         return torch.randint(stop, (batch_size or batch, 1), generator=generator, device=device)[rows]

@@ -26,6 +26,7 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 BetweenZeroAndOne = Annotated[float, Field(gt=0, lt=1)]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Stem = Literal["cifar", "imagenet"]
+Resize = Literal["crop", "squeeze", "pad"]
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
@@ -64,21 +65,33 @@ class Data:
         "cifar10"
     )
     """Data set. digits is embedded and works offline.
-    folder reads DATA_DIR/train/CLASS/* and DATA_DIR/test/CLASS/*.
+    folder reads DATA_DIR/train/CLASS/** and DATA_DIR/test/CLASS/**, or val where there is no test.
     npz reads DATA_DIR/train.npz and test.npz: the arrays images, labels and, if you like, classes and mirror.
     Files of other tools are read as well where their meaning is plain, and a line says how."""
     data_dir: str = "data"
     """Folder of the images. The sets that torchvision knows are unpacked there from their archives, if these are there
     (cifar-10-python.tar.gz and the like), and else downloaded."""
     image_size: Annotated[Annotated[int, Field(ge=8, le=1024)] | None, _optional("INT", "32")] = None
-    """Pixels a side, for folder alone: images become RGB, and are scaled and cropped about their centre to squares.
+    """Pixels a side, for folder alone: images become RGB, and are scaled to squares.
     The other sets have their own size."""
+    resize: Resize = "crop"
+    """How an oblong image of folder becomes a square. crop: both ends are cut off. squeeze: its proportions change.
+    pad: it stands between black bars."""
+    test_fraction: BelowOne = 0.0
+    """Where folder has no test set: hold back this share of each class for it, the same images whatever the seed.
+    Give the search and the training the same value. Then DATA_DIR/CLASS/** may also be all there is."""
     train_limit: Annotated[Annotated[int, Field(ge=4)] | None, _optional("INT", "all")] = None
     """Use so many training images, drawn by the seed."""
     skip_bad_images: Flag = False
     """Leave out files of folder that cannot be read as images, and say how many, where they would end the run."""
     balanced: Flag = False
     """Draw each class as often as any other in training; images of small classes come again sooner."""
+    no_flip: Flag = False
+    """Do not mirror training images, as with letters; otherwise half of them are, except in digits and svhn."""
+    crop_padding: Annotated[
+        Annotated[int, Field(ge=0)] | None, _optional("INT", "an eighth of the image: 4 for CIFAR-10")
+    ] = None
+    """Pixels by which training images are shifted at most to each side; 0 for no shift (DARTS, appendix A.2.1)."""
 
 
 @dataclass(frozen=True)
@@ -317,3 +330,5 @@ class TrainedOn:
     image_size: Annotated[int, Field(ge=8, le=1024)]
     mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
     std: Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
+    resize: Resize = "crop"
+    bits: Annotated[int, Field(ge=8, le=16)] = 16  # range of grey images that have 16 bits per pixel

@@ -102,6 +102,12 @@ def _check_data(data: Data) -> None:
         )
     if data.skip_bad_images and data.dataset != "folder":
         raise InputError(f"--skip-bad-images: goes with --dataset folder; {data.dataset} is read as a whole.")
+    if data.resize != "crop" and data.dataset != "folder":
+        raise InputError(f"--resize {data.resize}: needs --dataset folder; images of {data.dataset} are squares.")
+    if data.test_fraction and data.dataset != "folder":
+        raise InputError(
+            f"--test-fraction {data.test_fraction}: needs --dataset folder; {data.dataset} has a test set."
+        )
 
 
 def _check_final(config: FinalConfig) -> None:

@@ -43,12 +43,16 @@ class Split(NamedTuple):
         targets: (num_images,), int64, indices into `classes`, on the CPU.
         classes: names of the classes.
         mirror: whether a mirrored image is of the same class, as far as the images say so themselves.
+        bits: of `folder` alone: range of the grey images that have 16 bits per pixel (see `nas.image_folder.Loaded`).
+        notes: lines on what was left out or lost, and on which folder serves as what.
     """
 
     images: Tensor
     targets: Tensor
     classes: tuple[str, ...]
     mirror: bool = True
+    bits: int = 16
+    notes: tuple[str, ...] = ()
 
     def select(self, indices: Tensor) -> "Split":
         """The images at `indices`, in that order."""
@@ -68,24 +72,27 @@ def load(
     seed: int = 0,
     skip_bad: bool = False,
     classes: tuple[str, ...] | None = None,
+    resize: str = "crop",
+    test_fraction: float = 0.0,
+    bits: int | None = None,
 ) -> Split:
     """Read the training or the test images of a data set; the other part is not read.
 
     Args:
         name: cifar10, cifar100, mnist, kmnist, fashion-mnist, svhn, digits, folder or npz. `digits` is embedded: 1,797
-            grey images, 8 × 8, every fifth one for testing. `folder` is `data_dir/train/<class>/*` and
-            `data_dir/test/<class>/*`, any image format, as RGB whether they are grey or not; a part read whole is kept
+            grey images, 8 × 8, every fifth one for testing. `folder` is `data_dir/train/<class>/**` and
+            `data_dir/test/<class>/**`, any image format, as RGB whether they are grey or not; a part read whole is kept
             beside it (see `nas.image_folder`). `npz` is `data_dir/train.npz` and `data_dir/test.npz`, arrays of
             numpy's, grey or RGB (see `nas.npz`).
         data_dir: where the files lie; a set that torchvision knows and that is missing is unpacked from its archive
             where this lies there, its checksum being the published one, or else downloaded.
         part: "train" or "test".
-        image_size: pixels a side, for `folder` alone (32 by default): images are scaled, and cropped about their centre
-            to a square.
+        image_size: pixels a side, for `folder` alone (32 by default).
         limit: at most so many images, drawn by the seed.
         seed: of that draw.
         skip_bad: for `folder` alone: leave out files that cannot be read as images.
         classes: for `npz` alone: names of the classes where the file has none, such as those of the other part.
+        resize, test_fraction, bits: for `folder` alone; see `nas.image_folder.load`.
 
     Raises:
         InputError: files are missing or cannot be read; it names the folder and the files.
@@ -93,7 +100,8 @@ def load(
     assert part in ("train", "test"), part
     if name == "folder":
         choose = functools.partial(_draw, limit=limit, seed=seed)
-        split = Split(*image_folder.load(data_dir, part, image_size or 32, choose, skip_bad))
+        own = image_folder.load(data_dir, part, image_size or 32, choose, skip_bad, resize, test_fraction, bits)
+        split = Split(own.images, own.targets, own.classes, bits=own.bits, notes=own.notes)
     elif name == "npz":
         split = Split(*npz.load(data_dir, part, classes))
     else:

@@ -2,7 +2,8 @@
 
 Whatever the format, the network takes `images`, float32, (batch, channels, size, size): pixels in [0, 1] less the mean,
 divided by the standard deviation, a channel each. It gives `logits`, (batch, classes). What that takes is in the file,
-each as JSON: `classes`, `mean`, `std`, `image_size`, `genotype`.
+each as JSON: `classes`, `mean`, `std`, `image_size`, `genotype`; `resize`, how an oblong image became a square (crop,
+squeeze or pad); and `bits`, which says that grey images of 16 bits per pixel became `value >> bits - 8`, 255 at most.
 """
 
 import copy
@@ -69,6 +70,8 @@ def metadata(network: FinalNetwork) -> dict[str, str]:
         "mean": trained_on.mean,
         "std": trained_on.std,
         "image_size": trained_on.image_size,
+        "resize": trained_on.resize,
+        "bits": trained_on.bits,
         "genotype": network.genotype.to_text(),
     }
     return {name: json.dumps(value, ensure_ascii=False) for name, value in content.items()}

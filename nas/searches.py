@@ -61,7 +61,7 @@ def create(path: Path, config: SearchConfig) -> RunFolder:
         if (exported := Path("genotypes", f"{name}.json")).exists():
             raise InputError(f"--name {path.name}: {exported} exists already; choose another --name.")
     # Read once here, where that is possible: several at once would download the same files.
-    datasets.load(
+    images = datasets.load(
         data.dataset,
         Path(data.data_dir),
         "train",
@@ -69,8 +69,13 @@ def create(path: Path, config: SearchConfig) -> RunFolder:
         data.train_limit,
         options.seed,
         data.skip_bad_images,
+        resize=data.resize,
+        test_fraction=data.test_fraction,
     )
-    return RunFolder.create(path, config)
+    run = RunFolder.create(path, config)
+    for note in images.notes:
+        run.log(note)
+    return run
 
 
 def search_and_choose(

@@ -76,6 +76,7 @@ class Images(NamedTuple):
         cutout: side of the square that is cut out, in pixels; 0 for none.
         balanced: whether each class is drawn as often as any other.
         processes: that share each batch.
+        crop_padding: pixels by which a crop is shifted at most; None for an eighth of the size.
     """
 
     split: datasets.Split
@@ -85,6 +86,7 @@ class Images(NamedTuple):
     cutout: int = 0
     balanced: bool = False
     processes: Processes = ALONE
+    crop_padding: int | None = None
 
     def indices(self, batch_size: int, seed: int, purpose: str, step: int) -> Tensor:
         """Which images of the split the whole batch consists of, on the CPU."""
@@ -100,7 +102,9 @@ class Images(NamedTuple):
         chosen = whole[rows]
         randomness = datasets.generator("augment", purpose, seed, step, device=str(device))
         images = self.split.images[chosen.to(device)]
-        images = augment(images, self.mean, self.std, randomness, self.flip, self.cutout, len(whole), rows)
+        images = augment(
+            images, self.mean, self.std, randomness, self.flip, self.cutout, len(whole), rows, self.crop_padding
+        )
         return images, Target(self.split.targets[chosen].to(device), self.processes.weight(len(whole)), len(whole))
 
 
@@ -111,11 +115,21 @@ def prepare(
     cutout: int = 0,
     balanced: bool = False,
     processes: Processes = ALONE,
+    no_flip: bool = False,
+    crop_padding: int | None = None,
 ) -> Images:
-    """Training images on a device, with their own statistics."""
+    """Training images on a device, with their own statistics.
+
+    Raises:
+        InputError: the crops would be shifted by more than half of the images.
+    """
+    if crop_padding is not None and 2 * crop_padding > (size := train.images.shape[-1]):
+        raise InputError(
+            f"--crop-padding {crop_padding}: more than half of the images, which have {size} pixels a side."
+        )
     mean, std = channel_statistics(train.images)
-    flip = train.mirror and dataset not in datasets.MIRRORED_IS_ANOTHER
-    return Images(train.to(device), mean.to(device), std.to(device), flip, cutout, balanced, processes)
+    flip = train.mirror and dataset not in datasets.MIRRORED_IS_ANOTHER and not no_flip
+    return Images(train.to(device), mean.to(device), std.to(device), flip, cutout, balanced, processes, crop_padding)
 
 
 def imbalance(images: Images) -> list[str]:

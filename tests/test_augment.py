@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from nas.augment import augment, channel_statistics, normalise
@@ -51,6 +52,14 @@ def test_a_crop_of_cifar_moves_by_four_pixels_at_most():
     assert rows.max() == columns.max() == 4
     assert set(rows.tolist()) == set(range(5))
     assert torch.equal(out[:, 0], out[:, 2])
+
+
+@pytest.mark.parametrize(("given", "shift"), [(None, 1), (0, 0), (3, 3), (7, 7)])
+def test_a_crop_moves_by_the_padding_at_most(given, shift):
+    out = pixels(augment(numbered(3000, 15), MEAN, STD, generator(), flip=False, crop_padding=given))
+    moved = out[:, 0, 7, 7] - numbered(1, 15)[0, 0, 7, 7].long()
+    found = {divmod(move + 7 * 16, 15) for move in moved.tolist()}
+    assert found == {(7 + row, 7 + column) for row in range(-shift, shift + 1) for column in range(-shift, shift + 1)}
 
 
 def test_cutout_is_a_square_clipped_at_the_border_with_its_centre_anywhere():

@@ -72,7 +72,7 @@ def images(tmp_path_factory):
     for name, colour in (("cat", (1, 2, 3)), ("dog", (4, 5, 6))):
         (root / "train" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8), colour).save(root / "train" / name / "0.png")
-    loaded, _, _ = image_folder.load(root, "train", 8, torch.arange)
+    loaded = image_folder.load(root, "train", 8, torch.arange).images
     cache = root / ".nas-train-8.safetensors"
     return root, loaded, cache, cache.read_bytes()
 
@@ -85,6 +85,6 @@ def test_a_damaged_cache_gives_the_images_that_are_in_the_folder(images, data):
     cache.write_bytes(data.draw(spliced(whole, WORDS) | cut))
     with pytest.MonkeyPatch.context() as patch:  # the disk's sync takes most of the time
         patch.setattr(image_folder.files, "sync", lambda path: None)
-        loaded, targets, classes = image_folder.load(root, "train", 8, torch.arange)
-    assert torch.equal(loaded, expected)
-    assert (targets.tolist(), classes) == ([0, 1], ("cat", "dog"))
+        loaded = image_folder.load(root, "train", 8, torch.arange)
+    assert torch.equal(loaded.images, expected)
+    assert (loaded.targets.tolist(), loaded.classes) == ([0, 1], ("cat", "dog"))

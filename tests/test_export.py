@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from nas import export
+from nas import datasets, export
 from nas.config import FinalConfig, SearchConfig, TrainedOn
 from nas.errors import InputError, Stopped
 from nas.final_network import FinalNetwork
@@ -23,6 +23,7 @@ from nas.run_folder import RunFolder
 from tests.in_process import call
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+EXAMPLE = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "onnxruntime" in block)
 FORMATS = ["onnx", "torch-export", "safetensors"]
 
 
@@ -103,21 +104,38 @@ def test_classes_normalisation_and_cells_are_in_the_file(kind, run, exported):
     assert (content["classes"], content["image_size"]) == (["ant", "bee"], 8)
     assert content["mean"] == pytest.approx(network.trained_on.mean)
     assert content["std"] == pytest.approx(network.trained_on.std)
+    assert (content["resize"], content["bits"]) == ("crop", 16)
     assert content["genotype"] == network.genotype.to_text()
 
 
 def test_the_example_of_readme_classifies_images(run, exported, monkeypatch, capsys):
-    code = next(
-        block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "onnxruntime" in block
-    )
     monkeypatch.chdir(run.parent.parent)
-    code = code.replace('"runs/mine-final/network.onnx"', repr(str(exported["onnx"][0])))
+    code = EXAMPLE.replace('"runs/mine-final/network.onnx"', repr(str(exported["onnx"][0])))
     said = []
     for name in ("ant", "bee"):
         Path("example.py").write_text(code.replace('"image.png"', repr(f"images/test/{name}/3.png")))
         runpy.run_path("example.py")
         said.append(capsys.readouterr().out.strip())
     assert said == ["ant", "bee"]
+
+
+@pytest.mark.parametrize("resize", ["crop", "squeeze", "pad"])
+def test_the_example_of_readme_makes_squares_as_the_training_does(resize, run, exported, tmp_path, monkeypatch):
+    model = onnx.load(exported["onnx"][0])
+    next(entry for entry in model.metadata_props if entry.key == "resize").value = json.dumps(resize)
+    onnx.save(model, tmp_path / "network.onnx")
+    pixels = torch.randint(256, (20, 50, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for name in ("ant", "bee"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.fromarray(pixels.numpy()).save(tmp_path / "train" / name / "image.png")
+    code = EXAMPLE.replace("runs/mine-final/network.onnx", "network.onnx")
+    (tmp_path / "example.py").write_text(code.replace("image.png", "train/ant/image.png"))
+    monkeypatch.chdir(tmp_path)
+    found = torch.from_numpy(runpy.run_path("example.py")["pixels"]).permute(2, 0, 1)
+    trained_on = FinalNetwork.from_run(run).trained_on
+    mean, std = (torch.tensor(values)[:, None, None] for values in (trained_on.mean, trained_on.std))
+    expected = datasets.load("folder", tmp_path, "train", image_size=8, resize=resize).images[0]
+    torch.testing.assert_close(found.float(), (expected / 255 - mean) / std)
 
 
 @pytest.mark.parametrize("other", [1e-6, float("nan")])

@@ -1,14 +1,23 @@
+import hashlib
+import json
 import os
+import re
 import shutil
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
+import train_final
 from nas import datasets, image_folder
+from nas.config import Data, TrainedOn
 from nas.errors import InputError, Stopped
 from tests.in_process import call
 
@@ -56,10 +65,12 @@ def test_folder_crops_about_the_centre_and_turns_upright(tmp_path):
     assert images[4, 0, :, :4].max() < 50
 
 
-def read(path, image, **options):
-    """An image as it comes out, 16 × 16, after it went through a file."""
-    image.save(path, **options)
-    return image_folder._read_image(path, 16)
+def read(path, image, resize="crop", **options):
+    """An image as it comes out, 16 × 16, after it went through a file in a folder of two classes."""
+    for name in ("own", "same"):
+        (path.parent / "train" / name).mkdir(parents=True, exist_ok=True)
+        image.save(path.parent / "train" / name / path.name, **options)
+    return datasets.load("folder", path.parent, "train", image_size=16, resize=resize).images[0]
 
 
 def with_middle(mode, outside, inside):
@@ -88,7 +99,7 @@ def test_16_bits_are_turned_upright_too(tmp_path):
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 def test_32_bits_a_pixel_are_refused_as_nothing_says_what_is_white(tmp_path, kind):
-    with pytest.raises(InputError, match=r"a\.tif: cannot be read as an image \(32 bits a pixel"):
+    with pytest.raises(InputError, match=r"a\.tif: cannot be read as an image \(signed, or 32 bits"):
         read(tmp_path / "a.tif", Image.fromarray(np.ones((9, 9), kind)))
 
 
@@ -111,7 +122,7 @@ def test_what_is_transparent_becomes_white_as_on_paper(tmp_path, image, options)
 
 def test_printers_colours_become_those_of_a_screen(tmp_path):
     for name in ("a.jpg", "a.tif"):
-        pixels = read(tmp_path / name, Image.new("CMYK", (16, 16), (0, 255, 255, 0)))
+        pixels = read(tmp_path / name / name, Image.new("CMYK", (16, 16), (0, 255, 255, 0)))
         assert (pixels[0].min(), pixels[1:].max()) == (255, 0)
 
 
@@ -160,7 +171,7 @@ def test_whatever_a_decoder_raises_is_one_sentence(tmp_path, monkeypatch, error)
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(image_folder.ImageOps, "fit", fail)
+    monkeypatch.setattr(image_folder.ImageOps, "exif_transpose", fail)
     with pytest.raises(InputError, match=r"a\.png: cannot be read as an image") as refused:
         read(tmp_path / "a.png", Image.new("L", (9, 9)))
     assert str(refused.value).isprintable()
@@ -172,7 +183,7 @@ def test_a_signal_while_an_image_is_read_stops_the_run(tmp_path, monkeypatch):
         raise Stopped("by SIGTERM.", 143)
 
     root = folder_data(tmp_path)
-    monkeypatch.setattr(image_folder.ImageOps, "fit", terminate)
+    monkeypatch.setattr(image_folder.ImageOps, "exif_transpose", terminate)
     with pytest.raises(Stopped, match="by SIGTERM"):
         datasets.load("folder", root, "train", skip_bad=True)
 
@@ -214,7 +225,7 @@ def test_limit_reads_no_other_image(tmp_path):
                 and (root / "train/cat").rename(root / "train/dog/cat")
                 and (root / "train/cat").mkdir()
             ),
-            r"class .*cat holds no image \(folders inside it are not read\)",
+            r"class .*cat holds no image; add some",
         ),
         (
             lambda root: folder_data(root) and (root / "train/cat/x\ny.jpg").write_text("hello"),
@@ -309,8 +320,8 @@ def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
 def num_read(monkeypatch):
     """How many image files were opened, by the number of entries."""
     paths = []
-    read = image_folder._read_image
-    monkeypatch.setattr(image_folder, "_read_image", lambda path, size: [paths.append(path), read(path, size)][1])
+    read = Image.open
+    monkeypatch.setattr(Image, "open", lambda path: [paths.append(path), read(path)][1])
     return paths
 
 
@@ -396,9 +407,11 @@ def test_a_changed_folder_is_read_anew(tmp_path, num_read, alter):
 
 def rewrite(path, name="images", fingerprint=None, change_images=lambda images: images):
     """The cache with one thing other than it should be."""
-    with image_folder.safe_open(path, framework="pt") as file:
-        metadata, images = file.metadata(), change_images(file.get_tensor("images"))
-    save_file({name: images}, path, metadata | ({"fingerprint": fingerprint} if fingerprint else {}))
+    with safe_open(path, framework="pt") as file:
+        metadata, about = file.metadata(), file.get_tensor("about")
+        images = change_images(file.get_tensor("images"))
+    metadata |= {"fingerprint": fingerprint} if fingerprint else {}
+    save_file({name: images, "about": about}, path, metadata)
 
 
 @pytest.mark.parametrize(
@@ -453,15 +466,13 @@ def test_a_bad_image_ends_the_run_by_name_and_the_flag_is_named(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_bad_images_can_be_left_out_and_are_counted_and_named(tmp_path, capsys):
+def test_bad_images_can_be_left_out_and_are_counted_and_named(tmp_path):
     root = folder_data(tmp_path)
     whole = datasets.load("folder", root, "train", image_size=16)
     spoil(root, "cat/0.png", "dog/1.png")
     for _ in range(2):  # no cache hides them the second time
-        capsys.readouterr()
         split = datasets.load("folder", root, "train", image_size=16, skip_bad=True)
-        out = capsys.readouterr().out
-        assert f"Left out 2 of 6 files: {root / 'train/cat/0.png'}, {root / 'train/dog/1.png'}.\n" in out
+        assert f"left out 2 of 6 files: {root / 'train/cat/0.png'}, {root / 'train/dog/1.png'}" in split.notes
         assert torch.equal(split.images, whole.images[[1, 2, 3, 5]])
         assert split.targets.tolist() == [0, 0, 1, 1]
         assert split.classes == ("cat", "dog")
@@ -469,21 +480,20 @@ def test_bad_images_can_be_left_out_and_are_counted_and_named(tmp_path, capsys):
         datasets.load("folder", root, "train", image_size=16)
 
 
-def test_many_bad_images_are_counted_and_some_are_named(tmp_path, capsys):
+def test_many_bad_images_are_counted_and_some_are_named(tmp_path):
     root = folder_data(tmp_path, num_images=9)
     spoil(root, *(f"cat/{index}.png" for index in range(8)))
-    datasets.load("folder", root, "train", skip_bad=True)
-    out = capsys.readouterr().out
-    assert "Left out 8 of 18 files: " in out
-    assert out.count("cat/") == 5
+    note = str(datasets.load("folder", root, "train", skip_bad=True).notes)
+    assert "left out 8 of 18 files: " in note
+    assert note.count("cat/") == 5
 
 
-def test_bad_images_among_those_that_were_drawn_are_left_out(tmp_path, capsys):
+def test_bad_images_among_those_that_were_drawn_are_left_out(tmp_path):
     root = folder_data(tmp_path, num_images=20)
     whole = datasets.load("folder", root, "train", limit=8, seed=3)
     spoil(root, f"{whole.classes[int(whole.targets[0])]}/{int(whole.images[0, 1, 0, 0]) // 12}.png")
     split = datasets.load("folder", root, "train", limit=8, seed=3, skip_bad=True)
-    assert "Left out 1 of 8 files" in capsys.readouterr().out
+    assert "left out 1 of 8 files" in str(split.notes)
     assert torch.equal(split.images, whole.images[1:])
     assert torch.equal(split.targets, whole.targets[1:])
 
@@ -495,11 +505,12 @@ def test_a_class_of_bad_images_alone_is_refused(tmp_path):
         datasets.load("folder", root, "train", skip_bad=True)
 
 
-def test_good_images_are_kept_in_the_cache_whatever_the_flag(tmp_path, num_read, capsys):
+def test_good_images_are_kept_in_the_cache_whatever_the_flag(tmp_path, num_read):
     root = folder_data(tmp_path)
     for _ in range(2):
-        assert len(datasets.load("folder", root, "train", skip_bad=True).targets) == 6
-        assert "Left out" not in capsys.readouterr().out
+        split = datasets.load("folder", root, "train", skip_bad=True)
+        assert len(split.targets) == 6
+        assert "left out" not in str(split.notes)
     assert len(num_read) == 6
 
 
@@ -536,3 +547,372 @@ def test_a_class_that_is_in_one_part_alone_is_named(part, tmp_path, capfd):
     assert "--data-dir images: training and test images differ in their classes (eel); give both the same" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+# Folders as people have them
+
+
+def paint(root, *names, colour=(9, 9, 9)):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), colour).save(root / name, "PNG")
+
+
+def colours(split):
+    """The red and green of each image: its class and its number."""
+    return [tuple(image[:2, 4, 4].tolist()) for image in split.images]
+
+
+def test_images_at_any_depth_are_those_that_torchvision_finds(tmp_path):
+    root = folder_data(tmp_path / "images", size=(8, 8))
+    for number, name in enumerate(["cat/b/z.png", "cat/b/deep/er/1.JPG", "cat/a.png/x.jpeg", "dog/A/a.tiff"]):
+        paint(root / "train", name, colour=(200, number, 0))
+    paint(tmp_path, "elsewhere/1.png", colour=(210, 0, 0))
+    (root / "train/cat/linked").symlink_to(tmp_path / "elsewhere")
+    split = datasets.load("folder", root, "train", image_size=8)
+    expected = torchvision.datasets.ImageFolder(root / "train")
+    assert split.notes == ()
+    assert split.classes == tuple(expected.classes)
+    there = sorted((target, *image.getpixel((4, 4))[:2]) for image, target in expected)
+    assert sorted(zip(split.targets.tolist(), *zip(*colours(split), strict=True), strict=True)) == there
+    assert len(there) == 11
+
+
+@pytest.mark.parametrize("goal", [".", "..", "../..", "../dog", "sub"])
+def test_links_in_a_circle_neither_hang_nor_give_an_image_twice(tmp_path, goal):
+    root = folder_data(tmp_path, ("train",), size=(8, 8))
+    paint(root, "train/cat/sub/x.png")
+    (root / "train/cat/sub/link").symlink_to(root / "train/cat" / goal)
+    (root / "train/dog/back").symlink_to(root / "train/cat")
+    split = datasets.load("folder", root, "train", image_size=8)
+    assert split.targets.bincount().tolist() == [4 + 3 * (goal == "../dog"), 7]
+    assert "cat/sub/link" in split.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (
+            ["cat/Thumbs.db", "dog/desktop.ini"],
+            "2 entries that are no images in a class folder: cat/Thumbs.db, dog/desk",
+        ),
+        (["cat/._0.png"], "1 entry that is no image in a class folder: cat/._0.png"),
+        (["__MACOSX/cat/x.png", "cat/@eaDir/0.png/SYNOFILE_THUMB_M.png"], "2 entries .*: __MACOSX, cat/@eaDir"),
+        (["cat/.ipynb_checkpoints/0.png", ".cache/x.png"], "2 entries .*: .cache, cat/.ipynb_checkpoints"),
+        (["x.png", "labels.csv"], "2 entries .*: labels.csv, x.png"),
+        (
+            ["cat/README", "cat/a.txt", "cat/b.json", "dog/c/d.xml", "dog/e.PDF", "dog/f"],
+            "6 entries .*, dog/c/d.xml, dog/e.PDF, …",
+        ),
+    ],
+)
+def test_litter_is_left_out_with_one_line(tmp_path, names, line):
+    root = folder_data(tmp_path, size=(8, 8))
+    expected = datasets.load("folder", root, "train", image_size=8)
+    paint(root / "train", *names)
+    for _ in range(2):
+        split = datasets.load("folder", root, "train", image_size=8)
+        assert torch.equal(split.images, expected.images)
+        assert len(split.notes) == 1
+        assert re.match(f"left out of {root}/train: {line}", split.notes[0])
+
+
+def test_images_without_a_suffix_are_read_where_a_class_has_no_others(tmp_path):
+    root = folder_data(tmp_path, ("train",), size=(8, 8))
+    paint(root / "train", "eel/0001", "eel/sub/img.0002", "eel/Thumbs.db")
+    split = datasets.load("folder", root, "train", image_size=8)
+    assert split.targets.bincount().tolist() == [3, 3, 2]
+    (root / "train/eel/0003").write_text("no image")
+    with pytest.raises(InputError, match=r"eel/0003: cannot be read as an image"):
+        datasets.load("folder", root, "train")
+
+
+def tree(root, *folders):
+    """Folders in colours that tell which one it is: with the classes cat and dog, but with images alone after a !."""
+    for number, name in enumerate(folders):
+        images = (
+            ["0.png"] if name.startswith("!") else [f"{kind}/{index}.png" for kind in ("cat", "dog") for index in "01"]
+        )
+        paint(root / name.strip("!"), *images, colour=(10 * number, 0, 0))
+
+
+HINT = "--skip-test --holdout-fraction 0.1 measures .*, and --test-fraction 0.2, given to search.py as well"
+
+
+@pytest.mark.parametrize(
+    ("folders", "note", "test"),
+    [
+        (["train", "test"], r"\(\)", 10),
+        (["Training", "Testing"], "/Training holds the training images, and .*/Testing serves as the test set", 10),
+        (["TRAIN", "Valid"], "/TRAIN holds the training images, and .*/Valid serves as the test set", 10),
+        (["train", "val"], "/train holds the training images, and .*/val serves as the test set", 10),
+        (["train", "val", "test"], "/val is not used", 20),
+        (["train", "val", "valid", "test"], "/val is not used.*/valid is not used", 30),
+        (["train", "val", "!test"], "/val serves as the test set.*/test is not used", 10),
+        (["train"], f"there is no folder .*/test, so that train_final.py cannot measure a test accuracy: {HINT}", HINT),
+        (["train", "!test"], f"/test holds no class folders, so that train_final.py .*: {HINT}", f"no class .*{HINT}"),
+    ],
+)
+def test_it_is_said_which_folder_serves_as_what(tmp_path, folders, note, test):
+    tree(tmp_path, *folders)
+    split = datasets.load("folder", tmp_path, "train", image_size=8)
+    assert colours(split) == [(0, 0)] * 4
+    assert re.search(note, str(split.notes))
+    if isinstance(test, int):
+        assert colours(datasets.load("folder", tmp_path, "test", image_size=8)) == [(test, 0)] * 4
+    else:
+        with pytest.raises(InputError, match=test):
+            datasets.load("folder", tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("folders", "fraction", "sentence"),
+    [
+        (["train", "val", "valid"], 0, "val and valid might each be the test images; keep one of them there"),
+        (["train", "test", "Testing"], 0, "Testing and test might each be the test images"),
+        (["train", "training", "test"], 0, "train and training might each be the training images"),
+        (["."], 0, "no folder .*/train; .*IMAGE alone, --test-fraction 0.2 holds back a fifth of each class"),
+        (["train", "test"], 0.5, "--test-fraction 0.5: .*/test is the test set already; leave the flag out"),
+        (["train", "val"], 0.5, "/val is the test set already"),
+        (["!test", "."], 0.5, "no folder .*/train"),
+        (["!cat", "!dog"], 0.5, "--test-fraction 0.5: no class in .* has the two images it takes"),
+    ],
+)
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_folders_that_nobody_can_tell_apart_are_refused(tmp_path, folders, fraction, sentence, part):
+    tree(tmp_path, *folders)
+    with pytest.raises(InputError, match=sentence):
+        datasets.load("folder", tmp_path, part, test_fraction=fraction)
+
+
+@pytest.mark.parametrize("place", ["train", "."])
+@pytest.mark.parametrize(("fraction", "held_back"), [(0.2, [2, 1, 0]), (0.01, [1, 1, 0]), (0.99, [9, 4, 0])])
+def test_a_share_of_each_class_is_held_back_and_never_read_by_a_search(tmp_path, place, fraction, held_back):
+    root = tmp_path / place
+    for red, (name, count) in enumerate((("ant", 10), ("bee", 5), ("cat", 1))):
+        for green in range(count):
+            paint(root, f"{name}/sub/{green}.png", colour=(red, green, 0))
+    paint(tmp_path, "test/unknown.png") if place == "train" else None
+    test = datasets.load("folder", tmp_path, "test", image_size=8, test_fraction=fraction)
+    assert test.targets.bincount(minlength=3).tolist() == held_back
+    for red, green in colours(test):
+        (root / ("ant", "bee", "cat")[red] / f"sub/{green}.png").write_bytes(b"damaged")
+    train = datasets.load("folder", tmp_path, "train", image_size=8, test_fraction=fraction)
+    assert sorted(colours(test) + colours(train)) == [(0, n) for n in range(10)] + [(1, n) for n in range(5)] + [(2, 0)]
+    assert f"{sum(held_back)} of 16 images are held back as the test set (--test-fraction {fraction}" in train.notes[0]
+    few = datasets.load("folder", tmp_path, "train", image_size=8, limit=4, seed=5, test_fraction=fraction)
+    assert {*colours(few)} <= {*colours(train)}
+
+
+def test_the_images_held_back_stay_nearly_the_same_when_images_are_added(tmp_path):
+    root = folder_data(tmp_path, ("train",), num_images=20, size=(8, 8))
+    before = datasets.load("folder", root, "test", image_size=8, test_fraction=0.25)
+    paint(root / "train", *(f"cat/!{number}.png" for number in range(4)), colour=(50, 250, 0))
+    after = datasets.load("folder", root, "test", image_size=8, test_fraction=0.25)
+    assert (len(before.targets), len(after.targets)) == (10, 11)
+    assert len({*colours(before)} & {*colours(after)}) >= 8
+
+
+# Squares
+
+
+def bars(width, height):
+    """Black ends, white between them along the longer side."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[(slice(None), slice(width // 4, -width // 4)) if width > height else slice(height // 4, -height // 4)] = 255
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("size", [(64, 32), (32, 64)])
+def test_an_oblong_image_is_cropped_squeezed_or_padded(tmp_path, size):
+    crop, squeeze, pad = (read(tmp_path / "a.png", bars(*size), resize)[0] for resize in ("crop", "squeeze", "pad"))
+    if size[1] > size[0]:
+        crop, squeeze, pad = crop.T, squeeze.T, pad.T
+    assert (crop[:, 1:15] == 255).all()
+    assert (squeeze[:, [0, 2, 13, 15]] == 0).all()
+    assert (squeeze[:, 6:10] == 255).all()
+    assert (pad[[0, 3, 12, 15]] == 0).all()
+    assert (pad[4:12, 6:10] == 255).all()
+    assert (pad[4:12, [0, 2, 13, 15]] == 0).all()
+    assert len(list(tmp_path.glob(".nas-train-16*"))) == 3  # each is kept for itself
+
+
+def test_a_line_of_which_padding_would_leave_nothing_is_no_image(tmp_path):
+    with pytest.raises(InputError, match="so oblong that nothing of it would be left"):
+        read(tmp_path / "a.png", Image.new("L", (32, 1), 200), "pad")
+    assert (read(tmp_path / "a.png", Image.new("L", (31, 1), 200), "pad") == 200).any()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "line"),
+    [
+        ([(400, 64)], "64 × 400 images: the crop keeps 16% of each; --resize squeeze or --resize pad keeps all of it"),
+        (
+            [(40, 40), (30, 40), (20, 40)],
+            r"differ in shape: .* 50% of the most oblong one \(40 × 20\), 75% of the median one",
+        ),
+        ([(20, 19), (10, 10)], None),
+    ],
+)
+def test_what_the_crop_loses_is_said_each_time(tmp_path, sizes, line):
+    (tmp_path / "test/cat").mkdir(parents=True)
+    for name in ("cat", "dog"):
+        for number, size in enumerate(sizes):
+            (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("L", size).save(tmp_path / "train" / name / f"{number}.png")
+    for resize in ("crop", "crop", "squeeze", "pad"):
+        notes = datasets.load("folder", tmp_path, "train", image_size=8, resize=resize).notes
+        assert bool(notes) == (line is not None and resize == "crop")
+        assert not notes or re.search(line, notes[0])
+
+
+# More than 8 bits
+
+
+def scans(root, part, *values, suffix="png"):
+    """Grey images of 16 bits, half of each black and half of one value."""
+    for number, value in enumerate(values):
+        for name in ("cat", "dog"):
+            (root / part / name).mkdir(parents=True, exist_ok=True)
+            pixels = np.repeat([[0], [value]], 4, 0).repeat(8, 1).astype(np.uint16)
+            Image.fromarray(pixels).save(root / part / name / f"{number}.{suffix}")
+    return root
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize(
+    ("largest", "bits", "white"),
+    [(255, 8, 255), (256, 10, 64), (1023, 10, 255), (1024, 12, 64), (4095, 12, 255), (9000, 14, 140), (65535, 16, 255)],
+)
+def test_the_training_images_tell_how_many_bits_there_are(tmp_path, largest, bits, white, suffix):
+    scans(tmp_path, "train", 200, largest, suffix=suffix)
+    scans(tmp_path, "test", 100, 50176, suffix=suffix)
+    for _ in range(2):
+        train = datasets.load("folder", tmp_path, "train", image_size=8)
+        assert train.bits == bits
+        assert train.images[:2, :, 6, 0].tolist() == [[200 >> bits - 8] * 3, [white] * 3]
+        assert (train.images[:, :, :4] == 0).all()
+        assert (
+            f"of which they use {bits}: their largest value is {largest:,}, and {2**bits - 1:,} becomes"
+            in train.notes[0]
+        )
+        test = datasets.load("folder", tmp_path, "test", image_size=8, bits=train.bits)
+        assert test.images[:2, :, 6, 0].tolist() == [[100 >> bits - 8] * 3, [min(50176 >> bits - 8, 255)] * 3]
+        assert test.notes == (
+            ()
+            if bits == 16
+            else (
+                f"test images have values up to 50,176; what is above {2**bits - 1:,}, "
+                "the range of the training images, becomes white",
+            )
+        )
+
+
+def test_the_test_images_are_scaled_as_the_training_images_were(tmp_path):
+    data = Data("folder", str(scans(tmp_path, "test", 200)), image_size=8)
+    trained_on = TrainedOn(("cat", "dog"), 3, 8, (0.5,) * 3, (0.5,) * 3, bits=12)
+    images = train_final.load_test_images(data, trained_on, torch.device("cpu"))
+    assert images.split.images[0, :, 6, 0].tolist() == [200 >> 4] * 3
+
+
+def test_beside_them_images_of_8_bits_stay_as_they_are_and_those_not_drawn_do_not_count(tmp_path):
+    root = scans(tmp_path, "train", 1000, 1010, 60000)
+    paint(root, "train/cat/z.png", colour=(1, 2, 3))
+    split = datasets.load("folder", root, "train", image_size=8)
+    assert split.bits == 16
+    assert split.images[3, :, 0, 0].tolist() == [1, 2, 3]
+    assert "6 images are grey with 16 bits" in str(split.notes)
+    drawn = [seed for seed in range(20) if draws_no_bright_one(root, seed)]
+    assert drawn
+    for seed in drawn[:1]:
+        few = datasets.load("folder", root, "train", image_size=8, limit=4, seed=seed)
+        (root / ".nas-train-8.safetensors").unlink()
+        again = datasets.load("folder", root, "train", image_size=8, limit=4, seed=seed)
+        assert few.bits == again.bits == 10
+        assert torch.equal(few.images, again.images)
+
+
+def draws_no_bright_one(root, seed):
+    return datasets.load("folder", root, "train", image_size=8, limit=4, seed=seed).bits < 16
+
+
+def test_sixteen_bits_are_scaled_to_the_size_before_they_become_eight(tmp_path):
+    pixels = np.tile([[0, 30], [30, 0]], (16, 16)).astype(np.uint16)
+    pixels[0, 0] = 300
+    image = read(tmp_path / "a.png", Image.fromarray(pixels), "squeeze")
+    assert image[0, 8, 8] == 15 >> 2  # and not (30 >> 2) / 2
+
+
+def test_colours_of_16_bits_are_read_with_a_word(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        pixels = b"".join(b"\0" + bytes([0, 200] * 3) * 8 for _ in range(8))
+        chunks = [
+            (b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)),
+            (b"IDAT", zlib.compress(pixels)),
+            (b"IEND", b""),
+        ]
+        png = b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        )
+        (tmp_path / "train" / name / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
+    assert "2 images have colours of 16 bits, of which the upper 8" in str(
+        datasets.load("folder", tmp_path, "train").notes
+    )
+
+
+@pytest.mark.parametrize("value", [-3, 2**16])
+def test_a_cache_with_values_that_no_image_has_is_made_anew(tmp_path, value):
+    root = scans(tmp_path, "train", 1000)
+    first = datasets.load("folder", root, "train", image_size=8)
+    cache = root / ".nas-train-8.safetensors"
+    with safe_open(cache, framework="pt") as file:
+        metadata, images, about = file.metadata(), file.get_tensor("images"), file.get_tensor("about")
+    about[0, 2] = value
+    metadata["checksum"] = hashlib.blake2b(
+        images.numpy().tobytes() + about.numpy().tobytes(), digest_size=16
+    ).hexdigest()
+    save_file({"images": images, "about": about}, cache, metadata)
+    again = datasets.load("folder", root, "train", image_size=8)
+    assert torch.equal(again.images, first.images)
+    assert again.bits == first.bits == 10
+
+
+# As a user does, once more
+
+
+def test_what_the_images_depend_on_is_kept_with_the_run(tmp_path, capfd):
+    root = tmp_path / "images"
+    for name, value in (("ant", 300), ("bee", 1200)):
+        for number in range(12):
+            (root / name / "sub").mkdir(parents=True, exist_ok=True)
+            pixels = np.full((8, 24), 100 + number, np.uint16)
+            pixels[:, :8] = value
+            Image.fromarray(pixels).save(root / name / "sub" / f"{number}.png")
+    own = ["--resize=squeeze", "--test-fraction=0.25", "--no-flip", "--crop-padding=0"]
+    small = [
+        "--dataset=folder",
+        "--data-dir=images",
+        "--image-size=8",
+        "--init-channels=4",
+        "--num-cells=3",
+        "--epochs=6",
+    ]
+    small += ["--name=run", "--batch-size=9"]
+    assert call("search", tmp_path, *small, *own, "--num-nodes=1", "--hypergradient=first-order", "--epochs=1") == 0
+    out = capfd.readouterr().out
+    assert "6 of 24 images are held back as the test set (--test-fraction 0.25" in out
+    flags = "--image-size 8 --resize squeeze --test-fraction 0.25 --no-flip --crop-padding 0"
+    assert f"train_final.py --genotype genotypes/run.json --dataset folder --data-dir images {flags}" in out
+    (tmp_path / "runs/run").rename(tmp_path / "runs/search")
+    assert call("train_final", tmp_path, *small, *own, "--genotype=DARTS_V2", "--cutout=0", "--drop-path=0") == 0
+    out = capfd.readouterr().out
+    assert "test accuracy after epoch 6: 100.00% of 6 images" in out
+    about = json.loads((tmp_path / "runs/run/config.json").read_text())
+    assert (about["trained_on"]["resize"], about["trained_on"]["bits"]) == ("squeeze", 12)
+    assert call("train_final", tmp_path, "--evaluate=runs/run") == 0
+    assert "test accuracy 100.00% of 6 images" in capfd.readouterr().out
+    for flag in ("--resize=pad", "--test-fraction=0.3", "--crop-padding=1"):
+        assert call("train_final", tmp_path, "--resume=runs/run", flag) == 2
+        assert f"{flag.replace('=', ' ')}: the run in runs/run has" in capfd.readouterr().err

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from nas import datasets
+from nas.augment import normalise
 from nas.errors import InputError
 from nas.processes import Processes
 from nas.training import (
@@ -76,6 +77,16 @@ def test_digits_are_never_mirrored_and_pictures_are():
     for name, mirrored in {"digits": 0, "svhn": 0, "mnist": 0, "kmnist": 0, "fashion-mnist": 1, "cifar10": 1}.items():
         assert prepare(digits(), name, torch.device("cpu")).flip == mirrored
     assert not prepare(digits()._replace(mirror=False), "npz", torch.device("cpu")).flip
+    assert not prepare(digits(), "cifar10", torch.device("cpu"), no_flip=True).flip
+
+
+def test_batches_are_augmented_as_the_flags_say():
+    images = prepare(digits(), "npz", torch.device("cpu"), no_flip=True, crop_padding=0)
+    batch, _ = images.batch(32, 0, "lower", 5)
+    chosen = images.split.select(images.indices(32, 0, "lower", 5))
+    assert torch.equal(batch, normalise(chosen.images, images.mean, images.std))
+    with pytest.raises(InputError, match="--crop-padding 5: more than half of the images, which have 8 pixels a side"):
+        prepare(digits(), "digits", torch.device("cpu"), crop_padding=5)
 
 
 def test_accuracy_and_loss_over_all_images_whatever_the_batches():
