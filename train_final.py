@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """Train the network of a genotype from scratch, and report its test accuracy (DARTS, ICLR 2019, appendix A.2.1)."""
 
+import copy
 import shlex
 import sys
 import time
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from nas import datasets, draw
+from nas import datasets, draw, genotype_files
+from nas.accuracy import Measured, in_words
 from nas.batch_norm import synchronise
 from nas.checkpoint import save_weights, state_tensors
 from nas.command_line import run_script
@@ -17,13 +19,15 @@ from nas.config import Data, FinalConfig, TrainedOn
 from nas.errors import InputError, Stopped, printable
 from nas.final_network import FinalNetwork
 from nas.follower import Follower, check_same_images, restore
-from nas.forecast import duration, memory_of_step, on_meta, outlook, peak_memory_gb
-from nas.genotype import Genotype, GenotypeFile, find
+from nas.forecast import duration, memory_of_step, on_meta, outlook
+from nas.genotype import Genotype, GenotypeFile
 from nas.interrupts import Interrupts
+from nas.memory import peak_memory_gb
 from nas.network_size import network_size
 from nas.processes import ALONE, Processes
 from nas.progress_bar import progress_bar
 from nas.run_folder import RunFolder, folder_of_run, is_finished
+from nas.threads import take_threads
 from nas.training import (
     Images,
     Target,
@@ -31,7 +35,9 @@ from nas.training import (
     average_step,
     cosine,
     cross_entropy,
+    estimate_statistics,
     evaluate,
+    images_of_batch,
     imbalance,
     pick_device,
     prepare,
@@ -44,6 +50,9 @@ from nas.training import (
 )
 
 RECORD_EVERY_STEPS = 10
+# 0.9 ** 50 = 0.005: after so many steps running statistics hold nothing of what was before.
+STEPS_OF_STATISTICS = 50
+SHARE_OF_STATISTICS = 1 / 12  # of an epoch's images: 2 to 3 % of its time
 
 
 def main(config: FinalConfig, processes: Processes = ALONE) -> None:
@@ -65,24 +74,27 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
     """
     data, training, options = config.data, config.training, config.run
     drop_path_at_end = config.network.drop_path
+    found, default = None, ""
     with processes.agreed():
-        default = f"final-{find(path_or_name).stem}" if processes.first and options.resume is None else ""
+        if processes.first and options.resume is None:
+            found = genotype_files.read(path_or_name)
+            default = f"final-{found.name}"
     path = Path(processes.text_of_first(str(folder_of_run(options, default))))
     (finished,) = processes.any(processes.first and options.resume is not None and is_finished(path, training.epochs))
     if finished:
         return
-    run, file = None, ""
+    threads = take_threads(options, path, processes)
+    run = None
     with processes.agreed():
         device = pick_device(options.device, processes)
         if options.deterministic:  # only then, as the call itself takes seconds to import what it sets
             torch.use_deterministic_algorithms(True)
-        if processes.first:
-            if options.resume is not None:
-                if (path / "genotype.json").exists():
-                    path_or_name = str(path / "genotype.json")
-                run = RunFolder.reopen(path, config)
-            file = GenotypeFile.load(path_or_name).model_dump_json()
-    file = GenotypeFile.model_validate_json(processes.text_of_first(file))
+        if processes.first and options.resume is not None:
+            if (path / "genotype.json").exists():
+                path_or_name = str(path / "genotype.json")
+            run = RunFolder.reopen(path, config)
+            found = genotype_files.read(path_or_name)
+    file = GenotypeFile.model_validate_json(processes.text_of_first(found.file.model_dump_json() if found else ""))
     genotype = Genotype(**file.cells())
     images, holdout_images = processes.in_turn(lambda: load_images(config, device, processes))
     _, in_channels, image_size, _ = images.split.images.shape
@@ -101,11 +113,13 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
     fingerprint = datasets.fingerprint(images.split, *([test_images.split] if test_images else []))
     check_same_images(processes, fingerprint)
     network, optimizer = build(config, genotype, trained_on, device, processes)
+    network_to_measure = copy.deepcopy(network)  # with statistics of its own
     state = state_tensors({"network": network}, {"optimizer": optimizer})
     steps_an_epoch = datasets.num_batches(len(images.split.targets), training.batch_size)
     num_steps = training.epochs * steps_an_epoch
     with processes.agreed():
-        lines = forecast(config, path_or_name, network, images, holdout_images)
+        lines = [threads] + ([f"{found.where}: {note}" for note in found.notes] if found else [])
+        lines += forecast(config, printable(path_or_name, 80), network, images, holdout_images)
         lines += test_images.split.notes if test_images else ()
     if options.dry_run:
         batch, target = images.batch(training.batch_size, options.seed, "final", 0)
@@ -144,10 +158,19 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
             if asked:
                 raise Stopped(f"after step {progress.steps}; go on: {run.go_on}", interrupts.exit_code)
 
+        def to_measure(epochs: int) -> FinalNetwork:
+            """The network after so many epochs, as it is measured and, after the last one, saved."""
+            if steps_an_epoch >= STEPS_OF_STATISTICS:
+                return network
+            share = 1.0 if epochs == training.epochs else SHARE_OF_STATISTICS
+            where = training.batch_size, options.seed, progress.steps, share
+            estimate_statistics(network_to_measure, network, images, *where, save_or_stop)
+            return network_to_measure
+
         if progress.steps == 0:
             save()
         held_out = ""  # accuracy after the last epoch
-        with progress_bar(run.console, run.log, num_steps, progress.steps, training.batch_size) as advance:
+        with progress_bar(run.console, run.log, num_steps, progress.steps, training.batch_size, run.go_on) as advance:
             for epoch in range(progress.epochs, training.epochs):
                 if progress.steps == epoch * steps_an_epoch:
                     progress.begin_epoch(run.elapsed_s())
@@ -177,16 +200,16 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
                         rates["speed/images_per_s"] = target.batch_size / (time.monotonic() - step_began)
                         run.record(epoch + 1, step + 1, scalars | rates | progress.take_peaks())
                     save_or_stop(due=time.monotonic() - run.saved_at >= 60 * options.checkpoint_minutes)
-                    advance(f"train {progress.means()[1]:.1%}{held_out}")
+                    advance(f"{progress.status('train')}{held_out}")
 
-                train_loss, train_accuracy = progress.means()
-                line = f"epoch {epoch + 1}/{training.epochs}: loss {train_loss:.3f}, accuracy {train_accuracy:.1%}"
-                scalars = {"train/loss": train_loss, "train/accuracy": train_accuracy}
+                line = f"epoch {epoch + 1}/{training.epochs}: {progress.line()}"
+                scalars = progress.scalars("train")
                 if holdout_images is not None:
-                    loss, accuracy = accuracy_of(network, holdout_images, training.batch_size, save_or_stop)
-                    line += f"; held out: loss {loss:.3f}, accuracy {accuracy:.1%}"
-                    held_out = f", held out {accuracy:.1%}"
-                    scalars |= {"holdout/loss": loss, "holdout/accuracy": accuracy}
+                    result = accuracy_of(to_measure(epoch + 1), holdout_images, training.batch_size, save_or_stop)
+                    line += f"; held out: loss {in_words(result.loss)}, accuracy {result.accuracy:.1%}"
+                    line += f", balanced {result.balanced_accuracy:.1%}"
+                    held_out = f", held out {result.accuracy:.1%}"
+                    scalars |= result.scalars("holdout")
                 epoch_s = run.elapsed_s() - progress.epoch_began_s
                 run.record(
                     epoch + 1,
@@ -197,25 +220,27 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
                 progress.epochs = epoch + 1
                 save()
 
+        trained = to_measure(training.epochs)
         if processes.first:
-            save_weights(run.path / "weights.safetensors", network)
+            save_weights(run.path / "weights.safetensors", trained)
         name, measured = ("test", test_images) if test_images else ("held-out", holdout_images)
         assert measured is not None
         # The test set serves here for the first time, and once: no epoch was chosen by it.
-        loss, accuracy = accuracy_of(network, measured, training.batch_size, save_or_stop)
+        result = accuracy_of(trained, measured, training.batch_size, save_or_stop)
+        if processes.first:
+            result.save(run.path, name, training.epochs)
         if test_images:
-            run.record(training.epochs, num_steps, {"test/loss": loss, "test/accuracy": accuracy})
+            run.record(training.epochs, num_steps, result.scalars("test"))
         run.log(
-            f"written in {run.path}: weights.safetensors, genotype.json, config.json, cells/, metrics.jsonl, log.txt"
+            f"written in {run.path}: weights.safetensors, accuracy.json, genotype.json, config.json, cells/, "
+            "metrics.jsonl, log.txt"
         )
         if not drawn:
             run.log(draw.HOW_TO_GET_PICTURES)
         if test_images:
             run.log(f"measure it again: python train_final.py --evaluate {shlex.quote(str(run.path))}")
-        run.log(
-            f"{name} accuracy after epoch {training.epochs}: {accuracy:.2%} of {len(measured.split.targets)} images "
-            f"(loss {loss:.3f})"
-        )
+        for line in result.lines(f"{name} accuracy after epoch {training.epochs}:", trained_on.classes):
+            run.log(line)
         save(finished=True)
 
 
@@ -311,7 +336,7 @@ def images_of(config: FinalConfig, images: Images, holdout_images: Images | None
     num_images, num_held_out = (len(part.split.targets) if part else 0 for part in (images, holdout_images))
     seed, training = config.run.seed, config.training
     kept, _ = datasets.halves(num_images + num_held_out, training.holdout_fraction, seed)
-    return f"training images {kept[images.indices(training.batch_size, seed, 'final', step)].tolist()}"
+    return images_of_batch(kept, images, training.batch_size, seed, "final", step)
 
 
 def load_images(
@@ -378,8 +403,8 @@ def load_test_images(data: Data, trained_on: TrainedOn, device: torch.device, pr
 
 def accuracy_of(
     network: FinalNetwork, images: Images, batch_size: int, before_batch: Callable[[], None] = lambda: None
-) -> tuple[float, float]:
-    """Loss and accuracy without drop path and auxiliary head, by the batch norms' running statistics."""
+) -> Measured:
+    """Loss and answers without drop path and auxiliary head, by the batch norms' running statistics."""
     network.eval()
     result = evaluate(lambda batch: network(batch)[0], images, 2 * batch_size, before_batch)
     network.train()
@@ -388,17 +413,17 @@ def accuracy_of(
 
 def evaluate_run(path: Path, config: FinalConfig, processes: Processes = ALONE) -> None:
     """Rebuild the network of a run folder, and print its test accuracy; `config` is that of the run."""
+    threads = take_threads(config.run, path, processes)
     with processes.agreed():
         device = pick_device(config.run.device, processes)
         network = FinalNetwork.from_run(path).to(device).to(memory_format=torch.channels_last)
     trained_on = network.trained_on
     assert trained_on is not None
     test_images = processes.in_turn(lambda: load_test_images(config.data, trained_on, device, processes))
-    loss, accuracy = accuracy_of(network, test_images, config.training.batch_size)
+    result = accuracy_of(network, test_images, config.training.batch_size)
     if processes.first:
-        for note in test_images.split.notes:
-            print(note)
-        print(f"{path}: test accuracy {accuracy:.2%} of {len(test_images.split.targets)} images (loss {loss:.3f})")
+        print(threads, *test_images.split.notes, sep="\n")
+        print(*result.lines(f"{path}: test accuracy", trained_on.classes), sep="\n")
 
 
 if __name__ == "__main__":

@@ -262,7 +262,7 @@ class Network:
     __pydantic_config__ = _STRICT
 
     genotype: Annotated[str | None, _optional("PATH_OR_NAME", "none")] = None
-    """The cell: a genotype file, or a name such as DARTS_V2."""
+    """The cell: a name such as DARTS_V2, its text, a file with it (FILE:NAME for one of several), or a run folder."""
     evaluate: Annotated[str | None, _optional("RUN_DIR", "none")] = None
     """Instead of training: the run folder of a trained network, whose test accuracy is measured again.
     Its flags hold, but for --device and, where its images have been moved, --data-dir."""

@@ -22,6 +22,22 @@ def read_json(path: Path, what: str, newest_version: int) -> bytes:
     Raises:
         InputError: not a regular file, unreadable, larger than 1 MiB, not JSON, or of a newer version.
     """
+    data = read_small(path, what)
+    try:
+        content = json.loads(data, object_pairs_hook=each_key_once)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} {path}: not JSON ({error}).") from None
+    if newer := too_new(content, newest_version):
+        raise InputError(f"{what} {path}: {newer}")
+    return data
+
+
+def read_small(path: Path, what: str) -> bytes:
+    """The bytes of a file of at most 1 MiB.
+
+    Raises:
+        InputError: not a regular file, unreadable, or larger.
+    """
     if path.exists() and not path.is_file():
         raise InputError(f"{what} {path}: not a regular file.")
     try:
@@ -31,16 +47,15 @@ def read_json(path: Path, what: str, newest_version: int) -> bytes:
         raise InputError(f"{what} {path}: cannot be read ({error.strerror}).") from None
     if len(data) > MAX_JSON_BYTES:
         raise InputError(f"{what} {path}: larger than 1 MiB, so it is no {what} file.")
-    try:
-        content = json.loads(data, object_pairs_hook=each_key_once)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{what} {path}: not JSON ({error}).") from None
+    return data
+
+
+def too_new(content: Any, newest_version: int) -> str:
+    """A sentence where the `format_version` in the content of a JSON file is newer than what can be read, else none."""
     version = content.get("format_version") if isinstance(content, dict) else None
     if type(version) is int and version > newest_version:
-        raise InputError(
-            f"{what} {path}: format_version is {version!r:.40}, this nas reads {newest_version}: install a newer nas."
-        )
-    return data
+        return f"format_version is {version!r:.40}, this nas reads {newest_version}: install a newer nas."
+    return ""
 
 
 def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -53,12 +68,17 @@ def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one step; lists without lists in them take one line."""
+def json_text(content: Any) -> str:
+    """Content as JSON; lists without lists in them take one line."""
     text = json.dumps(content, indent=1, ensure_ascii=False)
     # Inside strings JSON writes a line break as \\n, so that what is taken out here is layout.
-    text = re.sub(r"\[\n[^\[\]{}]*\]", lambda part: re.sub(r"\n *", "", re.sub(r",\n *", ", ", part[0])), text)
-    replace(path, lambda aside: aside.write_text(text + "\n", encoding="utf-8"))
+    return re.sub(r"\[\n[^\[\]{}]*\]", lambda part: re.sub(r"\n *", "", re.sub(r",\n *", ", ", part[0])), text) + "\n"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in one step."""
+    text = json_text(content)
+    replace(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def replace(path: Path, write: Callable[[Path], Any], previous: Path | None = None) -> None:

@@ -1,5 +1,6 @@
 """Genotype: a pair of discrete cells, derived from alphas, exchanged as JSON or as the text of the DARTS papers."""
 
+import difflib
 import math
 import os
 from collections.abc import Sequence
@@ -119,22 +120,18 @@ class Genotype(BaseModel):
 
     def save(self, path: str | os.PathLike, provenance: "Provenance | None" = None) -> None:
         """Write a genotype file, replacing the one at `path` in one step."""
-        content = {
-            "format_version": FORMAT_VERSION,
-            "normal": {"edges": self.normal, "concat": self.normal_concat},
-            "reduce": {"edges": self.reduce, "concat": self.reduce_concat},
-            "provenance": (provenance or Provenance()).model_dump(exclude_none=True),
-        }
-        files.write_json(Path(path), content)
+        content = GenotypeFile.of(self, provenance or Provenance())
+        files.write_json(Path(path), content.model_dump(exclude_none=True))
 
     @classmethod
     def from_text(cls, text: str) -> Self:
         """Parse `Genotype(normal=[('sep_conv_3x3', 1), …], normal_concat=range(2, 6), reduce=…, reduce_concat=…)`.
 
-        An assignment (`DARTS_V1 = Genotype(…)`), lists, tuples and `list(range(…))` are understood. Nothing is run.
+        What is around it, such as `DARTS_V1 =`, is skipped; lists of nodes, positional fields, ranges and numbers as
+        numpy prints them are understood (see `genotype_text`). Nothing is run.
 
         Raises:
-            InputError: the text is not of that form, or its cells are not cells.
+            InputError: there is no such text, or more than one, or its cells are not cells.
         """
         try:
             return cls(**genotype_text.parse(text))
@@ -246,12 +243,21 @@ class GenotypeFile(BaseModel):
         }
 
     @classmethod
+    def of(cls, genotype: Genotype, provenance: Provenance) -> Self:
+        """What a file of that genotype holds."""
+        return cls(
+            format_version=FORMAT_VERSION,
+            normal=_Cell(edges=genotype.normal, concat=genotype.normal_concat),
+            reduce=_Cell(edges=genotype.reduce, concat=genotype.reduce_concat),
+            provenance=provenance,
+        )
+
+    @classmethod
     def load(cls, path_or_name: str | os.PathLike) -> Self:
         """See `Genotype.load`."""
         path = find(path_or_name)
-        data = files.read_json(path, "genotype", FORMAT_VERSION)
         try:
-            return cls.model_validate_json(data)
+            return cls.model_validate_json(files.read_json(path, "genotype", FORMAT_VERSION))
         except ValidationError as error:
             raise InputError(f"genotype {path}: {first_problem(error)}") from None
 
@@ -274,7 +280,12 @@ def find(path_or_name: str | os.PathLike) -> Path:
             raise InputError(f"genotype {path}: not a regular file.")
     except OSError as error:  # such as a name too long for the file system
         raise InputError(f"genotype {str(path)[:60]}…: cannot be read ({error.strerror}).") from None
-    raise InputError(f"genotype {path}: no such file, and no such name; known names: {', '.join(known_names())}.")
+    lower = {name.lower(): name for name in known_names()}
+    close = difflib.get_close_matches(path.name[:100].lower(), lower, n=1)
+    meant = f"perhaps you meant {lower[close[0]]}; " if close else ""
+    raise InputError(
+        f"genotype {path}: no such file, and no such name; {meant}known names: {', '.join(known_names())}."
+    )
 
 
 def known_names() -> list[str]:

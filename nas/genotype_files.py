@@ -1,52 +1,135 @@
-"""Where the commands on genotypes read from and write to: names, files, standard input and output."""
+"""The one reader of genotypes, for all commands; and where these write to."""
 
+import codecs
+import json
 import os
 import re
 import sys
-import tempfile
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from nas import genotype_forms
+from pydantic import ValidationError
+
+from nas import files, genotype_forms
 from nas.errors import InputError, printable
-from nas.files import MAX_JSON_BYTES, write_json
-from nas.genotype import Genotype, GenotypeFile, Provenance, find, known_names
+from nas.genotype import FORMAT_VERSION, Genotype, GenotypeFile, Provenance, find, first_problem, known_names
+from nas.genotype_text import Found, choose, find_all
 
 Form = Literal["json", "text", "nni", "nasbench301"]
 
+FORMS = (
+    "What can be read: a genotype file; Genotype(normal=…, …), also in a log or a Python module; "
+    "JSON or a printed dictionary of NNI or NAS-Bench-301; a run folder; a name"
+)
+_IS_TEXT = re.compile(r".*\bGenotype\s*\(|\s*(?:\w+\s*=\s*)?[{\[|]", re.DOTALL)
+_IS_NAS_BENCH_201 = re.compile(r"\|\w{1,40}~[0-9]\|")
 
-def read(source: str) -> tuple[str, Genotype, Provenance]:
-    """Where it is, for people to read, and what is there.
+
+@dataclass(frozen=True)
+class Read:
+    """A genotype that was read.
+
+    Attributes:
+        where: it was, for people to read.
+        name: for what is made of it, such as a run.
+        file: its cells, and where they come from.
+        notes: sentences on what was chosen or left out, to be printed.
+    """
+
+    where: str
+    name: str
+    file: GenotypeFile
+    notes: list[str]
+
+    @property
+    def genotype(self) -> Genotype:
+        """The cells."""
+        return Genotype(**self.file.cells())
+
+
+def read(source: str) -> Read:
+    """The genotype that a user means.
 
     Args:
-        source: a name, a file in any form, or "-" for standard input.
+        source: a path in any form, `PATH:NAME` or `PATH:LINE` of one among several, the folder of a run, the name of a
+            cell, the text itself, or "-" for standard input.
 
     Raises:
-        InputError: there is no such file or name, or no genotype in it.
-        OSError: it cannot be read.
+        InputError: there is none, or it is wrong; what can be read is said.
     """
     if source == "-":
-        where, data = "standard input", sys.stdin.buffer.read(MAX_JSON_BYTES + 1)
+        return _read(sys.stdin.buffer.read(files.MAX_JSON_BYTES + 1), "standard input", "genotype", "")
+    if _IS_TEXT.match(source) and not os.path.exists(source):
+        return _read(source.encode(errors="surrogatepass"), "text", "genotype", "")
+    path, _, name = source.rpartition(":")
+    if os.path.exists(source) or not os.path.isfile(path):
+        path, name = source, ""
+    if os.path.isdir(path):
+        folder, path = path, os.path.join(path, "genotype.json")
+        if not os.path.isfile(path):
+            raise InputError(f"genotype {printable(folder, 400)}: a folder without genotype.json, so no run folder.")
+        stem = Path(folder).resolve().name
     else:
-        path = find(source)
-        where = printable(path, 400)
-        with path.open("rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
-    if len(data) > MAX_JSON_BYTES:
-        raise InputError(f"{where}: larger than 1 MiB, so it is no genotype.")
-    try:
-        return where, *genotype_forms.read(data)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        path = find(path)
+        stem = path.stem
+    stem = re.sub(r"[^\w.-]", "-", name if name and not name.isdigit() else stem)
+    return _read(files.read_small(Path(path), "genotype"), printable(path, 400), stem, name)
 
 
-def file_or_problem(path: Path) -> GenotypeFile | str:
-    """A genotype file, or what is wrong with it."""
+def _read(data: bytes, where: str, stem: str, name: str) -> Read:
     try:
-        return GenotypeFile.load(path)
+        if len(data) > files.MAX_JSON_BYTES:
+            raise InputError("larger than 1 MiB, so it is no genotype.")
+        file, notes = _file_in(data, name)
+    except ValidationError as error:
+        raise InputError(f"genotype {where}: {first_problem(error)}") from None
     except InputError as error:
-        return printable(str(error).removeprefix(f"genotype {path}: "), 400)
+        raise InputError(f"genotype {where}: {error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"genotype {where}: not text, as it is neither UTF-8 nor UTF-16. {FORMS}.") from None
+    except RecursionError:
+        raise InputError(f"genotype {where}: nested too deeply.") from None
+    return Read(where, stem, file, notes)
+
+
+def _file_in(data: bytes, name: str) -> tuple[GenotypeFile, list[str]]:
+    is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # the > of PowerShell writes it
+    text = data.decode("utf-16" if is_utf_16 else "utf-8-sig")
+    content, not_json = None, ""
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            content = json.loads(text, object_pairs_hook=files.each_key_once)
+        except (ValueError, RecursionError) as error:
+            not_json = f"not JSON ({printable(error, 200)}), and "
+    if isinstance(content, dict) and "format_version" in content:
+        if problem := files.too_new(content, FORMAT_VERSION):
+            raise InputError(problem)
+        if name:
+            raise InputError(f"a genotype file has one genotype, which has no name: leave out {name!r:.60}.")
+        return GenotypeFile.model_validate_json(text), []
+    found = _found_in(text, content)
+    if not found:
+        if _IS_NAS_BENCH_201.search(text):
+            raise InputError(f"a cell of NAS-Bench-201, which is another search space than that of DARTS. {FORMS}.")
+        raise InputError(f"{not_json}no genotype in it. {FORMS}.")
+    chosen, notes = choose(found, name)
+    if chosen.problem:
+        raise InputError(chosen.problem)
+    genotype, further = genotype_forms.genotype_of(chosen.value)
+    if further:
+        notes.append(f"further fields, which are left out: {printable(', '.join(further), 200)}.")
+    return GenotypeFile.of(genotype, Provenance()), notes
+
+
+def _found_in(text: str, content: Any) -> list[Found]:
+    """All cells in a text, or in the JSON in it."""
+    if content is not None:
+        return list(genotype_forms.cells_in(content, "", 1))
+    found = []
+    for item in find_all(text):
+        found += [item] if item.problem else genotype_forms.cells_in(item.value, item.name, item.line)
+    return found
 
 
 def path_of_new(name: str) -> str:
@@ -74,17 +157,17 @@ def written_as(form: Form, genotype: Genotype, provenance: Provenance) -> str:
     """
     match form:
         case "json":
-            return _written_by(lambda path: genotype.save(path, provenance))
+            return files.json_text(GenotypeFile.of(genotype, provenance).model_dump(exclude_none=True))
         case "text":
             return f"{genotype.to_text()}\n"
         case "nni":
-            return _written_by(lambda path: write_json(path, genotype_forms.to_nni(genotype)))
+            return files.json_text(genotype_forms.to_nni(genotype))
         case "nasbench301":
-            return _written_by(lambda path: write_json(path, genotype_forms.to_nasbench301(genotype)))
+            return files.json_text(genotype_forms.to_nasbench301(genotype))
 
 
 def write(text: str, output: str | None) -> None:
-    """To a new file, or without one to standard output.
+    """To a new file, in a folder that is made where there is none, or without a file to standard output.
 
     Raises:
         InputError: the file exists, or cannot be written; nothing of it is left.
@@ -92,6 +175,7 @@ def write(text: str, output: str | None) -> None:
     if output is None:
         print(text, end="")
         return
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
     try:
         file = open(output, "x", encoding="utf-8")  # noqa: SIM115, as only a file made here may be removed
     except FileExistsError:
@@ -103,14 +187,3 @@ def write(text: str, output: str | None) -> None:
         os.unlink(output)
         raise InputError(f"{output}: {error.strerror}.") from None
     print(f"wrote {output}")
-
-
-def _written_by(write: Callable[[Path], None]) -> str:
-    """What `write` puts into a file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "cells.json")
-        try:
-            write(path)
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror}.") from None
-        return path.read_text(encoding="utf-8")

@@ -1,9 +1,13 @@
-"""Cells in the forms of two other libraries, and any form read from its content alone.
+"""Cells in the forms of two other libraries, and the cells in any JSON or dictionary.
 
 NNI: microsoft/nni, nni/nas/hub/pytorch/nasnet.py, `DARTS.load_searched_model`; the keys are made in
 nni/nas/nn/pytorch/cell.py. Of edge e (0, 1) of node n (2 to 5), `normal/op_n_e` is the primitive and `normal/input_n_e`
 the source state: `[0]` since version 3, which takes nothing else; version 2 wrote `0` and reads both. So lists are
 written, and either is read. `width` and `depth`, which the same dictionary may hold, are no part of a cell: skipped.
+
+NNI 1, and the first ones of version 2: examples/nas/darts/model.py and src/sdk/pynni/nni/nas/pytorch/mutator.py.
+`normal_n2_p0` is the operation from state 0 to node 2, as a name, as its number among the seven, or as seven booleans;
+`normal_n2_switch` are the two sources, as names of the former, as numbers, or as booleans.
 
 NAS-Bench-301: automl/nasbench301, nasbench301/representations.py (`convert_genotype_to_config`) and configspace.json;
 the same form is `config` in automl/NASLib, naslib/search_spaces/nasbench301/conversions.py. Every key begins with
@@ -11,22 +15,21 @@ the same form is `config` in automl/NASLib, naslib/search_spaces/nasbench301/con
 `search_space.edges`; `inputs_node_normal_n`, for nodes 3 to 5, are the two source states, as "0_2". Node 2 has no such
 key, as it can only take 0 and 1. The hyperparameters of training that configspace.json has beside them are skipped.
 
-Both know cells of four nodes, all of them concatenated, and the primitives of `search_space.PRIMITIVES` without none.
+All know cells of four nodes, all of them concatenated, and the primitives of `search_space.PRIMITIVES` without none.
 NAS-Bench-301's has no place for two edges from one source to one node, nor for the order of the two edges of a node,
 which means nothing: what is read from it has them by rising source.
 """
 
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
 from pydantic import ValidationError
 
-from nas import files
 from nas.errors import InputError
-from nas.genotype import Genotype, GenotypeFile, Provenance, first_problem
+from nas.genotype import Genotype, first_problem
+from nas.genotype_text import FIELDS, OTHER_NAMES, Fields, Found, fields_of, find_all
 from nas.search_space import EDGES_PER_NODE, NUM_INPUTS, PRIMITIVES, edges
 
 CELLS = ("normal", "reduce")
@@ -35,12 +38,7 @@ KNOWN = PRIMITIVES[1:]
 FIRST_EDGE = {node: edges(len(NODES)).index((0, node)) for node in NODES}
 
 NASBENCH301_PREFIX = "NetworkSelectorDatasetInfo:darts:"
-_NO_CELL_IN_NNI = re.compile("width|depth")
-_NO_CELL_IN_NASBENCH301 = re.compile(
-    "(?:CreateImageDataLoader|ImageAugmentation|LossModuleSelectorIndices|OptimizerSelector"
-    "|SimpleLearningrateSchedulerSelector|SimpleTrainNode):.*"
-    f"|NetworkSelectorDatasetInfo:network|{NASBENCH301_PREFIX}(?:auxiliary|drop_path_prob|init_channels|layers)"
-)
+NNI_1 = ("maxpool", "avgpool", "skipconnect", "sepconv3x3", "sepconv5x5", "dilconv3x3", "dilconv5x5")
 
 
 def to_nni(genotype: Genotype) -> dict[str, Any]:
@@ -59,7 +57,7 @@ def to_nni(genotype: Genotype) -> dict[str, Any]:
 
 
 def from_nni(content: dict[str, Any]) -> Genotype:
-    """The cells in such a dictionary.
+    """The cells in such a dictionary, which holds nothing else.
 
     Raises:
         InputError: a field is missing, unknown or wrong; it is named.
@@ -75,7 +73,34 @@ def from_nni(content: dict[str, Any]) -> Genotype:
                 if type(source) is list and len(source) == 1:
                     fields[key] = source[0]
                 cells[cell].append((primitive, _take(fields, key, range(node))))
-    _must_be_empty(fields, _NO_CELL_IN_NNI)
+    _must_be_empty(fields)
+    return _genotype(cells)
+
+
+def from_nni_1(content: dict[str, Any]) -> Genotype:
+    """The cells in a dictionary of NNI 1, which holds nothing else.
+
+    Raises:
+        InputError: a field is missing, unknown or wrong; it is named.
+    """
+    fields = dict(content)
+    cells: dict[str, list[tuple[str, int]]] = {cell: [] for cell in CELLS}
+    for cell in CELLS:
+        for node in NODES:
+            prefix = f"{cell}_n{node}"
+            names = [f"{prefix}_p{source}" for source in range(node)]
+            kept = fields.pop(f"{prefix}_switch", None)
+            if type(kept) is list and len(kept) == node and all(type(is_kept) is bool for is_kept in kept):
+                kept = [name for name, is_kept in zip(names, kept, strict=True) if is_kept]
+            if type(kept) is not list or len(kept) != EDGES_PER_NODE:
+                raise InputError(f"{prefix}_switch: must be two of {', '.join(names)}, got {kept!r:.40}.")
+            for place, name in enumerate(kept):
+                kept[place] = source = _one_of(f"{prefix}_switch", name, names)
+                primitive = _one_of(names[source], fields.get(names[source]), NNI_1)
+                cells[cell].append((KNOWN[primitive], source))
+            for name in names:
+                fields.pop(name, None)
+    _must_be_empty(fields)
     return _genotype(cells)
 
 
@@ -105,7 +130,7 @@ def to_nasbench301(genotype: Genotype) -> dict[str, Any]:
 
 
 def from_nasbench301(content: dict[str, Any]) -> Genotype:
-    """The cells in such a dictionary, the edges of a node by rising source.
+    """The cells in such a dictionary, which holds nothing else, the edges of a node by rising source.
 
     Raises:
         InputError: a field is missing, unknown or wrong, or there is an edge that its node does not take.
@@ -119,46 +144,78 @@ def from_nasbench301(content: dict[str, Any]) -> Genotype:
             for source in pairs["0_1" if node == NUM_INPUTS else _take(fields, key, tuple(pairs))]:
                 edge = f"{NASBENCH301_PREFIX}edge_{cell}_{FIRST_EDGE[node] + source}"
                 cells[cell].append((_take(fields, edge, KNOWN), source))
-    _must_be_empty(fields, _NO_CELL_IN_NASBENCH301)
+    _must_be_empty(fields)
     return _genotype(cells)
 
 
-def read(data: bytes) -> tuple[Genotype, Provenance]:
-    """The genotype in a file's bytes, in whichever form: a genotype file, NNI's, NAS-Bench-301's, or the papers' text.
+# Of each form: which keys are about cells, how these are read, and which others it is known to have.
+_FORMS: list[tuple[re.Pattern, Callable[[dict[str, Any]], Genotype], re.Pattern]] = [
+    (re.compile("(?:normal|reduce)/"), from_nni, re.compile("width|depth")),
+    (re.compile(r"(?:normal|reduce)_n[0-9]"), from_nni_1, re.compile("")),
+    (
+        re.compile(f"{NASBENCH301_PREFIX}(?:edge|inputs_node)_"),
+        from_nasbench301,
+        re.compile(
+            "(?:CreateImageDataLoader|ImageAugmentation|LossModuleSelectorIndices|OptimizerSelector"
+            "|SimpleLearningrateSchedulerSelector|SimpleTrainNode):.*"
+            f"|NetworkSelectorDatasetInfo:network|{NASBENCH301_PREFIX}(?:auxiliary|drop_path_prob|init_channels|layers)"
+        ),
+    ),
+]
 
-    What begins with `{` is JSON, and its keys tell which; anything else is text. Only a genotype file has a provenance.
+
+def cells_in(value: Any, name: str, line: int) -> Iterator[Found]:
+    """The cells in a value at any depth: dictionaries, and texts of papers; their names are their keys, with dots.
+
+    Args:
+        name: of the value.
+        line: where it stands.
+    """
+    rest = [(name, value)]
+    while rest:
+        name, value = rest.pop()
+        inner: list[tuple[Any, Any]] = []
+        if isinstance(value, dict):
+            if isinstance(value, Fields) or _is_of_fields(value) or _forms_of(value):
+                yield Found(name, line, value)
+            else:
+                inner = list(value.items())
+        elif isinstance(value, list):
+            inner = list(enumerate(value))
+        elif isinstance(value, str) and "Genotype" in value:
+            texts = [item for item in find_all(value) if item.problem or isinstance(item.value, Fields)]
+            yield from (Found(name, line, item.value, item.problem, item.is_code) for item in texts)
+        rest += [(f"{name[:100]}.{key!s:.100}".lstrip("."), item) for key, item in reversed(inner)]
+
+
+def genotype_of(content: dict[str, Any]) -> tuple[Genotype, list[str]]:
+    """The cells in one of these dictionaries, and the names of those of its fields that are none of the form's.
 
     Raises:
-        InputError: it is of no such form, or wrong in it.
+        InputError: a field is missing, unknown or wrong; it is named.
     """
-    try:
-        text = data.decode()
-        if not text.lstrip().startswith("{"):
-            return Genotype.from_text(text), Provenance()
-        content: dict[str, Any] = json.loads(text, object_pairs_hook=files.each_key_once)
-        if "format_version" in content:
-            file = GenotypeFile.model_validate_json(data)
-            return Genotype(**file.cells()), file.provenance
-        return _reader(content)(content), Provenance()
-    except InputError:
-        raise
-    except ValidationError as error:
-        raise InputError(first_problem(error)) from None
-    except UnicodeDecodeError:
-        raise InputError("neither JSON nor text, as it is not UTF-8.") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON ({error}).") from None
+    forms = _forms_of(content)
+    if not forms:
+        fields, further = fields_of(content)
+        try:
+            return Genotype(**fields), further
+        except ValidationError as error:
+            raise InputError(first_problem(error)) from None
+    if len(forms) > 1:
+        raise InputError("keys of more than one form.")
+    ((cell_key, read, known),) = forms
+    cells = {key: value for key, value in content.items() if isinstance(key, str) and cell_key.match(key)}
+    return read(cells), [str(key) for key in content if key not in cells and not known.fullmatch(str(key))]
 
 
-def _reader(content: dict[str, Any]) -> Callable[[dict[str, Any]], Genotype]:
-    if any(key.startswith(NASBENCH301_PREFIX) for key in content):
-        return from_nasbench301
-    if any(key.startswith(("normal/", "reduce/")) for key in content):
-        return from_nni
-    raise InputError(
-        "JSON, but no cells: a genotype file has format_version, NNI's form has normal/op_2_0, "
-        f"NAS-Bench-301's {NASBENCH301_PREFIX}edge_normal_0."
-    )
+def _is_of_fields(content: dict) -> bool:
+    """Whether it is a `Genotype(…)` that was made a dictionary."""
+    names = {OTHER_NAMES.get(key, key) for key in content}
+    return {"normal", "reduce"} <= names and isinstance(content["normal"], list) and len(names & set(FIELDS)) > 2
+
+
+def _forms_of(content: dict) -> list[tuple]:
+    return [form for form in _FORMS if any(isinstance(key, str) and form[0].match(key) for key in content)]
 
 
 def _must_fit(genotype: Genotype, space: str) -> None:
@@ -184,10 +241,20 @@ def _take(fields: dict[str, Any], key: str, allowed: Any) -> Any:
     return value
 
 
-def _must_be_empty(fields: dict[str, Any], skipped: re.Pattern) -> None:
+def _one_of(key: str, value: Any, names: Sequence[str]) -> int:
+    """Which of the names a value means: it is the name, its number, or as many booleans with one that is true."""
+    if type(value) is list and len(value) == len(names) and value.count(True) == 1 and set(map(type, value)) == {bool}:
+        return value.index(True)
+    if type(value) is int and value in range(len(names)):
+        return value
+    if value not in names:
+        raise InputError(f"{key}: must be one of {', '.join(names)}, got {value!r:.40}.")
+    return names.index(value)
+
+
+def _must_be_empty(fields: dict[str, Any]) -> None:
     for key in fields:
-        if not skipped.fullmatch(key):
-            raise InputError(f"{key!r:.80}: unknown field, or an edge that its node does not take.")
+        raise InputError(f"{key!r:.80}: unknown field, or an edge that its node does not take.")
 
 
 def _genotype(cells: dict[str, list[tuple[str, int]]]) -> Genotype:

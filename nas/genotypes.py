@@ -16,7 +16,7 @@ from nas import genotype_files, genotype_lines
 from nas.command_line import exit_code, understand
 from nas.draw import HOW_TO_GET_PICTURES
 from nas.errors import InputError, printable
-from nas.genotype import MAX_NODES, SHIPPED, Provenance
+from nas.genotype import MAX_NODES, SHIPPED, GenotypeFile, Provenance
 from nas.random_genotype import random_genotype
 
 SEEDS = 2**32
@@ -50,7 +50,7 @@ class List:
 
     def run(self) -> int:
         paths = {path.stem: path for folder in (SHIPPED, Path("genotypes")) for path in folder.glob("*.json")}
-        files = {name: genotype_files.file_or_problem(paths[name]) for name in sorted(paths)}
+        files = {name: _file_or_problem(paths[name]) for name in sorted(paths)}
         for line in genotype_lines.table(files):
             print(line, flush=True)
         return int(any(isinstance(file, str) for file in files.values()))
@@ -65,17 +65,17 @@ class Show:
     """
 
     source: Source
-    """A name such as DARTS_V2, a file in any of the forms of convert, or - for standard input."""
+    """A name such as DARTS_V2, a file, or what else convert reads."""
     svg: Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: draw none)")] = None
     """Also draw both cells into this folder, as .gv, .svg and .png; the pictures need Graphviz."""
 
     def run(self) -> int:
-        where, genotype, provenance = genotype_files.read(self.source)
-        print(where)
-        for line in genotype_lines.description(genotype, provenance):
+        found = _read(self.source)
+        print(found.where)
+        for line in genotype_lines.description(found.genotype, found.file.provenance):
             print(line)
         if self.svg is not None:
-            drawn = genotype.draw(self.svg)
+            drawn = found.genotype.draw(self.svg)
             print("\nwrote normal.gv, reduce.gv" + drawn * ", .svg and .png", "to", self.svg)
             if not drawn:
                 print(HOW_TO_GET_PICTURES)
@@ -95,15 +95,15 @@ class Diff:
     """
 
     one: Source
-    """A name such as DARTS_V2, a file in any of the forms of convert, or - for standard input."""
+    """A name such as DARTS_V2, a file, or what else convert reads."""
     two: Source
     """What it is compared with, given in the same way."""
 
     def run(self) -> int:
-        (old_name, before, _), (new_name, after, _) = genotype_files.read(self.one), genotype_files.read(self.two)
-        lines = genotype_lines.difference(before, after)
+        before, after = _read(self.one), _read(self.two)
+        lines = genotype_lines.difference(before.genotype, after.genotype)
         if lines:
-            print(f"--- {old_name}", f"+++ {new_name}", *lines, sep="\n")
+            print(f"--- {before.where}", f"+++ {after.where}", *lines, sep="\n")
         return int(bool(lines))
 
 
@@ -111,7 +111,7 @@ class Diff:
 class Convert:
     """Write a genotype in another form.
 
-    The forms, of which a source may have any:
+    The forms:
     - json: a genotype file; it alone keeps the provenance.
     - text: what the papers exchange.
     - nni: NNI's DARTS space.
@@ -122,18 +122,19 @@ class Convert:
     """
 
     source: Source
-    """A name such as DARTS_V2, a file, or - for standard input; its content tells its form."""
+    """A name such as DARTS_V2, the text itself, a run folder, - for standard input, or a file in any of these forms,
+    also a log, a Python module or a printed dictionary (FILE:NAME for one of several)."""
     to: Annotated[genotype_files.Form, tyro.conf.arg(metavar="FORM")]
     """What that form cannot express is an error."""
     output: Output = None
     """File to write, which must not exist. (default: standard output)"""
 
     def run(self) -> int:
-        where, genotype, provenance = genotype_files.read(self.source)
+        found = _read(self.source)
         try:
-            text = genotype_files.written_as(self.to, genotype, provenance)
+            text = genotype_files.written_as(self.to, found.genotype, found.file.provenance)
         except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+            raise InputError(f"{found.where}: {error}") from None
         genotype_files.write(text, self.output)
         return 0
 
@@ -172,7 +173,7 @@ class Random:
 
 @dataclass(frozen=True)
 class Validate:
-    """Say of each genotype file whether it is valid, a line each.
+    """Say of each genotype whether it is valid, a line each.
 
     Exit code: 0 where all are valid, else 2.
 
@@ -181,15 +182,35 @@ class Validate:
     """
 
     paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...", help_behavior_hint="")]
-    """Genotype files, or names; one at least. (required)"""
+    """Names, files, or what else convert reads; one at least. (required)"""
 
     def run(self) -> int:
         if not self.paths:
             raise InputError("validate: name one file at least.")
-        files = {path: genotype_files.file_or_problem(Path(path)) for path in self.paths}
-        for path, file in files.items():
-            print(f"{printable(path, 400)}: {file if isinstance(file, str) else 'valid'}")
-        return 2 if any(isinstance(file, str) for file in files.values()) else 0
+        code = 0
+        for path in self.paths:
+            try:
+                verdict = " ".join(["valid", *(f"({note})" for note in genotype_files.read(path).notes)])
+            except InputError as error:
+                code, verdict = 2, printable(str(error).partition(": ")[2], 400)
+            print(f"{printable(path, 400)}: {verdict}")
+        return code
+
+
+def _read(source: str) -> genotype_files.Read:
+    """What is there; on standard error, what is to be known of it."""
+    found = genotype_files.read(source)
+    for note in found.notes:
+        print(f"{found.where}: {note}", file=sys.stderr)
+    return found
+
+
+def _file_or_problem(path: Path) -> GenotypeFile | str:
+    """A genotype file, or what is wrong with it."""
+    try:
+        return GenotypeFile.load(path)
+    except InputError as error:
+        return printable(str(error).partition(": ")[2], 400)
 
 
 Command = (

@@ -116,9 +116,11 @@ _FINAL = [
     ("--genotype DARTS_V1 --evaluate a", "--evaluate: goes without --genotype"),
     ("--evaluate a --resume a", "--evaluate: goes without --resume"),
     ("--genotype DARTS_V3", "known names: AmoebaNet, DARTS_V1, DARTS_V2"),
-    ("--genotype genotypes/taken.json", "genotype genotypes/taken.json: not JSON"),
+    ("--genotype genotypes/taken.json", "genotype genotypes/taken.json: no genotype in it"),
     ("--genotype ../../etc/passwd", "genotype ../../etc/passwd"),
-    ("--genotype runs", "genotype runs: not a regular file"),
+    ("--genotype darts_v2", "no such name; perhaps you meant DARTS_V2; known names"),
+    ("--genotype |nor_conv_3x3~0|", "genotype text: a cell of NAS-Bench-201, which is another search space"),
+    ("--genotype runs", "genotype runs: a folder without genotype.json, so no run folder"),
     ("--genotype __import__('os').system('true')", "no such file, and no such name"),
     ("--genotype DARTS_V1 --dataset npz --data-dir nowhere", "--data-dir nowhere: there is no file nowhere/train.npz"),
     (

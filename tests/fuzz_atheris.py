@@ -3,10 +3,11 @@
     pip install atheris
     python -m tests.fuzz_atheris {text,json,manifest,npz} --minutes 10 [--corpus FOLDER]
 
-text: a genotype as text. json: a genotype file. manifest: a checkpoint, either the whole file as bytes, or a file in
-order around a made-up manifest. npz: images and labels, either the whole file or a file in order around one made-up
-array. The run ends with the number of executions; a crash leaves its input as a file beside the corpus, and
-`python -m tests.fuzz_atheris TARGET --replay FILE` shows it again. The corpus is kept if it has a folder of its own.
+text: a file in any of the forms of genotypes. json: a genotype file. manifest: a checkpoint, either the whole file as
+bytes, or a file in order around a made-up manifest. npz: images and labels, either the whole file or a file in order
+around one made-up array. The run ends with the number of executions; a crash leaves its input as a file beside the
+corpus, and `python -m tests.fuzz_atheris TARGET --replay FILE` shows it again. The corpus is kept if it has a folder of
+its own.
 """
 
 import abc
@@ -30,7 +31,7 @@ import numpy as np
 import torch
 
 with atheris.instrument_imports(include=["nas"], enable_loader_override=False):
-    from nas import checkpoint, files, genotype, genotype_text, npz, search_space  # noqa: F401, all of them are watched
+    from nas import checkpoint, files, genotype, genotype_files, genotype_forms, npz, search_space
     from nas.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +39,7 @@ PUBLISHED = sorted((ROOT / "genotypes").glob("*.json"))
 IN_MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 WORDS = [
     *["normal", "reduce", "normal_concat=", "reduce_concat=", "edges", "concat", "range(", "list(", "Genotype("],
+    *["np.int64(", "array([", "reduction", "normal/op_2_0", "normal_n2_switch", "'''", "# ", "\xff\xfe", "FOUND = "],
     *["provenance", "format_version", "config", "data", "genotype", "progress", "elapsed_s", "sizes", "finished"],
     *["epochs", "steps", "bad_steps", "bad_steps_in_a_row", "loss", "num_correct", "num_images", "peaks"],
     *["epoch_began_s", "metrics.jsonl", "tensorboard/events.out.tfevents.1", "../", "checksum", "manifest"],
@@ -162,11 +164,20 @@ class Target(abc.ABC):
 
 class Text(Target):
     def seeds(self) -> list[bytes]:
-        return [genotype.Genotype.load(path).to_text().encode() for path in PUBLISHED]
+        cells = [genotype.Genotype.load(path) for path in PUBLISHED[:4]]
+        texts = [cell.to_text() for cell in cells]
+        forms = [cells[1].model_dump(), genotype_forms.to_nni(cells[1]), genotype_forms.to_nasbench301(cells[1])]
+        module = f"A = {texts[0]}  # one\nB = x.{texts[1]}\nC = A\n'''\n{texts[2]}'''".encode()
+        log = f"12:00 {texts[0]}\n12:01 {texts[1].replace('1)', 'np.int64(1))')}"
+        written = [write(form).encode() for form in forms for write in (json.dumps, repr)]
+        return [*(text.encode() for text in texts), module, log.encode(), log.encode("utf-16"), *written]
 
     def read(self, data: bytes) -> None:
-        read = genotype.Genotype.from_text(data.decode(errors="replace"))
-        assert genotype.Genotype.from_text(read.to_text()) == read
+        path = self.folder / "input.txt"
+        path.write_bytes(data)
+        found = genotype_files.read(f"{path}:A" if len(data) % 2 else str(path))
+        assert all(note.isprintable() for note in found.notes)
+        assert genotype.Genotype.from_text(found.genotype.to_text()) == found.genotype
 
 
 class Json(Target):

@@ -184,6 +184,7 @@ DARTS_V1 = Genotype(normal=[('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('skip_con
     assert Genotype.from_text(V1.to_text().replace("range(2, 6)", "list(range(2, 6))")) == V1
     assert Genotype.from_text(V1.to_text().replace("range(2, 6)", "(2, 3, 4, 5)")) == V1
     assert Genotype.from_text(published.replace("('", "['").replace("),", "],").replace(")]", "]]")) == V1
+    assert Genotype.from_text(f"# found by hand\n{published}  # Genotype(…)\nDARTS = DARTS_V1") == V1
 
 
 def test_a_file_has_one_edge_a_line(tmp_path):
@@ -385,30 +386,44 @@ TEXT = V1.to_text()
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("Genotype", "Phenotype", "character 0: expected 'Genotype"),
-        ("Genotype(", "Genotype(*", "character 9: expected normal="),
+        ("Genotype", "Phenotype", "there is no Genotype"),
+        ("Genotype(", "Genotype(*", "line 1: .*invalid syntax"),
+        ("Genotype(", "Genotype(*range(2, 6), ", "line 1: .*follows keyword|names or calls"),
         (", reduce_concat=range(2, 6)", "", "reduce_concat: missing"),
-        ("reduce=", "normal=", "normal is given twice"),
-        ("reduce=", "depth=3, reduce=", "expected normal="),
+        ("reduce=", "normal=", "'normal' is given twice"),
+        ("reduce=", "reduction=[], reduce=", "reduce is given twice"),
+        ("reduce=", "depth=3, reduce=", "depth: unknown field"),
         ("'skip_connect', 0", "'none', 0", r"normal\[2\]\[0\]: unknown primitive 'none'"),
         ("'sep_conv_3x3', 1", "'sep_conv_3x3', 2", r"normal\[0\]: sep_conv_3x3 comes from state 2"),
         ("('sep_conv_3x3', 1), ", "", "normal: 7 edges"),
         ("range(2, 6)", "range(2, 7)", r"normal_concat: \[2, 3, 4, 5, 6\]"),
         ("range(2, 6)", "range(6, 2)", r"normal_concat: \[\]"),
         ("range(2, 6)", "range(0, 9999)", r"normal_concat: \[0, 1"),
-        ("range(2, 6)", "range(2, 99999)", "expected"),
-        ("range(2, 6)", "[2, 3, 4, 5.0]", "expected"),
-        ("range(2, 6)", "[2, 3, 4, 5)", "expected"),
-        ("range(2, 6)", "[2 3 4 5]", "expected"),
-        ("('sep_conv_3x3', 1)", "('sep_conv_3x3', 1]", "expected"),
-        ("'sep_conv_3x3'", "'sep_conv_3x3\"", "expected"),
-        ("'sep_conv_3x3', 1", "'sep_conv_3x3', -1", "expected"),
-        ("'sep_conv_3x3', 1", "'sep_conv_3x3', ١", "expected"),
-        ("range(2, 6))", "range(2, 6)) + x", "expected"),
-        ("range(2, 6))", "range(2, 6)", "expected"),
-        (TEXT, "", "character 0"),
-        (TEXT, "DARTS_V1", "character 0"),
-        (TEXT, " " * (1 << 20) + TEXT, "longer than"),
+        ("range(2, 6)", "range(2, 10**9)", "names or calls"),
+        ("range(2, 6)", "range(2, 99999)", r"range of \[2, 99999\]"),
+        ("range(2, 6)", "range()", r"range of \[\]"),
+        ("range(2, 6)", "range(2, 6, 0)", "must not be zero"),
+        ("range(2, 6)", "[2, 3, 4, 5.0]", r"normal_concat\[3\]: .*5\.0"),
+        ("range(2, 6)", "[2, 3, 4, 5)", "does not match"),
+        ("range(2, 6)", "[2 3 4 5]", "line 1: .*, at .2 3 4 5"),
+        ("range(2, 6)", "concat", "names or calls where values are expected"),
+        ("range(2, 6)", "sorted([2, 3, 4, 5])", "names or calls"),
+        ("range(2, 6)", "[2, 3, 4, 5][::-1]", "names or calls"),
+        ("range(2, 6)", "f'{concat}'", "names or calls"),
+        ("('sep_conv_3x3', 1)", "('sep_conv_3x3', 1]", "does not match"),
+        ("'sep_conv_3x3'", "'sep_conv_3x3\"", "line 1: unterminated string"),
+        ("'sep_conv_3x3', 1", "'sep_conv_3x3', -1", r"normal\[0\]\[1\]: .*-1"),
+        ("'sep_conv_3x3', 1", "'sep_conv_3x3', ١", "invalid character"),
+        ("'sep_conv_3x3', 1", "'sep_conv_3x3', 1, 2", r"normal\[0\]: "),
+        ("('sep_conv_3x3', 1)", "[('sep_conv_3x3', 1)]", r"normal\[0\]\[0\]: "),
+        ("range(2, 6))", "range(2, 6))._replace(normal=[])", "names or calls"),
+        ("range(2, 6))", "range(2, 6)", "cut off"),
+        ("range(2, 6))", "range(2, 6)), Genotype(normal=['a'])", "2 genotypes"),
+        ("range(2, 6))", "range(2, 6), *'ab')", "names or calls|follows"),
+        ("range(2, 6))", "range(2, 6), **{'aux': 1})", "names or calls"),
+        (TEXT, "", "there is no Genotype"),
+        (TEXT, "DARTS_V1", "there is no Genotype"),
+        ("Genotype(", "Genotype(" + " " * (1 << 20), "longer than"),
     ],
     ids=lambda value: value[:20],
 )  # fmt: skip
@@ -418,17 +433,8 @@ def test_a_bad_text_is_explained(old, new, expected):
     text = sentence(Genotype.from_text, before + new + after)
     assert text.startswith("genotype text")
     assert re.search(expected, text)
+    assert text.isprintable()
     assert len(text) < 300
-
-
-@pytest.mark.parametrize(
-    "start", ["", "Genotype(", "Genotype(normal=", "Genotype(normal=[", "Genotype(normal=[('none', 0)"]
-)
-@pytest.mark.parametrize("rest", ["a", " ", "a ", "[", ",", "('skip_connect', 0),", "('skip_connect', 0) "])
-def test_a_long_text_is_refused_in_time_that_grows_with_its_length(start, rest):
-    begin = time.perf_counter()
-    sentence(Genotype.from_text, start + (rest * 99_000)[:99_000])
-    assert time.perf_counter() - begin < 1
 
 
 # Anything at all
@@ -491,7 +497,7 @@ def test_a_text_is_never_run(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "system", lambda command: pytest.fail("the text was run"))
     for token in re.finditer(r"'\w+'|\w+|[^\s\w]", TEXT):
         for start, end in ((token.start(), token.start()), (token.end(), token.end()), token.span()):
-            sentence(Genotype.from_text, TEXT[:start] + PAYLOAD + TEXT[end:])
+            check(outcome(Genotype.from_text, TEXT[:start] + PAYLOAD + TEXT[end:]))
     for place in ("format_version", "normal", "normal/edges/0/0", "normal/edges/0/1", "reduce/concat/0"):
         sentence(Genotype.load, write(tmp_path / "bad.json", changed(place, PAYLOAD)))
     sentence(Genotype.load, PAYLOAD)

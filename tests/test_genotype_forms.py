@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.errors import InputError
-from nas.genotype import Genotype, GenotypeFile, Provenance
-from nas.genotype_forms import from_nasbench301, from_nni, read, to_nasbench301, to_nni
+from nas.genotype import Genotype, Provenance
+from nas.genotype_files import read
+from nas.genotype_forms import NNI_1, to_nasbench301, to_nni
 from nas.search_space import PRIMITIVES
 
 FILES = {path.stem: path for path in sorted((Path(__file__).parent.parent / "genotypes").glob("*.json"))}
@@ -47,15 +48,9 @@ def test_published_cells_there_and_back(form, name):
             FORMS[form](genotype)
         assert str(caught.value) == CANNOT[form, name]
         return
-    back, provenance = read(FORMS[form](genotype).encode())
-    assert back == (sorted_by_source(genotype) if form == "nasbench301" else genotype)
-    assert provenance == Provenance()
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_genotype_file_is_read_with_its_provenance(name):
-    file = GenotypeFile.load(FILES[name])
-    assert read(FILES[name].read_bytes()) == (Genotype(**file.cells()), file.provenance)
+    back = read(FORMS[form](genotype))
+    assert back.genotype == (sorted_by_source(genotype) if form == "nasbench301" else genotype)
+    assert (back.file.provenance, back.notes) == (Provenance(), [])
 
 
 def test_nni_writes_what_it_publishes_for_darts_v2():
@@ -78,7 +73,37 @@ def test_nni_writes_what_it_publishes_for_darts_v2():
 
 def test_nni_version_2_wrote_bare_numbers_and_the_size_of_the_network():
     content = {key: value[0] if "input" in key else value for key, value in to_nni(V1).items()}
-    assert from_nni(content | {"width": 36, "depth": 20}) == V1
+    found = read(json.dumps(content | {"width": 36, "depth": 20}))
+    assert (found.genotype, found.notes) == (V1, [])
+
+
+def nni_1(genotype, switch, operation):
+    """The dictionary of NNI 1; `switch` writes the kept sources of so many, `operation` the number of a primitive."""
+    content = {}
+    for cell in ("normal", "reduce"):
+        edges = getattr(genotype, cell)
+        for node, pair in enumerate(zip(edges[::2], edges[1::2], strict=True), 2):
+            kept = {source: PRIMITIVES.index(primitive) - 1 for primitive, source in pair}
+            prefix = f"{cell}_n{node}"
+            content |= {f"{prefix}_p{p}": operation(kept[p]) if p in kept else [] for p in range(node)}
+            content[f"{prefix}_switch"] = switch(prefix, list(kept), node)
+    return content
+
+
+def one_hot(number):
+    return [number == other for other in range(7)]
+
+
+def names(prefix, kept, num_sources):
+    return [f"{prefix}_p{source}" for source in kept]
+
+
+@pytest.mark.parametrize("switch", [names, lambda _, kept, n: kept, lambda _, kept, n: [s in kept for s in range(n)]])
+@pytest.mark.parametrize("operation", [lambda number: NNI_1[number], lambda number: number, one_hot])
+def test_nni_1_wrote_names_numbers_or_booleans(switch, operation):
+    found = read(json.dumps(nni_1(V2, switch, operation)))
+    assert sorted_by_source(found.genotype) == sorted_by_source(V2)
+    assert found.notes == []
 
 
 def test_a_configuration_of_nasbench301():
@@ -105,7 +130,9 @@ def test_a_configuration_of_nasbench301():
         "SimpleLearningrateSchedulerSelector:cosine_annealing:T_max": 1500,
         "SimpleTrainNode:mixup:alpha": 0.2,
     }
-    genotype = from_nasbench301(content | training)
+    found = read(json.dumps(content | training))
+    assert found.notes == []
+    genotype = found.genotype
     sources = {cell: [source for _, source in getattr(genotype, cell)] for cell in edges}
     assert sources == {"normal": [0, 1, 0, 1, 0, 2, 1, 2], "reduce": [0, 1, 0, 1, 1, 2, 2, 3]}
     for cell in edges:
@@ -153,7 +180,7 @@ def test_what_a_form_cannot_express_is_an_error(field, value, nni, nasbench301):
     genotype = Genotype(**{**V1.model_dump(), field: value})
     for form, expected in (("nni", nni), ("nasbench301", nasbench301)):
         if expected is None:
-            assert read(FORMS[form](genotype).encode())[0] == genotype
+            assert read(FORMS[form](genotype)).genotype == genotype
             continue
         with pytest.raises(InputError) as caught:
             FORMS[form](genotype)
@@ -176,8 +203,19 @@ def test_what_a_form_cannot_express_is_an_error(field, value, nni, nasbench301):
         ("nni", "normal/input_2_1", [], "normal/input_2_1: must be one of 0, 1, got []."),
         ("nni", "normal/input_2_1", None, "normal/input_2_1: must be one of 0, 1, got None."),
         ("nni", "normal/op_6_0", "skip_connect", "'normal/op_6_0': unknown field"),
-        ("nni", "two\nlines", 1, r"'two\nlines': unknown field"),
-        ("nni", f"{NB301}edge_normal_0", "skip_connect", f"{NB301}edge_normal_1: missing."),
+        ("nni", f"{NB301}edge_normal_0", "skip_connect", "keys of more than one form."),
+        ("nni_1", "normal_n2_switch", ..., "normal_n2_switch: must be two of normal_n2_p0, normal_n2_p1, got None."),
+        ("nni_1", "normal_n2_switch", [0], "normal_n2_switch: must be two of"),
+        ("nni_1", "normal_n3_switch", [True, True, True], "normal_n3_switch: must be two of"),
+        ("nni_1", "normal_n2_switch", [0, 2], "normal_n2_switch: must be one of normal_n2_p0, normal_n2_p1, got 2."),
+        ("nni_1", "normal_n2_switch", [0, -1], "normal_n2_switch: must be one of"),
+        ("nni_1", "normal_n2_switch", ["normal_n3_p0", 1], "normal_n2_switch: must be one of"),
+        ("nni_1", "normal_n2_p0", ..., "normal_n2_p0: must be one of maxpool, avgpool"),
+        ("nni_1", "normal_n2_p0", [], "normal_n2_p0: must be one of"),
+        ("nni_1", "normal_n2_p0", "none", "normal_n2_p0: must be one of"),
+        ("nni_1", "normal_n2_p0", True, "normal_n2_p0: must be one of"),
+        ("nni_1", "normal_n2_p0", [True] * 7, "normal_n2_p0: must be one of"),
+        ("nni_1", "normal_n2_p2", "maxpool", "'normal_n2_p2': unknown field"),
         ("nasbench301", f"{NB301}edge_normal_0", ..., f"{NB301}edge_normal_0: missing."),
         ("nasbench301", f"{NB301}inputs_node_normal_4", ..., f"{NB301}inputs_node_normal_4: missing."),
         ("nasbench301", f"{NB301}inputs_node_normal_3", "1_0", f"{NB301}inputs_node_normal_3: must be one of 0_1"),
@@ -186,51 +224,25 @@ def test_what_a_form_cannot_express_is_an_error(field, value, nni, nasbench301):
         ("nasbench301", f"{NB301}inputs_node_normal_2", "0_1", f"'{NB301}inputs_node_normal_2': unknown field"),
         ("nasbench301", f"{NB301}edge_normal_13", "skip_connect", f"'{NB301}edge_normal_13': unknown field, or"),
         ("nasbench301", f"{NB301}edge_normal_0", "none", f"{NB301}edge_normal_0: must be one of max_pool_3x3"),
-        ("nasbench301", "SimpleTrainNode", 1, "'SimpleTrainNode': unknown field"),
-        ("nasbench301", "x" * 9999, 1, "'xxx"),
+        ("nasbench301", f"{NB301}edge_" + "x" * 9999, 1, f"'{NB301}edge_xxx"),
+        ("nasbench301", f"{NB301}edge_\n", 1, rf"'{NB301}edge_\n': unknown field"),
     ],
     ids=lambda value: f"{value!s:.40}",
 )  # fmt: skip
 def test_a_bad_field_is_named(form, key, value, expected):
-    content = json.loads(FORMS[form](V1))
+    content = nni_1(V1, names, one_hot) if form == "nni_1" else json.loads(FORMS[form](V1))
     assert value is not ... or key in content
     if value is ...:
         del content[key]
     else:
         content[key] = value
-    with pytest.raises(InputError) as caught:
-        read(json.dumps(content).encode())
-    text = str(caught.value)
-    assert text.startswith(expected)
-    assert text.isprintable()
-    assert len(text) < 300
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (b"", "genotype text, character 0"),
-        (b"\xff", "neither JSON nor text, as it is not UTF-8."),
-        (b"{", "not JSON ("),
-        (b'{"a":' * 100_000, "not JSON ("),
-        (b'{"normal/op_2_0":' + b"[" * 900 + b"]" * 900 + b"}", "normal/op_2_0: must be one of"),
-        (b'{"normal/input_2_0": ' + b"1" * 5000 + b"}", "not JSON ("),
-        (b"{}", "JSON, but no cells: "),
-        (b'{"normal": 1}', "JSON, but no cells: "),
-        (b'{"format_version": 1}', "normal: missing."),
-        (b'{"format_version": 2}', "format_version: "),
-        (
-            b'{"normal/op_2_0": "skip_connect", "normal/op_2_0": "skip_connect"}',
-            "not JSON ('normal/op_2_0' is given twice)",
-        ),
-    ],
-    ids=lambda value: repr(value[:20]),
-)
-def test_what_is_of_no_form(data, expected):
-    with pytest.raises(InputError) as caught:
-        read(data)
-    assert str(caught.value).startswith(expected)
-    assert len(str(caught.value)) < 300
+    for written in (json.dumps(content), repr(content)):
+        with pytest.raises(InputError) as caught:
+            read(written)
+        text = str(caught.value)
+        assert text.startswith(f"genotype text: {expected}")
+        assert text.isprintable()
+        assert len(text) < 300
 
 
 def cells(num_nodes):
@@ -241,17 +253,22 @@ def cells(num_nodes):
 @given(normal=cells(4), reduce=cells(4))
 def test_any_cells_there_and_back(normal, reduce):
     genotype = Genotype(normal=normal, normal_concat=range(2, 6), reduce=reduce, reduce_concat=range(2, 6))
-    assert from_nni(to_nni(genotype)) == genotype
     for form in ("text", "nni"):
-        assert read(FORMS[form](genotype).encode())[0] == genotype
+        assert read(FORMS[form](genotype)).genotype == genotype
     if any(cell[i][1] == cell[i + 1][1] for cell in (normal, reduce) for i in range(0, 8, 2)):
         with pytest.raises(InputError, match="both edges of node"):
             to_nasbench301(genotype)
     else:
-        assert read(FORMS["nasbench301"](genotype).encode())[0] == sorted_by_source(genotype)
+        assert read(FORMS["nasbench301"](genotype)).genotype == sorted_by_source(genotype)
 
 
-GOOD = [to_nni(V1), to_nasbench301(V1), json.loads(FILES["DARTS_V1"].read_text(encoding="utf-8")), {}]
+GOOD = [
+    to_nni(V1),
+    nni_1(V1, names, one_hot),
+    to_nasbench301(V1),
+    json.loads(FILES["DARTS_V1"].read_text(encoding="utf-8")),
+    {},
+]
 KEYS = sorted({key for content in GOOD for key in content} | {"width", "normal/op_6_0"})
 VALUES = (
     st.none() | st.booleans() | st.integers(-1, 9) | st.floats() | st.text(max_size=3) | st.lists(st.integers(0, 3))
@@ -260,10 +277,10 @@ CHANGES = st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=3), VALUES, m
 
 
 @pytest.mark.fuzz
-@given(content=st.sampled_from(GOOD), changes=CHANGES, noise=st.none() | st.binary())
-def test_made_up_input_is_refused_or_is_a_genotype(content, changes, noise):
+@given(content=st.sampled_from(GOOD), changes=CHANGES, write=st.sampled_from([json.dumps, repr]))
+def test_made_up_input_is_refused_or_is_a_genotype(content, changes, write):
     try:
-        genotype, _ = read(json.dumps(content | changes).encode() if noise is None else noise)
+        genotype = read(write(content | changes)).genotype
     except InputError:
         return
     assert Genotype(**genotype.model_dump()) == genotype

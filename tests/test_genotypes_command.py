@@ -215,7 +215,11 @@ def test_convert_writes_a_new_file_and_never_another(capsys):
     assert Path("copy.json").read_bytes() == (ROOT / "genotypes" / "DARTS_V1.json").read_bytes()
     before = content(Path())
     Path("dangling").symlink_to("nowhere")
+    assert main(["convert", "DARTS_V1", "--to", "json", "-o", "a/new/folder/copy.json"]) == 0
+    assert Path("a/new/folder/copy.json").read_bytes() == Path("copy.json").read_bytes()
+    shutil.rmtree("a")
     for taken in ("copy.json", "dangling"):
+        capsys.readouterr()
         assert main(["convert", "DARTS_V2", "--to", "nni", "-o", taken]) == 2
         assert capsys.readouterr().err == f"error: {taken}: exists already, and is left as it is.\n"
     Path("dangling").unlink()
@@ -293,9 +297,12 @@ WRONG = [
     ("--foo", "Unrecognized options: --foo; subcommands: list, show"),
     ("list DARTS_V1", "Unrecognized options: DARTS_V1"),
     ("show", "Missing from python -m nas.genotypes show: SOURCE; --help lists all flags."),
-    ("show DARTS_V3", "genotype DARTS_V3: no such file, and no such name; known names: AmoebaNet"),
-    ("show genotypes", "genotype genotypes: not a regular file"),
-    ("show genotypes/taken.json", "genotypes/taken.json: genotype text, character 0: expected 'Genotype('"),
+    ("show DARTS_V3", "genotype DARTS_V3: no such file, and no such name; perhaps you meant DARTS_V2; known names: Am"),
+    ("show genotypes", "genotype genotypes: a folder without genotype.json, so no run folder."),
+    (
+        "show genotypes/taken.json",
+        "genotype genotypes/taken.json: no genotype in it. What can be read: a genotype file; ",
+    ),
     ("show large.json", "large.json: larger than 1 MiB"),
     ("show a\nb\x1b[2J", r"genotype a\nb\x1b[2J: no such file"),
     ("show DARTS_V1 --svg genotypes/taken.json", "genotypes/taken.json: File exists."),
@@ -305,9 +312,9 @@ WRONG = [
     ("convert DARTS_V1 --to yaml", "invalid choice 'yaml'"),
     ("convert NASNet --to nni", "NASNet.json: normal: 5 nodes, and cells of NNI's DARTS space have 4."),
     ("convert NASNet --to nasbench301", "NASNet.json: normal: 5 nodes, and cells of NAS-Bench-301's space have 4."),
-    ("convert - --to json", "standard input: JSON, but no cells"),
+    ("convert - --to json", "genotype standard input: no genotype in it. What can be read: a genotype file; "),
     ("convert DARTS_V1 --to text -o genotypes/taken.json", "genotypes/taken.json: exists already"),
-    ("convert DARTS_V1 --to text -o no/such/folder", "no/such/folder: No such file or directory."),
+    ("convert DARTS_V1 --to text -o genotypes/taken.json/x", "genotypes/taken.json: File exists."),
     ("random", "Missing from python -m nas.genotypes random: --seed INT; --help"),
     ("random --seed x", "--seed"),
     ("random --seed -1", "--seed: must be 0 to 4294967295, got -1."),
