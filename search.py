@@ -25,6 +25,7 @@ from nas.run_folder import RunFolder, folder_of_run, is_finished
 from nas.search_records import export_cell, note_epoch, status
 from nas.search_step import Batch, Models, build, exact_step, read, shared_step
 from nas.searches import plan, run_searches
+from nas.threads import take_threads
 from nas.training import (
     Images,
     about_stem,
@@ -60,6 +61,7 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
     (finished,) = processes.any(processes.first and options.resume is not None and is_finished(path, lower.epochs))
     if finished:
         return
+    threads = take_threads(options, path, processes)
     with processes.agreed():
         if processes.first and options.resume is None and exported.exists():
             raise InputError(f"--name {path.name}: {exported} exists already; choose another --name.")
@@ -88,7 +90,7 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
         )
 
     with processes.agreed():
-        lines = forecast(config, models, images, lower_images, upper_images, device)
+        lines = [*forecast(config, models, images, lower_images, upper_images, device), threads]
     if options.dry_run:
         with processes.agreed():
             step_s = seconds_of_step(
@@ -129,7 +131,7 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
 
         if progress.steps == 0:
             save()
-        with progress_bar(run.console, run.log, num_steps, progress.steps, 2 * lower.batch_size) as advance:
+        with progress_bar(run.console, run.log, num_steps, progress.steps, 2 * lower.batch_size, run.go_on) as advance:
             for epoch in range(progress.epochs, lower.epochs):
                 if progress.steps == epoch * steps_an_epoch:
                     progress.begin_epoch(run.elapsed_s())

@@ -21,6 +21,7 @@ from nas.config import PRESETS, Data, FinalConfig, SearchConfig, Stem, SupernetS
 from nas.config_file import MAY_CHANGE, Config, flag_of, read_config, validate
 from nas.errors import InputError, Stopped, printable
 from nas.processes import together
+from nas.threads import release_cores
 
 SENTENCE = 4000  # characters at most, none of which gives a terminal orders: files from elsewhere are quoted in it
 
@@ -94,7 +95,7 @@ def _flags_of_run(kind: type[Config], path: Path) -> Any:
 def _evaluated(config: FinalConfig, given: set[str], folder: Path) -> FinalConfig:
     """The config of a trained network, to be measured again where its images lie now."""
     validate(FinalConfig, dataclasses.asdict(config))
-    others = sorted(given - {"evaluate", "data_dir", "device"})
+    others = sorted(given - {"evaluate", "data_dir", "device", "threads"})
     if others:
         raise InputError(f"{flag_of(others[0])}: goes without --evaluate, which measures what was trained.")
     file = read_config(folder)
@@ -107,7 +108,7 @@ def _evaluated(config: FinalConfig, given: set[str], folder: Path) -> FinalConfi
         data=dataclasses.replace(trained.data, data_dir=data_dir),
         network=dataclasses.replace(trained.network, genotype=None, evaluate=str(folder)),
         training=dataclasses.replace(trained.training, skip_test=False),
-        run=dataclasses.replace(trained.run, device=config.run.device),
+        run=dataclasses.replace(trained.run, device=config.run.device, threads=config.run.threads),
     )
 
 
@@ -151,7 +152,10 @@ def run_script(run: Any, kind: type[Config]) -> int:
                 if processes.first:
                     config = _found_again(parse(kind, sys.argv[1:]))
             text = processes.text_of_first("" if config is None else json.dumps(dataclasses.asdict(config)))
-            run(validate(kind, json.loads(text)), processes)
+            try:
+                run(validate(kind, json.loads(text)), processes)
+            finally:
+                release_cores()
         return 0
 
     return exit_code(parse_and_run)

@@ -8,6 +8,7 @@ import tyro
 from pydantic import AfterValidator, ConfigDict, Field
 
 SEEDS = 2**32
+MOST_THREADS = 1024
 
 
 def _in_float32(given: float) -> float:
@@ -101,9 +102,14 @@ class Run:
     __pydantic_config__ = _STRICT
 
     seed: Seed = 0
-    """Everything random follows from it: the same seed on the same machine gives the same bits."""
+    """Everything random follows from it: the same seed and --threads on the same machine give the same bits."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute. auto takes cuda, else mps, else cpu."""
+    threads: Annotated[
+        Annotated[int, Field(ge=1, le=MOST_THREADS)] | None, _optional("INT", "as many as cores are free")
+    ] = None
+    """CPU threads of each process. Without the flag OMP_NUM_THREADS counts, else the cores that are free at the start.
+    A run that goes on keeps its number, as bits depend on it."""
     run_dir: str = "runs"
     """Folder of the run folders."""
     name: Annotated[Annotated[str, Field(pattern=_NAME)] | None, _optional("STR", "what it is, seed and time")] = None
@@ -115,7 +121,7 @@ class Run:
     Images are downloaded, or read and kept for the next time, as they would be."""
     resume: Annotated[str | None, _optional("RUN_DIR", "none")] = None
     """Go on with a run from its last checkpoint, bit for bit, with its flags.
-    Of these --epochs may grow; --data-dir, --device and the three below may be others."""
+    Of these --epochs may grow; --data-dir, --device, --threads and the three below may be others."""
     checkpoint_minutes: NotNegative = 5.0
     """Minutes between checkpoints within an epoch; each epoch ends with one. 0: after every step."""
     max_bad_steps: Annotated[int, Field(ge=1)] = 10
@@ -265,7 +271,7 @@ class Network:
     """The cell: a name such as DARTS_V2, its text, a file with it (FILE:NAME for one of several), or a run folder."""
     evaluate: Annotated[str | None, _optional("RUN_DIR", "none")] = None
     """Instead of training: the run folder of a trained network, whose test accuracy is measured again.
-    Its flags hold, but for --device and, where its images have been moved, --data-dir."""
+    Its flags hold, but for --device, --threads and, where its images have been moved, --data-dir."""
     init_channels: Channels = 36
     """Channels of the first cell (DARTS, appendix A.2.1)."""
     num_cells: Cells = 20

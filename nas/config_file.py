@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nas import files
-from nas.config import SEEDS, Data, FinalConfig, SearchConfig, Several, TrainedOn, is_several
+from nas.config import MOST_THREADS, SEEDS, Data, FinalConfig, SearchConfig, Several, TrainedOn, is_several
 from nas.errors import InputError
 
 CONFIG_VERSION = 1
@@ -18,7 +18,7 @@ Config = TypeVar("Config", SearchConfig, FinalConfig, TrainedOn)
 
 # What may be given anew with --resume: nothing that changes the mathematics.
 MAY_CHANGE = (
-    *("epochs", "data_dir", "device", "checkpoint_minutes", "max_bad_steps", "deterministic", "resume"),
+    *("epochs", "data_dir", "device", "threads", "checkpoint_minutes", "max_bad_steps", "deterministic", "resume"),
     *("ray", "devices_per_search"),
 )
 
@@ -28,6 +28,13 @@ def _iso_date(environment: dict[str, Any]) -> dict[str, Any]:
         datetime.fromisoformat(environment["date"])
     except (KeyError, TypeError, ValueError):
         raise ValueError("date: missing, or not a date of ISO 8601") from None
+    return environment
+
+
+def _number_of_threads(environment: dict[str, Any]) -> dict[str, Any]:
+    number = environment.get("num_threads")
+    if number is not None and (type(number) is not int or not 1 <= number <= MOST_THREADS):
+        raise ValueError(f"num_threads: must be a whole number from 1 to {MOST_THREADS}")
     return environment
 
 
@@ -46,13 +53,18 @@ class ConfigFile(BaseModel):
     format_version: Annotated[int, Field(ge=1, le=CONFIG_VERSION)]
     config: dict[str, Any]
     trained_on: dict[str, Any] | None = None
-    environment: Annotated[dict[str, Any], AfterValidator(_iso_date)]
-    resumed: list[dict[str, Any]] = []
+    environment: Annotated[dict[str, Any], AfterValidator(_iso_date), AfterValidator(_number_of_threads)]
+    resumed: list[Annotated[dict[str, Any], AfterValidator(_number_of_threads)]] = []
 
     @property
     def script(self) -> str:
         """That made the run."""
         return "search.py" if self.trained_on is None else "train_final.py"
+
+    @property
+    def num_threads(self) -> int | None:
+        """Threads of a process when the run was last at work; None where the file does not say so."""
+        return (self.resumed or [self.environment])[-1].get("num_threads")
 
 
 def read_config(folder: Path) -> ConfigFile:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from nas import checkpoint
 from nas.errors import InputError, printable
 from nas.run_folder import is_at_work
+from nas.threads import usable_cores
 
 POLL_S = 0.5
 CONNECT_S = 10.0
@@ -81,11 +82,12 @@ def is_done(job: Job) -> bool:
     return manifest is not None and manifest.progress.epochs >= job.epochs
 
 
-def run_job(job: Job, tick: Callable[[], None] = lambda: None) -> Ending:
+def run_job(job: Job, tick: Callable[[], None] = lambda: None, threads: int | None = None) -> Ending:
     """Run a job to its end, from wherever it is; one that dies is started again.
 
     Args:
         tick: called about twice a second.
+        threads: the job's share of the cores; None where it runs alone and may ask which are free.
 
     Raises:
         KeyboardInterrupt: it was raised here, as by `tick`: the script was asked to stop, and has ended.
@@ -96,7 +98,7 @@ def run_job(job: Job, tick: Callable[[], None] = lambda: None) -> Ending:
             time.sleep(POLL_S)
             tick()
         before = _steps(job)
-        code = _run_once(job, tick)
+        code = _run_once(job, tick, threads)
         if code == 2 and is_at_work(job.path):
             continue
         if code == 2:
@@ -116,15 +118,22 @@ def _steps(job: Job) -> int:
     return manifest.progress.steps - manifest.progress.bad_steps if manifest else -1
 
 
-def _run_once(job: Job, tick: Callable[[], None]) -> int:
+def _run_once(job: Job, tick: Callable[[], None], threads: int | None) -> int:
     """The exit code of the script, negative where a signal ended it."""
     flags = ("--resume", str(job.folder), *job.go_on) if job.path.exists() else job.begin
     prelude = ("-c", DIE_WITH_PARENT, str(os.getpid())) if sys.platform == "linux" else ()
     command = (sys.executable, *prelude, str(job.script), *flags)
+    share = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     with job.output.open("ab") as output:
         # In a session of its own Ctrl-C does not reach it, so that it is asked to stop once, by us.
         script = subprocess.Popen(
-            command, cwd=job.cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            cwd=job.cwd,
+            env=os.environ | share,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     try:
         while True:
@@ -173,7 +182,9 @@ def on_ray(jobs: Sequence[Job], tick: Callable[[], None], resources: Mapping[str
     import ray
 
     task = ray.remote(_run_as_task).options(max_retries=-1, **resources)
-    waiting = [task.remote(job) for job in jobs if not is_done(job)]
+    # Ray sets OMP_NUM_THREADS itself where it is not set; here a job has its share even so.
+    threads = max(1, int(resources["num_cpus"]))
+    waiting = [task.remote(job, threads) for job in jobs if not is_done(job)]
     endings: list[Ending] = []
     try:
         while waiting and not any(ending.code == 2 for ending in endings):
@@ -191,7 +202,7 @@ def on_ray(jobs: Sequence[Job], tick: Callable[[], None], resources: Mapping[str
     return [ending for ending in endings if ending.code]
 
 
-def _run_as_task(job: Job) -> Ending:
+def _run_as_task(job: Job, threads: int) -> Ending:
     asked: list[int] = []
 
     def stop_if_asked() -> None:
@@ -202,7 +213,7 @@ def _run_as_task(job: Job) -> Ending:
     # as its children ignore SIGINT, and theirs. So there is a handler, and one that does not hurry what is stopping.
     before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
     try:
-        return run_job(job, stop_if_asked)
+        return run_job(job, stop_if_asked, threads)
     except OSError as error:
         return Ending(1, f"{error.filename or job.folder}: {error.strerror}.")
     finally:
@@ -210,12 +221,13 @@ def _run_as_task(job: Job) -> Ending:
 
 
 @contextlib.contextmanager
-def runner(address: str | None, share: float, device: str) -> Iterator[RunAll]:
+def runner(address: str | None, share: float, device: str, threads: int | None = None) -> Iterator[RunAll]:
     """Hands out `in_turn` or, where there is an address, `on_ray`, connected to it until the end.
 
     Args:
         address: local begins a Ray on this machine.
         share: GPUs that a job takes; CPU cores where the cluster has no GPU, or `device` is cpu.
+        threads: of a job, by --threads; it then takes this many cores at least.
 
     Raises:
         InputError: Ray is not installed or does not answer, or no node has as much as a job takes.
@@ -234,23 +246,31 @@ def runner(address: str | None, share: float, device: str) -> Iterator[RunAll]:
         if address not in ("local", "auto"):  # where nobody listens Ray itself would try for minutes
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), CONNECT_S).close()
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        # A Ray that begins here would count cores that this process may not use; another one has counted its own.
+        cores = usable_cores() if address == "local" else None
+        ray.init(address, num_cpus=cores, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except Exception as error:  # as Ray raises that very class where a busy machine is too slow for it
         why = printable(str(error).strip().partition("\n")[0], 300)
         raise InputError(f"--ray {address}: no Ray can be reached or begun there ({why}).") from None
     try:
         signal.signal(signal.SIGTERM, before)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield functools.partial(on_ray, resources=resources_of_job(nodes, share, device))
+        yield functools.partial(on_ray, resources=resources_of_job(nodes, share, device, threads))
     finally:
         ray.shutdown()
 
 
-def resources_of_job(nodes: Sequence[Mapping[str, float]], share: float, device: str) -> dict[str, float]:
+def resources_of_job(
+    nodes: Sequence[Mapping[str, float]], share: float, device: str, threads: int | None = None
+) -> dict[str, float]:
     """What a job takes of what the nodes have, as options of a task of Ray's; see `runner`."""
     with_gpus = device in ("auto", "cuda") and any(node.get("GPU") for node in nodes)
     kind = "GPU" if with_gpus else "CPU"
     most = max((node.get(kind, 0.0) for node in nodes), default=0.0)
+    if not with_gpus and threads is not None and threads > share:
+        if most < threads:
+            raise InputError(f"--threads {threads}: no node has as many cores; the largest has {most:g}.")
+        share = threads
     if most < share:
         raise InputError(f"--devices-per-search {share:g}: no node has as many; the largest has {most:g} {kind}.")
     share = math.floor(round(share * 10_000, 6)) / 10_000  # as exactly as Ray counts

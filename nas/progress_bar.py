@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nas.forecast import duration, outlook
+from nas.threads import Pace, slow_line
 
 PLAIN_LINE_EVERY_S = 60.0
 TIMED_STEPS = 10
@@ -21,22 +22,24 @@ def can_draw(console: Console) -> bool:
 
 @contextlib.contextmanager
 def progress_bar(
-    console: Console, log: Callable[[str], None], num_steps: int, done: int, images_a_step: int
+    console: Console, log: Callable[[str], None], num_steps: int, done: int, images_a_step: int, go_on: str
 ) -> Iterator[Callable[[str], None]]:
     """Hands out what to call after each step, with what to show beside the time left, such as accuracies.
 
-    After a few steps a line says how quick they are and when the last one will have been taken.
+    After a few steps a line says how quick they are and when the last one will have been taken, and another one, when
+    they come to take three times as long, what to do.
 
     Args:
         log: prints a line, and keeps it.
         done: steps of `num_steps` that were taken before.
+        go_on: the command that goes on with the run.
     """
     drawn = can_draw(console)
-    began = said = time.monotonic()
-    step = done
+    began = said = last = time.monotonic()
+    step, pace = done, Pace()
 
     def advance(status: str) -> None:
-        nonlocal began, said, step
+        nonlocal began, said, last, step
         step += 1
         now = time.monotonic()
         if step == done + 1:
@@ -47,6 +50,9 @@ def progress_bar(
             said = now
             left = (now - began) / (step - done - 1) * (num_steps - step)
             log(f"step {step} of {num_steps}, {duration(left)} left; {status}")
+        if step > done + 1 and (slow := pace.see(now - last)) is not None:
+            log(slow_line(*slow, go_on))
+        last = time.monotonic()
 
     if not drawn:
         yield advance

@@ -176,7 +176,8 @@ class RunFolder:
                 self.log(f"{problem} Going on from the checkpoint before it.")
             self.log(f"resumed after step {progress.steps}, {progress.epochs} epochs finished")
             for name, (before, now) in changed.items():
-                self.log(f"{name}: {before} until here, {now} from here on")
+                if name != "threads":  # of which the number counts, not whether it was given
+                    self.log(f"{name}: {before} until here, {now} from here on")
             first, last = self._file.environment, self._file.resumed[-1]
             for name in BITS_DEPEND_ON:
                 if first.get(name, 1) != last[name]:

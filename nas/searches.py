@@ -39,7 +39,7 @@ def run_searches(config: SearchConfig, scripts: Path) -> None:
     name = config.run.name or path.name
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
     several = config.several
-    with runner(several.ray, several.devices_per_search, config.run.device) as run_all:
+    with runner(several.ray, several.devices_per_search, config.run.device, config.run.threads) as run_all:
         run = create(path, config) if is_new else RunFolder.reopen(path, config)
         try:
             with run, Interrupts() as interrupts:
@@ -195,15 +195,15 @@ def training_job(config: SearchConfig, scripts: Path, path: Path, cell: Cell) ->
 
 
 def run_options(config: SearchConfig, path: Path, name: str) -> dict:
-    kept = ("seed", "device", "checkpoint_minutes", "max_bad_steps", "deterministic")
+    kept = ("seed", "device", "threads", "checkpoint_minutes", "max_bad_steps", "deterministic")
     return {option: getattr(config.run, option) for option in kept} | {"run_dir": str(path), "name": name}
 
 
 def job(script: Path, config: SearchConfig | FinalConfig, epochs: int) -> Job:
     assert config.run.name is not None
     values = {"data_dir": config.data.data_dir} | dataclasses.asdict(config.run)
-    names = ("data_dir", "device", "checkpoint_minutes", "max_bad_steps")
-    go_on = [f"--{name.replace('_', '-')}={values[name]}" for name in names]
+    names = ("data_dir", "device", "threads", "checkpoint_minutes", "max_bad_steps")
+    go_on = [f"--{name.replace('_', '-')}={values[name]}" for name in names if values[name] is not None]
     return Job(
         script=script.resolve(),
         folder=Path(config.run.run_dir, config.run.name),

@@ -196,7 +196,7 @@ def main() -> int:
             done = subprocess.run(
                 [sys.executable, str(ROOT / script), *arguments],
                 cwd=folder,
-                env=os.environ | {"NO_COLOR": "1"},
+                env=os.environ | {"NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
                 capture_output=True,
                 text=True,
             )

@@ -1,8 +1,10 @@
-import hypothesis
-import torch
+import os
 
-# Two test processes share two cores.
-torch.set_num_threads(1)
+# Two test processes share two cores. It is said before torch is imported, and to all that a test starts, so that no run
+# asks first which cores are free.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import hypothesis
 
 # A case takes as long as the machine lets it.
 hypothesis.settings.register_profile("test", deadline=None)

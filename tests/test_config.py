@@ -154,7 +154,10 @@ def test_the_final_training_takes_the_flags_and_has_the_same_images(data, seed):
             SearchConfig,
             ["--preset=quick", "--seed=7", "--run-dir=-odd one", "--balanced", "--alpha-lr=1e-5"],
         ),
-        (SearchConfig, ["--searches=4", "--ray", "--devices-per-search=0.5", "--dataset=folder", "--image-size=48"]),
+        (
+            SearchConfig,
+            ["--searches=4", "--ray", "--devices-per-search=0.5", "--threads=3", "--dataset=folder", "--image-size=48"],
+        ),
         (FinalConfig, ["--genotype=DARTS_V2", "--skip-test", "--holdout-fraction=0.5", "--cutout=0", "--device=cpu"]),
     ],
 )

@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 flags = dict(flag[2:].split("=") for flag in sys.argv[1:] if "=" in flag)
 folder = Path(sys.argv[2]) if sys.argv[1] == "--resume" else Path(flags["run-dir"], flags["name"])
 folder.mkdir(exist_ok=True)
+folder.with_suffix(".threads").write_text(str(os.environ.get("OMP_NUM_THREADS")))
 starts = folder.with_suffix(".starts")
 number = len(starts.read_text().splitlines()) if starts.exists() else 0
 with starts.open("a") as file:
@@ -77,6 +78,19 @@ def make(tmp_path):
 
 def starts(job):
     return job.path.with_suffix(".starts").read_text().splitlines()
+
+
+def threads(job):
+    """OMP_NUM_THREADS, as the script last found it."""
+    return job.path.with_suffix(".threads").read_text()
+
+
+@pytest.mark.parametrize(("share", "told"), [(None, "None"), (2, "2")])
+def test_a_job_alone_may_ask_for_cores_and_one_beside_others_is_told_its_share(make, monkeypatch, share, told):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    job = make("f")
+    assert run_job(job, threads=share) == (0, "")
+    assert threads(job) == told
 
 
 def test_what_dies_is_gone_on_with_as_long_as_it_gets_on(make):
@@ -209,14 +223,20 @@ def in_the_background():
 
 
 @with_ray
-def test_on_ray(make, in_the_background):
+def test_on_ray(make, in_the_background, monkeypatch):
+    import ray
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # which the share of a job goes before
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # counts as the quota of a container does
     before = signal.getsignal(signal.SIGTERM)
     with runner("local", 0.5, "cpu") as run_all:
+        assert ray.cluster_resources()["CPU"] == 1
         assert signal.getsignal(signal.SIGTERM) == before
         some = [make("kdf", name) for name in "ab"]
         assert run_all(some, lambda: None) == []
         assert all(map(is_done, some))
         assert [len(starts(job)) for job in some] == [3, 3]
+        assert [threads(job) for job in some] == ["1", "1"]
 
         sleeping = make("zf", "c")
         with pytest.raises(KeyboardInterrupt):
@@ -263,6 +283,11 @@ def test_a_job_takes_a_share_of_a_gpu_where_there_is_one():
     assert resources_of_job(mixed, 0.5, "auto") == {"num_gpus": 0.5, "num_cpus": 0.0}
     assert resources_of_job(mixed, 4.0, "cpu") == {"num_cpus": 4.0}
     assert resources_of_job([{"CPU": 2.0}], 1.0, "auto") == {"num_cpus": 1.0}
+    assert resources_of_job([{"CPU": 2.0}], 1.0, "auto", threads=2) == {"num_cpus": 2}
+    assert resources_of_job([{"CPU": 4.0}], 3.0, "auto", threads=2) == {"num_cpus": 3.0}
+    assert resources_of_job(mixed, 0.5, "auto", threads=32) == {"num_gpus": 0.5, "num_cpus": 0.0}
+    with pytest.raises(InputError, match="--threads 32: no node has as many cores; the largest has 16"):
+        resources_of_job(mixed, 1.0, "cpu", threads=32)
     assert resources_of_job([{"CPU": 2.0}], 0.0003, "auto") == {"num_cpus": 0.0003}
     assert resources_of_job([{"CPU": 2.0}], 1 / 3, "auto") == {"num_cpus": 0.3333}  # what Ray counts is no finer
     with pytest.raises(InputError, match="--devices-per-search 4: no node has as many; the largest has 2 GPU"):

@@ -26,7 +26,7 @@ def start(count: int, command: list[str], folder: Path, **more: str) -> list[sub
         port = str(free.getsockname()[1])
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
     sizes = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    environment = os.environ | sizes | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
+    environment = os.environ | sizes | {"PYTHONPATH": str(ROOT)} | more
     options = {"cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return [subprocess.Popen([sys.executable, *command], env=environment | rank, **options) for rank in ranks]
 
@@ -126,6 +126,8 @@ def test_one_of_two_is_killed_and_torchrun_goes_on(tmp_path):
     [(code, output, said)] = ends([torchrun])
     assert code == 0, said
     assert "resumed after step" in output
+    assert "1 thread in each of 2 processes: OMP_NUM_THREADS says so" in output
+    assert "1 thread in each of 2 processes: the run had this number before" in output
     assert "stopped: runs/a: a process that computed with this one is gone" in said or "stopped: after step" in said
     assert (tmp_path / "genotypes" / "a.json").exists()
 

@@ -18,7 +18,7 @@ def steps(terminal: bool, num: int = 5) -> tuple[list[str], str]:
     """Lines that were logged, and what was drawn."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
     lines: list[str] = []
-    with progress_bar.progress_bar(console, lines.append, num + 1, done=1, images_a_step=8) as advance:
+    with progress_bar.progress_bar(console, lines.append, num + 1, done=1, images_a_step=8, go_on="") as advance:
         for step in range(num):
             advance(f"lower {step}.0%; skips 2 + 1")
     return lines, console.file.getvalue()

@@ -91,7 +91,6 @@ def is_one_sentence(error, beginning):
 def quicker():
     """The runs in this process draw, and read, the same things again and again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(draw, "_render", functools.cache(draw._render))
         patch.setattr(datasets, "_load_digits", functools.cache(datasets._load_digits))
         yield

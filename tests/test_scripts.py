@@ -32,8 +32,7 @@ SMALL = ["--dataset=digits", "--train-limit=96", "--init-channels=2", "--num-cel
 
 def run(script, *arguments, cwd, code=0):
     """Run a script of the repository from another folder; returns standard output, or standard error where it fails."""
-    # One thread: a second one of the same test process would wait for the first.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    environment = os.environ | {"NO_COLOR": "1"}
     command = [sys.executable, str(ROOT / script), *arguments]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == code, done.stdout + done.stderr
@@ -361,7 +360,7 @@ def test_without_graphviz_the_source_is_written_and_one_line_says_how_to_get_pic
         "import importlib.util as u\nfind = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'pygraphviz' else find(name, *rest)\n"
     )
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path), "PATH": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PATH": str(tmp_path)}
     command = [sys.executable, str(ROOT / "search.py"), *SMALL, "--num-nodes=1", "--epochs=1", "--name=bare"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,8 @@ from nas.errors import InputError
 from nas.genotype import Genotype, GenotypeFile
 from nas.jobs import Ending, Job
 from nas.random_genotype import random_genotype
-from nas.searches import distinct_cells, search_job
+from nas.searches import distinct_cells, search_job, training_job
+from nas.selection import Cell
 from tests.in_process import call
 from tests.torture import SMALL, timed
 
@@ -55,8 +56,7 @@ def finished(tmp_path_factory):
         os.kill(os.getpid(), signal.SIGTERM)
 
     disturber = threading.Thread(target=disturb)
-    with contextlib.redirect_stderr(io.StringIO()) as errors, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # as many as the search that is left alone has
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
         disturber.start()
         stopped = call("search", folder, *COMMAND)
         disturber.join()
@@ -225,6 +225,16 @@ def test_a_short_training_has_the_stem_of_the_searches(tmp_path):
     config = parse(SearchConfig, ["--stem=imagenet", "--searches=2", "--name=m"])
     cell = selection.Cell(random_genotype(0), tmp_path / "random0.json", random_seeds=[0])
     assert "--stem=imagenet" in searches.training_job(config, tmp_path, tmp_path, cell).begin
+
+
+def test_each_job_takes_the_threads_that_are_given_and_else_asks():
+    for given, flags in (([], []), (["--threads=3"], ["--threads=3"])):
+        config = parse(SearchConfig, ["--searches=2", "--name=x", *given])
+        cell = Cell(random_genotype(0), Path("cell.json"), random_seeds=[0])
+        jobs = [search_job(config, Path(), Path("x"), 0), training_job(config, Path(), Path("x"), cell)]
+        for job in jobs:
+            assert [flag for flag in job.begin if "threads" in flag] == flags
+            assert [flag for flag in job.go_on if "threads" in flag] == flags
 
 
 def test_cells_that_were_found_twice_are_trained_once(tmp_path):

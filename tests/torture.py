@@ -56,7 +56,8 @@ def command(script: str, epochs: int, *more: str) -> list[str]:
 def start(arguments: Sequence[str], folder: Path) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
     log = (folder / "output.txt").open("ab")
-    return subprocess.Popen(arguments, cwd=folder, stdout=log, stderr=log, env=os.environ | {"NO_COLOR": "1"})
+    environment = os.environ | {"NO_COLOR": "1", "OMP_NUM_THREADS": "1"}  # bits depend on the number of threads
+    return subprocess.Popen(arguments, cwd=folder, stdout=log, stderr=log, env=environment)
 
 
 def kill_some_time(process: subprocess.Popen, run: Path, start_s: float, chance: random.Random) -> bool:
