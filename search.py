@@ -14,7 +14,7 @@ from nas import datasets, draw
 from nas.checkpoint import state_tensors
 from nas.command_line import data_flags, run_script
 from nas.config import SearchConfig, is_several
-from nas.errors import InputError, Stopped
+from nas.errors import InputError, Stopped, count
 from nas.follower import Follower, check_same_images, restore
 from nas.forecast import memory_of_step, on_meta, outlook
 from nas.genotype import Genotype, GenotypeFile
@@ -235,8 +235,8 @@ def load_images(config: SearchConfig, device: torch.device, processes: Processes
     lower_half, upper_half = datasets.halves(len(train.targets), fraction, seed)
     if min(len(lower_half), len(upper_half)) < 2:
         raise InputError(
-            f"--upper-fraction {fraction}: {len(lower_half)} images for the weights and {len(upper_half)} for the "
-            "alphas, but each level needs two at least."
+            f"--upper-fraction {fraction}: {count(len(lower_half), 'image')} for the weights and {len(upper_half)} for "
+            "the alphas, but each level needs two at least."
         )
     images = prepare(train, data.dataset, device, 0, data.balanced, processes, data.no_flip, data.crop_padding)
     for half in (lower_half, upper_half):

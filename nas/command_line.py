@@ -1,12 +1,10 @@
 """From command-line arguments to a config, and from whatever ends a script to one sentence and an exit code."""
 
-import contextlib
 import dataclasses
 import errno
 import io
 import json
 import os
-import re
 import shlex
 import signal
 import sys
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 import tyro
 
+from nas import foreign_flags
 from nas.config import PRESETS, Data, FinalConfig, SearchConfig, Stem, SupernetSize, TrainedOn, is_several
 from nas.config_file import MAY_CHANGE, Config, flag_of, read_config, validate
 from nas.errors import InputError, Stopped, printable
@@ -25,12 +24,6 @@ from nas.threads import release_cores
 
 SENTENCE = 4000  # characters at most, none of which gives a terminal orders: files from elsewhere are quoted in it
 
-# What Python says of text that is no number.
-NUMBERS = {
-    r"invalid literal for int\(\) with base 10:": "a whole number",
-    "could not convert string to float:": "a number",
-}
-
 
 def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
     """The config that command-line arguments stand for.
@@ -38,10 +31,12 @@ def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
     What they leave alone comes from --config, --preset or the run of --resume or --evaluate.
 
     Raises:
-        InputError: an unknown flag, a value of the wrong type or out of range, or one that the run to be resumed does
-            not go with; it names the flag.
-        SystemExit: with code 0, after --help was printed.
+        InputError: a flag of another program, a value out of range, or one that the run to be resumed does not go with;
+            it names the flag.
+        SystemExit: as `understand`.
     """
+    if kind is not TrainedOn and (advice := foreign_flags.advice(kind, arguments)):
+        raise InputError(advice)
     config = understand(kind, arguments)
     if isinstance(config, TrainedOn):
         return validate(kind, dataclasses.asdict(config))
@@ -69,18 +64,11 @@ def understand(kind: Any, arguments: Sequence[str], **options: Any) -> Any:
         options: of `tyro.cli`, such as `prog` and `default`.
 
     Raises:
-        InputError: an unknown flag or subcommand, a missing one, or a value of the wrong type.
-        SystemExit: with code 0, after --help was printed.
+        SystemExit: with code 0, after --help was printed; with code 2, after tyro has printed which flag is wrong: an
+            unknown flag or subcommand, a missing one, or a value of the wrong type.
     """
-    complaint = io.StringIO()
     omit = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, args=list(arguments), config=omit, **options)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise InputError(_as_sentence(complaint.getvalue())) from None
+    return tyro.cli(kind, args=list(arguments), config=omit, **options)
 
 
 def _flags_of_run(kind: type[Config], path: Path) -> Any:
@@ -199,6 +187,10 @@ def exit_code(run: Callable[[], int]) -> int:
     except InputError as error:
         print(f"error: {printable(error, SENTENCE)}", file=sys.stderr)
         return 2
+    except SystemExit as end:  # of --help, of tyro after it has said what is wrong, or of another process
+        if not end.code:
+            raise
+        return int(end.code)
     except Stopped as stopped:
         print(f"stopped: {printable(stopped, SENTENCE)}", file=sys.stderr)
         return stopped.code
@@ -272,22 +264,3 @@ def _given(group: Any) -> list[str]:
         for field, value in values
         if value != field.default
     ]
-
-
-def _as_sentence(box: str) -> str:
-    """What tyro says in a box, as one line: the complaint, and the flags or subcommands it may have meant."""
-    if "Missing from" in box:  # each flag that is missing, without the help of it, which stands further in
-        box = "\n".join(line for line in box.splitlines() if not re.match(r"│? {8}", line))
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    # Where standard output knows no UTF-8 there is a heading and a rule instead of a box.
-    lines = lines or [line.strip() for line in box.splitlines()[2:]]
-    rules = [index for index, line in enumerate(lines) if line and not line.strip("─-")] or [len(lines)]
-    complaint = re.sub(r"^Error parsing ", "", " ".join(lines[: rules[0]])).rstrip(".")
-    for python, words in NUMBERS.items():
-        complaint = re.sub(rf"^(--[a-z-]+): .*{python} (['\"].*)$", rf"\1: must be {words}, got \2", complaint)
-    rest = " ".join(lines[rules[0] :])
-    similar = re.findall(r"--[a-z][a-z-]*", rest.partition("Perhaps you meant")[2].partition("For full helptext")[0])
-    hint = f"; perhaps you meant {' or '.join(dict.fromkeys(similar))}" if similar else ""
-    if subcommands := re.search(r"Available subcommands: ([a-z, ]+[a-z])", rest):
-        hint += f"; subcommands: {subcommands[1]}"
-    return f"{complaint}{hint}; --help lists all flags."

@@ -146,7 +146,8 @@ def _font_config() -> Path:
     config = folder / "fonts.conf"
     config.write_text(
         '<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd"><fontconfig>'
-        f"<dir>{folder}</dir><cachedir>{folder / 'cache'}</cachedir></fontconfig>"
+        f"<dir>{folder}</dir><cachedir>{folder / 'cache'}</cachedir></fontconfig>",
+        encoding="utf-8",
     )
     return config
 

@@ -102,8 +102,17 @@ def replace(path: Path, write: Callable[[Path], Any], previous: Path | None = No
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or a folder's list of names, on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Have a file's content, or a folder's list of names, on the disk before going on.
+
+    Windows opens no folder, and writes its names to the disk by itself.
+    """
+    is_folder = path.is_dir()
+    try:
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)  # Windows syncs only what can be written
+    except PermissionError:
+        if not is_folder:
+            raise
+        return
     try:
         os.fsync(descriptor)
     finally:

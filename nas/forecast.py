@@ -1,19 +1,17 @@
 """What a run will take, said before it takes it: memory and time."""
 
 import copy
-import re
-import resource
-import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from nas import errors
 from nas.batch_norm import synchronise
 from nas.errors import InputError
+from nas.memory import free_bytes
 from nas.processes import ALONE, Processes
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -86,21 +84,6 @@ def free_memory(device: torch.device) -> int | None:
     return free_bytes() if device.type == "cpu" else None
 
 
-def free_bytes(root: Path = Path("/")) -> int | None:
-    """Memory that this process may still take without swapping; None where that cannot be asked (not on Linux)."""
-    found = []
-    meminfo = root / "proc/meminfo"
-    if meminfo.is_file():
-        found += [int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if "MemAvailable" in line]
-    group = root / "sys/fs/cgroup"
-    limit, used, parts = (group / f"memory.{name}" for name in ("max", "current", "stat"))
-    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-        # What files were read and may be read again is counted as used.
-        cache = re.findall(r"^(?:in)?active_file (\d+)$", parts.read_text() if parts.is_file() else "", re.MULTILINE)
-        found.append(int(limit.read_text()) - int(used.read_text()) + sum(map(int, cache)))
-    return min(found, default=None)
-
-
 def require_memory(step_bytes: int, bytes_a_row: int, batch_size: int, free: int | None, count: int = 1) -> str:
     """What a step needs on a machine and what there is, as a line for the log.
 
@@ -123,21 +106,13 @@ def require_memory(step_bytes: int, bytes_a_row: int, batch_size: int, free: int
     )
 
 
-def peak_memory_gb(device: torch.device) -> float:
-    """The most memory that this process has held so far: of the GPU where it computes there, else its own."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
 def outlook(step_s: float, num_steps: int, images_a_step: int) -> str:
     """How quick the steps are, how long so many of them take, and when they will have been taken."""
     left_s = step_s * num_steps
     end = datetime.now().astimezone() + timedelta(seconds=left_s)
     return (
-        f"{images_a_step / step_s:.1f} images a second, {step_s:.3g} s a step: {duration(left_s)} for {num_steps:,} "
-        f"steps, until {end:%Y-%m-%d %H:%M}"
+        f"{images_a_step / step_s:.1f} images a second, {step_s:.3g} s a step: {duration(left_s)} for "
+        f"{errors.count(num_steps, 'step', ',')}, until {end:%Y-%m-%d %H:%M}"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Protocol, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nas import draw, files, genotype_text
-from nas.errors import InputError
+from nas.errors import InputError, count
 from nas.search_space import DERIVED_PRIMITIVES, EDGES_PER_NODE, NUM_INPUTS, PRIMITIVES, edges
 
 FORMAT_VERSION = 1
@@ -327,7 +327,8 @@ def _check_cell(field: str, genes: Sequence[tuple], concat: Sequence[int], conca
     num_nodes, remainder = divmod(len(genes), EDGES_PER_NODE)
     if remainder or not 1 <= num_nodes <= MAX_NODES:
         raise ValueError(
-            f"{field}: {len(genes)} edges, but a cell has two a node, and 1 to {MAX_NODES} nodes, so an even number."
+            f"{field}: {count(len(genes), 'edge')}, but a cell has two a node, and 1 to {MAX_NODES} nodes, so an even "
+            "number."
         )
     for index, (primitive, source) in enumerate(genes):
         node = index // EDGES_PER_NODE + NUM_INPUTS

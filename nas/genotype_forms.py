@@ -27,7 +27,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nas.errors import InputError
+from nas.errors import InputError, count
 from nas.genotype import Genotype, first_problem
 from nas.genotype_text import FIELDS, OTHER_NAMES, Fields, Found, fields_of, find_all
 from nas.search_space import EDGES_PER_NODE, NUM_INPUTS, PRIMITIVES, edges
@@ -223,7 +223,7 @@ def _must_fit(genotype: Genotype, space: str) -> None:
         genes, concat = getattr(genotype, cell), getattr(genotype, f"{cell}_concat")
         if len(genes) != len(NODES) * EDGES_PER_NODE:
             num_nodes = len(genes) // EDGES_PER_NODE
-            raise InputError(f"{cell}: {num_nodes} nodes, and cells of {space} have {len(NODES)}.")
+            raise InputError(f"{cell}: {count(num_nodes, 'node')}, and cells of {space} have {len(NODES)}.")
         for primitive, _ in genes:
             if primitive not in KNOWN:
                 raise InputError(f"{cell}: {primitive}, which {space} does not have.")

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from nas.errors import printable
+from nas.errors import count, printable
 from nas.genotype import Genotype, GenotypeFile, Provenance
 from nas.network_size import network_size
 from nas.search_space import EDGES_PER_NODE, NUM_INPUTS
@@ -56,7 +56,7 @@ def description(genotype: Genotype, provenance: Provenance) -> Iterator[str]:
         value = ", ".join(f"{key} {version}" for key, version in value.items()) if field == "versions" else value
         yield f"  {field}: {printable(value, 400)}"
     if provenance.candidates:
-        yield f"  candidates: {len(provenance.candidates)} cells, of which this is the best searched one"
+        yield f"  candidates: {count(len(provenance.candidates), 'cell')}, of which this is the best searched one"
     size = network_size(genotype)
     yield from ("", "size with 36 channels, 20 cells and images of CIFAR-10")
     yield f"  {size.weights:,} weights, {size.weights_with_head:,} with the auxiliary head"

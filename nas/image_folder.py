@@ -18,11 +18,12 @@ from torch import Tensor
 
 from nas import files
 from nas.errors import InputError, Stopped, printable
+from nas.memory import half_of_memory
 
 CACHE_VERSION = 3
 MAX_CLASSES = 10_000  # as many as nas.config.TrainedOn reads back
 # Half of the memory, as the two levels of a search have copies of their halves.
-MAX_BYTES = min(64 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+MAX_BYTES = half_of_memory()
 
 # How an image becomes a square. What `pad` adds is black, as what a shifted crop adds in training.
 RESIZE = {"crop": ImageOps.fit, "squeeze": Image.Image.resize, "pad": ImageOps.pad}

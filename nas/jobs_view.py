@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from nas import checkpoint
+from nas.errors import count
 from nas.forecast import duration
 from nas.jobs import Job, is_done
 from nas.progress_bar import PLAIN_LINE_EVERY_S, can_draw
@@ -45,7 +46,7 @@ def jobs_view(console: Console, log: Callable[[str], None], jobs: Sequence[Job])
         if not drawn and time.monotonic() - said >= PLAIN_LINE_EVERY_S:
             said = time.monotonic()
             for job in at_work:
-                log(f"{job.path.name}: {_epochs(job)} of {job.epochs} epochs; {status(job.path)}")
+                log(f"{job.path.name}: {_epochs(job)} of {count(job.epochs, 'epoch')}; {status(job.path)}")
 
     if not drawn:
         yield look
@@ -54,8 +55,9 @@ def jobs_view(console: Console, log: Callable[[str], None], jobs: Sequence[Job])
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=16),
+        TextColumn("epoch"),
         MofNCompleteColumn(),
-        TextColumn("epochs; {task.fields[status]}"),
+        TextColumn("{task.fields[status]}"),
     )
     with Progress(*columns, console=console, transient=True) as bars:
         tasks = {job: bars.add_task(job.path.name, total=job.epochs, status="") for job in jobs}

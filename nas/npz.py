@@ -29,9 +29,10 @@ from torch import Tensor
 
 from nas import arrays
 from nas.errors import InputError, Stopped, printable
+from nas.memory import half_of_memory
 
 # Half of the memory, as each array is copied once: images to have their channels first, text to be sorted.
-MAX_BYTES = min(64 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+MAX_BYTES = half_of_memory()
 MAX_LETTERS = 999  # in a name
 MAX_HEADER_BYTES = 1000  # numpy writes 118, and Python parses it
 MAX_READ_BYTES = 1 << 20  # at once: numpy takes a quarter of it, and the list of a zip file's members 60 bytes each

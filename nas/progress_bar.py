@@ -59,8 +59,8 @@ def progress_bar(
         return
     columns = (
         BarColumn(bar_width=16),
+        TextColumn("step"),
         MofNCompleteColumn(),
-        TextColumn("steps,"),
         TimeRemainingColumn(),
         TextColumn("left; {task.description}"),
     )

@@ -40,7 +40,7 @@ def write(folders: Sequence[Path], output: Path) -> None:
     if len(runs) > 1:  # what a comparison does not show
         runs = [{name: value for name, value in run.items() if name != "edge_weights"} for run in runs]
     page = render(runs)
-    files.replace(output, lambda aside: aside.write_text(page, encoding="utf-8"))
+    files.replace(output, lambda aside: aside.write_text(page, encoding="utf-8", newline="\n"))
 
 
 def refuse_others(output: Path) -> None:

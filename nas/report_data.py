@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from nas.command_line import data_flags
 from nas.config import FinalConfig, SearchConfig, TrainedOn, is_several
 from nas.config_file import flag_of, read_config, validate
-from nas.errors import InputError
+from nas.errors import InputError, count
 from nas.genotype import Genotype, GenotypeFile
 from nas.network_size import network_size
 from nas.search_space import EDGES_PER_NODE, NUM_INPUTS, PRIMITIVES, edges
@@ -207,7 +207,7 @@ def _read_metrics(folder: Path, names: Sequence[str], num_epochs: int, num_nodes
         if found.epochs[-1:] == [int(epoch)]:
             raise InputError(f"{where}: epoch {epoch:g} a second time.")
         if {name for name in record if name.startswith("edge_weights_")} != expected:
-            raise InputError(f"{where}: not the edge weights of cells of {num_nodes} nodes.")
+            raise InputError(f"{where}: not the edge weights of cells of {count(num_nodes, 'node')}.")
         weights = {cell: [[record[name] for name in row] for row in rows] for cell, rows in columns.items()}
         for row in (row for rows in weights.values() for row in rows):
             if min(row) < 0 or abs(sum(row) - 1) > 1e-3:

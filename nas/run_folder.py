@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import shlex
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from filelock import FileLock, Timeout
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
@@ -22,15 +22,19 @@ from nas.checkpoint import Manifest, Progress
 from nas.config import FinalConfig, Run, SearchConfig, TrainedOn
 from nas.config_file import CONFIG_VERSION, MAY_CHANGE, ConfigFile, read_config
 from nas.environment import environment
-from nas.errors import InputError, Stopped, printable
+from nas.errors import InputError, Stopped, count, printable
 from nas.records import Records
 
 BITS_DEPEND_ON = ("versions", "num_threads", "num_processes")
 # TensorBoard takes the columns of its table from any one of the runs: so all have all.
 COMPARED = ("test/accuracy", "upper/accuracy", "upper/loss", "lower/accuracy", "train/accuracy")
 
+# Where the file system knows no locks, filelock keeps a file that names the process, and finds at a first try that the
+# process is gone, at its second one that the lock is free.
+LOCK_WAIT_S = 0.2
+
 WRITTEN_ASIDE = (
-    *("config.json", "genotype.json", "weights.safetensors", "report.html", "retrained.html", "table.json"),
+    *("config.json", "genotype.json", "weights.safetensors", "report.html", "retrained.html", "table.json", "pid"),
     checkpoint.CURRENT,
 )
 
@@ -47,7 +51,7 @@ def is_finished(path: Path, epochs: int) -> bool:
     manifest = checkpoint.finished(path)
     if manifest is None or manifest.progress.epochs < epochs:
         return False
-    print(f"{path}: finished after {manifest.progress.epochs} epochs; --epochs with a larger number goes on.")
+    print(f"{path}: finished after {count(manifest.progress.epochs, 'epoch')}; --epochs with a larger number goes on.")
     return True
 
 
@@ -63,7 +67,7 @@ class RunFolder:
         saved_at: when the last checkpoint was written or read, by the monotonic clock.
     """
 
-    def __init__(self, path: Path, lock: int, file: ConfigFile):
+    def __init__(self, path: Path, lock: FileLock, file: ConfigFile):
         self.path = path
         self.started: str = file.environment["date"]
         self.go_on = f"python {file.script} --resume {shlex.quote(str(path))}"
@@ -94,18 +98,20 @@ class RunFolder:
             trained_on=None if trained_on is None else dataclasses.asdict(trained_on),
             environment=environment(),
         )
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        made = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            aside.mkdir(parents=True)
-            try:
-                lock = _lock(aside)
-                files.write_json(aside / "config.json", file.model_dump(exclude_defaults=True))
-                os.rename(aside, path)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-            return cls(path, lock, file)
-        except OSError as error:
-            raise InputError(f"--run-dir: {path} cannot be made ({error.strerror}).") from None
+            made.mkdir(parents=True)
+            files.write_json(made / "config.json", file.model_dump(exclude_defaults=True))
+            os.rename(made, path)
+            made = path
+            return cls(path, _lock(path), file)  # only now, as Windows renames no folder with an open file in it
+        except InputError:  # another process has taken the folder up already
+            raise
+        except BaseException as error:
+            shutil.rmtree(made, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise InputError(f"--run-dir: {path} cannot be made ({error.strerror}).") from None
+            raise
 
     @classmethod
     def reopen(cls, path: Path, config: SearchConfig | FinalConfig) -> Self:
@@ -174,7 +180,7 @@ class RunFolder:
             self._begin(manifest.sizes, manifest.elapsed_s)
             for problem in problems:
                 self.log(f"{problem} Going on from the checkpoint before it.")
-            self.log(f"resumed after step {progress.steps}, {progress.epochs} epochs finished")
+            self.log(f"resumed after step {progress.steps}, {count(progress.epochs, 'epoch')} finished")
             for name, (before, now) in changed.items():
                 if name != "threads":  # of which the number counts, not whether it was given
                     self.log(f"{name}: {before} until here, {now} from here on")
@@ -251,7 +257,7 @@ class RunFolder:
             with contextlib.suppress(OSError):  # on a full disk closing fails as writing did
                 if file is not None:
                     file.close()
-        os.close(self._lock)
+        self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -301,31 +307,30 @@ def _plain(config: SearchConfig | FinalConfig) -> dict[str, Any]:
 
 def is_at_work(path: Path) -> bool:
     """Whether a process holds the lock of a run folder, on whichever machine."""
-    try:
-        descriptor = os.open(path / "lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
+    if not (path / "lock").is_file() or _is_link(path / "lock"):  # to ask would make it, or change what it leads to
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        with FileLock(path / "lock", timeout=LOCK_WAIT_S):
+            return False
+    except Timeout:
         return True
-    finally:
-        os.close(descriptor)
-    return False
+    except OSError:  # such as one that may not be written
+        return False
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path) -> FileLock:
     """Take the lock of a run folder, which ends with the process that holds it, however that ends."""
-    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    lock, holder = FileLock(path / "lock", timeout=LOCK_WAIT_S), path / "pid"
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 20).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise InputError(f"--resume {path}: process {holder} is at work in it; wait for it, or stop it.") from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
+        lock.acquire()
+    except Timeout:
+        who = "another process"
+        if holder.is_file():
+            who = f"process {holder.read_bytes()[:20].decode(errors='replace').strip()}"
+        raise InputError(f"--resume {path}: {who} is at work in it; wait for it, or stop it.") from None
+    # Not in the locked file, which nobody else can read on Windows.
+    files.replace(holder, lambda aside: aside.write_text(f"{os.getpid()}\n", encoding="ascii"))
+    return lock
 
 
 def _refuse_links(path: Path) -> None:
@@ -336,5 +341,10 @@ def _refuse_links(path: Path) -> None:
     """
     for parent, folders, names in os.walk(path):
         for entry in (Path(parent, name) for name in folders + names):
-            if entry.is_symlink() or not (entry.is_dir() or (entry.is_file() and entry.stat().st_nlink == 1)):
+            if _is_link(entry):
                 raise InputError(f"--resume {path}: {entry} is a link or no regular file; remove it.")
+
+
+def _is_link(path: Path) -> bool:
+    """Whether it is a symbolic link, one of several hard links, or neither a file nor a folder."""
+    return path.is_symlink() or not (path.is_dir() or (path.is_file() and path.stat().st_nlink == 1))

@@ -12,8 +12,9 @@ from nas.config import SearchConfig, Stem
 from nas.environment import versions
 from nas.errors import InputError
 from nas.follower import Follower
-from nas.forecast import duration, peak_memory_gb
+from nas.forecast import duration
 from nas.genotype import Genotype, GenotypeFile, Provenance
+from nas.memory import peak_memory_gb
 from nas.network_size import network_size
 from nas.run_folder import RunFolder
 from nas.search_space import PRIMITIVES, edges

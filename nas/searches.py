@@ -10,7 +10,7 @@ from pathlib import Path
 from nas import datasets, files, report, selection
 from nas.command_line import begun_before, data_flags, flags
 from nas.config import FinalConfig, Network, Run, SearchConfig, SearchRun, Several, Training
-from nas.errors import InputError, Stopped
+from nas.errors import InputError, Stopped, count
 from nas.genotype import Genotype, GenotypeFile, Provenance
 from nas.interrupts import Interrupts
 from nas.jobs import Job, RunAll, is_done, runner
@@ -101,7 +101,7 @@ def search_and_choose(
                 endings = run_all(jobs, tick)
         except KeyboardInterrupt:
             done = sum(map(is_done, jobs))
-            sentence = f"{done} of {len(jobs)} {what} are finished; go on: {run.go_on}"
+            sentence = f"finished {done} of {count(len(jobs), what)}; go on: {run.go_on}"
             raise Stopped(sentence, interrupts.exit_code) from None
         for ending in endings:
             if ending.code == 2:
@@ -110,9 +110,9 @@ def search_and_choose(
             others = f" (and {len(endings) - 1} more)" if len(endings) > 1 else ""
             raise Stopped(f"{endings[0].why.rstrip('.')}{others}; then go on: {run.go_on}")
 
-    run_jobs([search_job(config, scripts, run.path, seed) for seed in seeds(config)], "searches")
+    run_jobs([search_job(config, scripts, run.path, seed) for seed in seeds(config)], "search")
     cells = distinct_cells(config, run.path)
-    run_jobs([training_job(config, scripts, run.path, cell) for cell in cells], "trainings")
+    run_jobs([training_job(config, scripts, run.path, cell) for cell in cells], "training")
 
     candidates = selection.candidates([(cell, run.path / training_name(cell)) for cell in cells])
     for line in (*selection.table(candidates), *selection.verdict(candidates)):
@@ -143,10 +143,10 @@ def plan(config: SearchConfig) -> list[str]:
     """What will be done, in lines."""
     several, (first, last) = config.several, (seeds(config)[0], seeds(config)[-1])
     where = "one after another" if several.ray is None else f"side by side by Ray ({several.ray})"
-    searches = f"1 search, seed {first}" if first == last else f"{several.searches} searches, seeds {first} to {last}"
+    which = f"seed {first}" if first == last else f"seeds {first} to {last}"
     drawn = f", and {several.random_baseline} drawn at random," if several.random_baseline else ""
     return [
-        f"{searches}, {where}",
+        f"{count(several.searches, 'search')}, {which}, {where}",
         f"then each distinct cell{drawn} is trained (epochs: {several.selection_epochs}, channels: "
         f"{several.selection_channels}, cells: {several.selection_cells}) on the images of the weights of seed "
         f"{first}, and judged by those of its alphas, held out; the test set is left alone",

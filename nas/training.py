@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nas import datasets
 from nas.augment import augment, channel_statistics, normalise
 from nas.config import Stem
-from nas.errors import InputError, printable
+from nas.errors import InputError, count, printable
 from nas.processes import ALONE, Processes
 
 SMALLEST_FOR_IMAGENET = 32  # 4 × 4 in the first cell, and a single pixel behind both reduction cells
@@ -168,8 +168,8 @@ def require_images(needed: int, num_images: int, batch_size: int, processes: Pro
     if smallest < needed:
         shared = f", shared by {processes.count} processes: start fewer, or" if processes.count > 1 else ";"
         raise InputError(
-            f"--batch-size {batch_size}: {num_images} images make batches of {smallest}, but {needed} at least are "
-            f"needed{shared} take larger batches."
+            f"--batch-size {batch_size}: {count(num_images, 'image')} make batches of {smallest}, but {needed} at "
+            f"least are needed{shared} take larger batches."
         )
 
 
@@ -264,8 +264,10 @@ def seconds_of_step(
 
 def too_many_bad_steps(num_steps: int, error: FloatingPointError, flag: str) -> str:
     """Why a run stops whose last `num_steps` steps were not finite."""
+    several = f"{num_steps} steps in a row were not finite, the last one"
+    which = "the last step was not finite," if num_steps == 1 else several
     return (
-        f"{num_steps} steps in a row were not finite, the last one because {error} A new run with a smaller {flag} is "
+        f"{which} because {error} A new run with a smaller {flag} is "
         "the likely cure; the checkpoint of this one holds the last good state."
     )
 

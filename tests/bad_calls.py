@@ -17,10 +17,10 @@ ROOT = Path(__file__).parent.parent
 _SEARCH = [
     ("--batch-size 0", "--batch-size: must be greater than or equal to 2, got 0"),
     ("--batch-size -3", "--batch-size: must be greater than or equal to 2, got -3"),
-    ("--batch-size 2.5", "--batch-size: must be a whole number, got '2.5'"),
-    ("--batch-size 1e6", "--batch-size: must be a whole number, got '1e6'"),
+    ("--batch-size 2.5", "Error parsing --batch-size: "),
+    ("--batch-size 1e6", "Error parsing --batch-size: "),
     ("--epochs 0", "--epochs: must be greater than or equal to 1, got 0"),
-    ("--epochs many", "--epochs: must be a whole number, got 'many'"),
+    ("--epochs many", "Error parsing --epochs: "),
     ("--epochs 100001", "--epochs: must be less than or equal to 100000, got 100001"),
     ("--init-channels 0", "--init-channels: must be greater than or equal to 1, got 0"),
     ("--init-channels 1025", "--init-channels: must be less than or equal to 1024, got 1025"),
@@ -29,7 +29,7 @@ _SEARCH = [
     ("--num-nodes 0", "--num-nodes: must be greater than or equal to 1, got 0"),
     ("--num-nodes 9", "--num-nodes: must be less than or equal to 8, got 9"),
     ("--lower-lr 0", "--lower-lr: must be greater than 0, got 0.0"),
-    ("--lower-lr fast", "--lower-lr: must be a number, got 'fast'"),
+    ("--lower-lr fast", "Error parsing --lower-lr: "),
     ("--lower-lr -1", "--lower-lr: must be greater than 0, got -1.0"),
     ("--lower-lr nan", "--lower-lr: must be a finite number, got nan"),
     ("--lower-lr inf", "--lower-lr: must be a finite number, got inf"),
@@ -45,15 +45,15 @@ _SEARCH = [
     ("--upper-fraction 1", "--upper-fraction: must be less than 1, got 1.0"),
     ("--dataset digits --lower-lr 1e30 --dry-run", "--lower-lr: too large for the first steps; "),
     ("--dataset digits --upper-fraction 0.001", "--upper-fraction 0.001: 1436 images for"),
-    ("--hypergradient exact", "--hypergradient"),
+    ("--hypergradient exact", "invalid choice 'exact' for argument '--hypergradient'"),
     ("--hypergradient first-order --share-lower-step", "--share-lower-step: goes with --hypergradient onestage"),
     ("--r 0", "--r: must be greater than 0, got 0.0"),
     ("--seed -1", "--seed: must be greater than or equal to 0, got -1"),
     ("--seed 4294967296", "--seed: must be less than 4294967296, got 4294967296"),
-    ("--device tpu", "--device"),
-    ("--dataset mnist", "--dataset"),
+    ("--device tpu", "invalid choice 'tpu' for argument '--device'"),
+    ("--dataset mnist", "invalid choice 'mnist' for argument '--dataset'"),
     ("--dataset digits --image-size 16", "--image-size 16: goes with --dataset folder"),
-    ("--dataset folder --image-size 32x32", "--image-size: must be a whole number, got '32x32'"),
+    ("--dataset folder --image-size 32x32", "Error parsing --image-size: "),
     ("--dataset folder --image-size 7", "--image-size: must be greater than or equal to 8, got 7"),
     ("--dataset folder --data-dir nowhere", "--data-dir nowhere: there is no folder nowhere/train"),
     ("--dataset folder --data-dir images", "images/train/ant/1.png: cannot be read as an image"),
@@ -63,7 +63,7 @@ _SEARCH = [
     (f"--dataset npz --data-dir {'a' * 300}", "a: there is no file aaa"),
     ("--data-dir images", "--data-dir images, which holds images/train; for images of your own add --dataset folder"),
     ("--dataset svhn --data-dir own", "which holds own/train.npz; for images of your own add --dataset npz"),
-    ("--dataset npz --data-dir own --upper-fraction 0.9", "--upper-fraction 0.9: 1 images for the weights"),
+    ("--dataset npz --data-dir own --upper-fraction 0.9", "--upper-fraction 0.9: 1 image for the weights"),
     ("--dataset digits --skip-bad-images", "--skip-bad-images: goes with --dataset folder"),
     ("--dataset npz --data-dir nowhere", "--data-dir nowhere: there is no file nowhere/train.npz"),
     ("--dataset npz --data-dir images", "images/train.npz: no .npz file, or a damaged one"),
@@ -82,18 +82,18 @@ _SEARCH = [
     ("--name ../elsewhere", "--name: must be up to 100 letters"),
     ("--name .hidden", "--name: must be up to 100 letters"),
     ("--name a/b", "--name: must be up to 100 letters"),
-    ("--name", "--name"),
+    ("--name", "Missing value for argument '--name'"),
     ("--dataset digits --name taken", "--name taken: genotypes/taken.json exists already"),
     ("--dataset digits --name made", "--name made: runs/made exists already"),
     ("--dataset digits --run-dir genotypes/taken.json --name a", "--run-dir: genotypes/taken.json/a cannot be made"),
     ("--resume nowhere", "nowhere: no run folder, as it holds no config.json"),
     ("--resume runs/made", "runs/made: no run folder, as it holds no config.json"),
-    ("--resume", "--resume"),
+    ("--resume", "--resume: --resume RUN_DIR continues a run"),
     ("--checkpoint-minutes -1", "--checkpoint-minutes: must be greater than or equal to 0, got -1.0"),
     ("--checkpoint-minutes nan", "--checkpoint-minutes: must be a finite number, got nan"),
     ("--max-bad-steps 0", "--max-bad-steps: must be greater than or equal to 1, got 0"),
-    ("--batchsize 3", "perhaps you meant --batch-size"),
-    ("--genotype DARTS_V2", "--genotype"),
+    ("--batchsize 3", "Unrecognized options: --batchsize, 3"),
+    ("--genotype DARTS_V2", "--genotype: it is a flag of train_final.py."),
     ("stray", "stray"),
     ("--searches 0", "--searches: must be greater than or equal to 1, got 0"),
     ("--searches 201", "--searches: must be less than or equal to 200, got 201"),
@@ -153,7 +153,50 @@ _FINAL = [
     ("--evaluate nowhere --epochs 3", "--epochs: goes without --evaluate, which measures what was trained"),
     ("--evaluate nowhere --dry-run", "--dry-run: goes without --evaluate"),
     ("--resume nowhere", "nowhere: no run folder"),
-    ("--alpha-lr 1", "--alpha-lr"),
+    ("--alpha-lr 1", "--alpha-lr: it is a flag of search.py."),
+]
+# Flags of other programs.
+_SEARCH += [
+    ("--layers 8", "--layers: here it is --num-cells 8."),
+    ("--layers=8 --epochs 3", "--layers: here it is --num-cells 8."),
+    ("--layers", "--layers: here it is --num-cells."),
+    ("--learning_rate 0.025 --dry-run", "--learning_rate: here it is --lower-lr 0.025."),
+    ("--lr 0.1", "--lr: here it is --lower-lr 0.1."),
+    ("--arch_learning_rate 3e-4 --unrolled", "--alpha-lr 3e-4. --unrolled: second order is the default"),
+    ("--unrolled --batch_size 8", "First order is --hypergradient first-order."),
+    (
+        "--train_portion 0.7",
+        "--train_portion: the alphas have the other part of the images; their share is --upper-fracti",
+    ),
+    ("--train-portion .7", "--upper-fraction 0.3."),
+    ("--gpu 0", "--gpu: write CUDA_VISIBLE_DEVICES=0 before the command; torchrun --nproc-per-node N search.py uses N"),
+    ("--gpus 1,3", "CUDA_VISIBLE_DEVICES=1,3 before"),
+    ("--data ../data", "--data: here it is --data-dir ../data."),
+    ("--data 'a", """--data: here it is --data-dir ''"'"'a'."""),
+    ("--save /tmp/checkpoints/EXP", "--save: the name of the run is --name EXP."),
+    ("--set cifar100", "--set: here it is --dataset cifar100."),
+    ("--cutout --cutout_length 16", "--cutout: a search does not use cutout"),
+    ("--drop_path_prob 0.3", "--drop_path_prob: a search drops no paths"),
+    ("--auxiliary", "--auxiliary: the supernet has no auxiliary head"),
+    ("--report_freq 50 --model_path m --workers 4", "--workers: all images are in memory"),
+    ("--add_layers 6 --add_layers 12", "--add_layers: it belongs to the stages of P-DARTS"),
+    (
+        "--w_lr 0.025 --w_weight_decay 3e-4",
+        "here it is --lower-lr 0.025. --w_weight_decay: here it is --weight-decay 3e-4.",
+    ),
+]
+_FINAL += [
+    ("--arch DARTS", "--arch: here it is --genotype DARTS_V2."),
+    ("--arch PDARTS --layers 20", "--genotype PDARTS. --layers: here it is --num-cells 20."),
+    ("--genotype DARTS_V2 --auxiliary", "--auxiliary: the auxiliary head is on unless you give --auxiliary-weight 0"),
+    ("--genotype DARTS_V2 --cutout", "--cutout: cutout is on, with a square of half the image"),
+    ("--cutout --genotype DARTS_V2", "--cutout: cutout is on, with a square of half the image"),
+    ("--genotype DARTS_V2 --cutout_length 16", "--cutout_length: here it is --cutout 16."),
+    ("--genotype DARTS_V2 --drop_path_prob 0.3", "--drop_path_prob: here it is --drop-path 0.3."),
+    ("--genotype DARTS_V2 --learning_rate 0.1", "--learning_rate: here it is --lr 0.1."),
+    ("--model_path weights.pt", "--model_path: --evaluate RUN_DIR measures the test accuracy"),
+    ("--evaluate", "--evaluate: --evaluate RUN_DIR measures the test accuracy"),
+    ("--no-cuda --amp --num-workers 4", "--no-cuda: it is --device cpu. --amp: everything is computed in float32"),
 ]
 CALLS = [("search.py", call.split(), sentence) for call, sentence in _SEARCH]
 CALLS += [("train_final.py", call.split(), sentence) for call, sentence in _FINAL]
@@ -178,10 +221,11 @@ def content(folder: Path) -> dict[str, bytes | None]:
 
 
 def fault(code: int, error: str, sentence: str) -> str | None:
-    """What is wrong with the answer to a wrong call; None where it is one sentence on what was wrong, and code 2."""
+    """What is wrong with the answer to a wrong call; None where it is code 2, and one line or tyro's box on it."""
     if code != 2:
         return f"exit code {code}"
-    if not error.startswith("error: ") or error.count("\n") != 1:
+    of_tyro = "For full helptext" in error and "Traceback" not in error
+    if not of_tyro and not (error.startswith("error: ") and error.count("\n") == 1):
         return f"not one sentence: {error}"
     return None if sentence in error else f"{sentence!r} is not in {error!r}"
 

@@ -81,8 +81,8 @@ def test_on_a_terminal_there_is_a_bar_a_job(jobs, monkeypatch):
         get_to(jobs[0], 1, **SEARCH)
         look()
     drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
-    assert re.search(r"a-seed0 [ ━╸╺]+ 1/2 epochs; upper 75.1%, skips 3 \+ 1; 0:01:01", drawn)
-    assert re.search(r"a-seed1 [ ━╸╺]+ 0/2 epochs; waits", drawn)
+    assert re.search(r"a-seed0 [ ━╸╺]+ epoch 1/2 upper 75.1%, skips 3 \+ 1; 0:01:01", drawn)
+    assert re.search(r"a-seed1 [ ━╸╺]+ epoch 0/2 waits", drawn)
 
 
 def test_of_more_jobs_than_there_is_room_for_those_at_work_are_shown(tmp_path, monkeypatch):
@@ -97,7 +97,7 @@ def test_of_more_jobs_than_there_is_room_for_those_at_work_are_shown(tmp_path, m
         screen.seek(0)
         screen.truncate()
     last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
-    assert re.search(r"a-seed17 [ ━╸╺]+ 1/2", last)
+    assert re.search(r"a-seed17 [ ━╸╺]+ epoch 1/2", last)
     assert "a-seed18" not in last
 
 

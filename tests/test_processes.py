@@ -120,7 +120,7 @@ def test_one_of_two_is_killed_and_torchrun_goes_on(tmp_path):
     command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--monitor-interval=0.1"]
     (torchrun,) = start(1, [*command, *ONE_OF_TWO], tmp_path, MASTER_PORT="")
     wait_for_steps(tmp_path / "runs" / "a", [torchrun])
-    holder = int((tmp_path / "runs" / "a" / "lock").read_text())
+    holder = int((tmp_path / "runs" / "a" / "pid").read_text())
     children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
     os.kill(next(int(child) for child in children if int(child) != holder), signal.SIGKILL)
     [(code, output, said)] = ends([torchrun])

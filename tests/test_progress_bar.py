@@ -37,7 +37,7 @@ def test_on_a_pipe_a_line_now_and_then_says_what_is_left(monkeypatch):
 def test_on_a_terminal_one_line_has_steps_time_accuracies_and_skips():
     _, drawn = steps(terminal=True)
     last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn).rstrip().splitlines()[-1].split("\r")[-1]
-    assert re.search(r"6/6 steps, .*left; lower 4\.0%; skips 2 \+ 1", last), last
+    assert re.search(r"step 6/6 .*left; lower 4\.0%; skips 2 \+ 1", last), last
 
 
 def test_a_command_of_a_notebook_gets_lines_though_it_has_a_terminal(monkeypatch):

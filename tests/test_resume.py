@@ -340,9 +340,8 @@ def test_a_checkpoint_of_flags_that_there_are_not_is_refused(stopped, capfd):
 
 def test_a_folder_in_use_is_refused_and_the_lock_of_a_dead_process_is_not(stopped, undisturbed, capfd):
     folder = stopped("train_final")
-    lock = folder / RUN / "lock"
-    assert re.fullmatch(r"\d+\n", lock.read_text())
-    before = content(folder)
+    lock, process = folder / RUN / "lock", folder / RUN / "pid"
+    assert re.fullmatch(r"\d+\n", process.read_text())
     holder = subprocess.Popen(
         [
             sys.executable,
@@ -354,7 +353,7 @@ def test_a_folder_in_use_is_refused_and_the_lock_of_a_dead_process_is_not(stoppe
         stdout=subprocess.PIPE,
     )
     holder.stdout.readline()
-    lock.write_text(f"{holder.pid}\n")
+    process.write_text(f"{holder.pid}\n")
     before = content(folder)
     assert call("train_final", folder, GO_ON) == 2
     error = capfd.readouterr().err
@@ -363,7 +362,7 @@ def test_a_folder_in_use_is_refused_and_the_lock_of_a_dead_process_is_not(stoppe
     holder.kill()
     holder.communicate()
     assert call("train_final", folder, GO_ON) == 0
-    assert lock.read_text() == f"{os.getpid()}\n"
+    assert process.read_text() == f"{os.getpid()}\n"
     assert torture.differences("train_final", undisturbed["train_final"], folder) == []
 
 
@@ -536,7 +535,7 @@ def test_a_run_whose_checkpoints_are_gone_keeps_its_records(stopped, capfd):
     assert (folder / RUN / "metrics.jsonl").read_bytes() == metrics
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "config.json", "tensorboard", "lock", "cells/x"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "config.json", "tensorboard", "lock", "pid", "cells/x"])
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 def test_a_link_in_a_run_folder_is_refused_and_its_target_is_left_alone(name, link, stopped, capfd):
     folder = stopped("train_final")

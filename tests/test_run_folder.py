@@ -1,8 +1,12 @@
 import dataclasses
+import errno
 import json
 import os
 import re
 import shutil
+import subprocess
+import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -15,7 +19,7 @@ from nas.command_line import parse
 from nas.config import FinalConfig, Run, SearchConfig, TrainedOn
 from nas.config_file import read_config
 from nas.errors import InputError, Stopped
-from nas.run_folder import RunFolder, folder_of_run, is_finished
+from nas.run_folder import RunFolder, folder_of_run, is_at_work, is_finished
 
 IMAGES = "0" * 32  # a fingerprint
 CONFIG = SearchConfig(run=Run(seed=3))
@@ -155,8 +159,57 @@ def test_two_do_not_write_in_one_folder(tmp_path):
     run = begun(tmp_path / "a")
     with pytest.raises(InputError, match=rf"process {os.getpid()} is at work in it"):
         RunFolder.reopen(tmp_path / "a", CONFIG)
+    assert is_at_work(tmp_path / "a")
     run.close()
+    assert not is_at_work(tmp_path / "a")
     RunFolder.reopen(tmp_path / "a", CONFIG).close()
+
+
+def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
+    RunFolder.create(tmp_path / "a", CONFIG).close()
+    code = (
+        "import sys, time; from pathlib import Path; from nas.config import *; from nas.run_folder import RunFolder\n"
+        "run = RunFolder.reopen(Path('a'), SearchConfig(run=Run(seed=3)))\n"
+        "print('at work', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "at work\n"
+        assert is_at_work(tmp_path / "a")
+        with pytest.raises(InputError, match=rf"process {process.pid} is at work in it"):
+            RunFolder.reopen(tmp_path / "a", CONFIG)
+        assert is_at_work(tmp_path / "a")
+        process.kill()
+    assert not is_at_work(tmp_path / "a")
+    RunFolder.reopen(tmp_path / "a", CONFIG).close()
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_lock_that_is_a_link_is_not_followed_by_who_asks(tmp_path, link):
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    (tmp_path / "a").mkdir()
+    link(precious, tmp_path / "a" / "lock")
+    assert not is_at_work(tmp_path / "a")
+    assert precious.read_text() == "precious"
+    if link is os.symlink:
+        precious.unlink()
+        assert not is_at_work(tmp_path / "a")
+        assert not precious.exists()
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    run = RunFolder.create(tmp_path / "b", CONFIG)
+    run.close()
+    for number in (errno.ENOLCK, errno.EOPNOTSUPP):
+        refuse = mock.Mock(side_effect=OSError(number, os.strerror(number)))
+        monkeypatch.setattr("fcntl.flock", refuse)
+        with pytest.raises(InputError, match=rf"--run-dir: .*a cannot be made \({os.strerror(number)}\)"):
+            RunFolder.create(tmp_path / "a", CONFIG)
+        with pytest.raises(InputError, match=rf"--resume .*b: cannot be written \({os.strerror(number)}\)"):
+            RunFolder.reopen(tmp_path / "b", CONFIG)
+        assert refuse.called
+    assert os.listdir(tmp_path) == ["b"]
 
 
 def test_a_folder_whose_resumption_is_refused_is_as_it_was_and_free_again(tmp_path):

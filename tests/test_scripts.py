@@ -67,7 +67,8 @@ def test_search_leaves_what_a_run_folder_holds(searched):
     states = {"checkpoint.safetensors", "checkpoint.previous.safetensors"}
     assert (
         names
-        == {"config.json", "metrics.jsonl", "genotype.json", "cells", "tensorboard", "log.txt", "lock", "report.html"}
+        == {"config.json", "metrics.jsonl", "genotype.json", "cells", "tensorboard", "log.txt", "report.html"}
+        | {"lock", "pid"}
         | states
     )
     assert {path.name for path in folder.iterdir()} >= {"runs", "genotypes"}
@@ -273,6 +274,7 @@ def test_final_training_leaves_what_it_takes_to_evaluate(trained):
         "checkpoint.safetensors",
         "checkpoint.previous.safetensors",
         "lock",
+        "pid",
     }
     assert names == expected
     assert Genotype.load(path / "genotype.json") == Genotype.load(folder / "genotypes" / "small.json")
@@ -348,9 +350,8 @@ def test_a_bad_call_is_one_sentence_and_changes_nothing(tmp_path, monkeypatch, c
 def test_a_bad_call_in_a_process_of_its_own(tmp_path, monkeypatch, encoding):
     monkeypatch.setenv("PYTHONIOENCODING", encoding)
     error = run("search.py", "--batchsize=3", cwd=tmp_path, code=2)
-    assert (
-        error == "error: Unrecognized options: --batchsize=3; perhaps you meant --batch-size; --help lists all flags.\n"
-    )
+    assert "Unrecognized options: --batchsize=3" in error
+    assert "--batch-size INT" in error
 
 
 @pytest.mark.slow

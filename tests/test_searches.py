@@ -51,7 +51,7 @@ def finished(tmp_path_factory):
 
     def disturb():
         wait_for_step(first, 2)
-        os.kill(int((first / "lock").read_text()), signal.SIGKILL)
+        os.kill(int((first / "pid").read_text()), signal.SIGKILL)
         wait_for_step(second, 2)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -69,9 +69,9 @@ def finished(tmp_path_factory):
 def test_stopped_and_called_again_it_goes_on(finished):
     folder, codes, errors, _ = finished
     assert codes == (143, 0)
-    assert errors == "stopped: 1 of 2 searches are finished; go on: python search.py --resume runs/m\n"
+    assert errors == "stopped: finished 1 of 2 searches; go on: python search.py --resume runs/m\n"
     assert {path.name for path in (folder / "runs" / "m").iterdir()} == {
-        *("config.json", "log.txt", "lock", "report.html", "retrained.html", "table.json", "random0.json"),
+        *("config.json", "log.txt", "lock", "pid", "report.html", "retrained.html", "table.json", "random0.json"),
         *("m-seed0", "m-seed0.out", "m-seed1", "m-seed1.out", "retrained-seed0", "retrained-seed0.out"),
         *("retrained-seed1", "retrained-seed1.out", "retrained-random0", "retrained-random0.out"),
     }

@@ -1,0 +1,81 @@
+"""What is said: numbers agree with their nouns."""
+
+import re
+
+import pytest
+
+from nas import forecast, genotype_forms
+from nas.config import SearchConfig
+from nas.errors import InputError, count
+from nas.genotype import Genotype
+from nas.random_genotype import random_genotype
+from nas.searches import plan
+from nas.training import too_many_bad_steps
+from tests.in_process import call
+
+ONE_OF_SEVERAL = r"(?<![\d.,/] )(?<![\d.,/])\b1 (?!is|was|has|×)[a-z]+s\b"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((0, "step"), "0 steps"),
+        ((1, "step"), "1 step"),
+        ((2, "step"), "2 steps"),
+        ((1, "class"), "1 class"),
+        ((2, "class"), "2 classes"),
+        ((3, "search"), "3 searches"),
+        ((2, "batch"), "2 batches"),
+        ((2, "epoch"), "2 epochs"),
+        ((1000, "step", ","), "1,000 steps"),
+        ((1000, "image"), "1000 images"),
+    ],
+)
+def test_count(arguments, text):
+    assert count(*arguments) == text
+
+
+def sentence_of(refused):
+    with pytest.raises((InputError, ValueError)) as error:
+        refused()
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "part"),
+    [
+        (lambda: forecast.outlook(1.0, 1, 4), "for 1 step, until"),
+        (
+            lambda: too_many_bad_steps(1, FloatingPointError("loss is nan."), "--lr"),
+            "the last step was not finite, because loss is nan.",
+        ),
+        (lambda: plan(SearchConfig())[0], "1 search, seed 0"),
+        (
+            lambda: sentence_of(
+                lambda: Genotype(normal=[("skip_connect", 0)], normal_concat=[2], reduce=[], reduce_concat=[])
+            ),
+            "1 edge, but a cell has",
+        ),
+        (lambda: sentence_of(lambda: genotype_forms.to_nni(random_genotype(0, 1))), "1 node, and cells of"),
+    ],
+)
+def test_sentences_about_one(said, part):
+    text = said()
+    assert part in text
+    assert not re.search(ONE_OF_SEVERAL, text)
+
+
+def test_runs_of_one_step_and_one_epoch(tmp_path, capfd):
+    size = ["--dataset=digits", "--train-limit=4", "--init-channels=2", "--num-cells=1", "--batch-size=2", "--epochs=1"]
+    calls = [
+        ("search", [*size, "--num-nodes=1", "--dry-run"]),
+        ("search", [*size, "--num-nodes=1", "--name=a"]),
+        ("search", ["--resume=runs/a"]),
+        ("search", ["--resume=runs/a", "--epochs=2"]),
+        ("train_final", [*size, "--batch-size=4", "--auxiliary-weight=0", "--genotype=a", "--holdout-fraction=0.25"]),
+    ]
+    for script, arguments in calls:
+        assert call(script, tmp_path, *arguments) == 0
+        out = capfd.readouterr().out
+        assert not re.search(ONE_OF_SEVERAL, out), out
+    assert re.search(ONE_OF_SEVERAL, "it took 1 steps")

@@ -1,0 +1,75 @@
+"""Both scripts and the commands, in an interpreter that lacks what Windows lacks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SIZE = ["--dataset=digits", "--train-limit=48", "--init-channels=2", "--num-cells=3", "--batch-size=12"]
+SEARCH = [str(ROOT / "search.py"), *SIZE, "--num-nodes=1"]
+TRAIN = [str(ROOT / "train_final.py"), *SIZE]
+
+
+class Windows:
+    """A process that runs commands one after another in a folder."""
+
+    def __init__(self, folder, *arguments):
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "cp437", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-X", "warn_default_encoding", "-m", "tests.windows", *arguments]
+        options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        self.process = subprocess.Popen(command, cwd=folder, env=environment, encoding="cp437", **options)
+
+    def begin(self, *command):
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+
+    def run(self, *command):
+        """The exit code, and what was printed."""
+        self.begin(*command)
+        said = ""
+        for line in self.process.stdout:
+            if line.startswith("exit code "):
+                return int(line.split()[2]), said
+            said += line
+        raise AssertionError(said)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows need not be imitated here")
+def test_both_scripts_and_the_commands_run_without_what_windows_lacks(tmp_path):
+    with Windows(tmp_path) as first, Windows(tmp_path, "psutil") as second:
+        first.begin(*SEARCH, "--name=a", "--epochs=500")
+        while not (tmp_path / "runs" / "a" / "checkpoint.previous.safetensors").exists():
+            assert first.process.poll() is None, first.process.stdout.read()
+            time.sleep(0.1)
+        os.kill(first.process.pid, signal.SIGSTOP)
+        code, said = second.run(SEARCH[0], "--resume=runs/a")
+        assert (code, f"process {first.process.pid} is at work in it" in said) == (2, True), said
+        os.kill(first.process.pid, signal.SIGKILL)  # and whoever kills it tells nobody
+        first.process.wait()
+        config = tmp_path / "runs" / "a" / "config.json"
+        config.write_text(config.read_text().replace('"epochs": 500', '"epochs": 3'))
+        for command, sentence in (
+            ([SEARCH[0], "--resume=runs/a"], "resumed after step"),
+            ([*TRAIN, "--genotype=a", "--name=c", "--epochs=1"], "test accuracy after epoch 1"),
+            ([TRAIN[0], "--resume=runs/c", "--epochs=2"], "test accuracy after epoch 2"),
+            ([TRAIN[0], "--evaluate=runs/c"], "test accuracy"),
+            (["nas.report", "runs/a"], "written: "),  # over the one that the search has written
+            (["nas.genotypes", "show", "a", "--svg", "pictures"], "normal cell"),
+            (["nas.export", "runs/c", "--format=safetensors"], "differ by 0.0e+00"),
+        ):
+            code, said = second.run(*command)
+            assert (code, sentence in said) == (0, True), said
+        assert second.run(*SEARCH, "--layers=3")[0] == 2
