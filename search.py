@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """Search a cell: the weights and the alphas of a supernet learn in turn (DARTS, ICLR 2019, algorithm 1)."""
 
+import copy
 import functools
 import shlex
 import sys
@@ -30,7 +31,9 @@ from nas.training import (
     Images,
     about_stem,
     cosine,
+    estimate_statistics,
     evaluate,
+    images_of_batch,
     imbalance,
     pick_device,
     prepare,
@@ -41,6 +44,7 @@ from nas.training import (
 )
 
 RECORD_EVERY_STEPS = 10
+SHARE_OF_STATISTICS = 0.25  # of an epoch's images: 1 to 3 % of its time
 LEVELS = ("lower", "upper")
 
 
@@ -75,6 +79,7 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
     _, in_channels, _, _ = images.split.images.shape
     models = build(config, in_channels, len(images.split.classes), device, processes)
     alphas, supernet = models.alphas, models.supernet
+    measured = copy.deepcopy(supernet)  # with statistics of its own
     state = state_tensors(
         {"supernet": supernet, "alphas": alphas},
         {"weight_optimizer": models.weight_optimizer, "alpha_optimizer": models.alpha_optimizer},
@@ -164,16 +169,19 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
 
                 with torch.no_grad():
                     edge_weights = alphas()
-                supernet.eval()
-                predict = functools.partial(supernet, edge_weights=edge_weights)
-                upper_loss, upper_accuracy = evaluate(predict, upper_images, 2 * lower.batch_size, save_or_stop)
-                supernet.train()
+                estimate_statistics(
+                    *(measured, supernet, lower_images, lower.batch_size, options.seed, progress.steps),
+                    *(SHARE_OF_STATISTICS, save_or_stop, edge_weights),
+                )
+                predict = functools.partial(measured, edge_weights=edge_weights)
+                result = evaluate(predict, upper_images, 2 * lower.batch_size, save_or_stop)
+                upper_accuracy = result.accuracy
                 previous, genotype = genotype, Genotype.derive(alphas)
                 if processes.first and genotype != previous:
                     drawn = genotype.draw(run.path / "cells")
                 progress.epochs = epoch + 1
                 if processes.first:
-                    note_epoch(config, run, progress, (upper_loss, upper_accuracy), edge_weights, genotype, images)
+                    note_epoch(config, run, progress, result, edge_weights, genotype, images)
                 save()
 
         if processes.first:
@@ -255,10 +263,10 @@ def images_of(config: SearchConfig, levels: tuple[Images, Images], step: int) ->
     num_images = sum(len(images.split.targets) for images in levels)
     halves = datasets.halves(num_images, config.upper.upper_fraction, config.run.seed)
     weights, alphas = (
-        half[images.indices(config.lower.batch_size, config.run.seed, level, step)].tolist()
+        images_of_batch(half, images, config.lower.batch_size, config.run.seed, level, step)
         for half, images, level in zip(halves, levels, LEVELS, strict=True)
     )
-    return f"images for the weights {weights}, for the alphas {alphas}"
+    return f"for the weights {weights}, for the alphas {alphas}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Batch norms whose statistics may be those of a batch that several processes share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,10 @@ class BatchNorm2d(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        return _synchronised(input, self.running_mean, self.running_var, self.weight, self.bias, self.gather)
+        assert self.momentum is not None
+        return _synchronised(
+            input, self.running_mean, self.running_var, self.weight, self.bias, self.momentum, self.gather
+        )
 
 
 class StackedNorm(nn.Module):
@@ -29,6 +33,7 @@ class StackedNorm(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
+    momentum: float = 0.1  # as torch's
     gather: Gather | None = None
 
     def __init__(self, num_edges: int, channels: int):
@@ -40,8 +45,8 @@ class StackedNorm(nn.Module):
         """`scales` has the shape (edges * channels,)."""
         mean, var = self.running_mean.flatten(), self.running_var.flatten()
         if self.gather is not None and self.training:
-            return _synchronised(x, mean, var, scales, None, self.gather)
-        return F.batch_norm(x, mean, var, scales, training=self.training)
+            return _synchronised(x, mean, var, scales, None, self.momentum, self.gather)
+        return F.batch_norm(x, mean, var, scales, training=self.training, momentum=self.momentum)
 
 
 def synchronise(network: nn.Module, gather: Gather | None) -> None:
@@ -55,11 +60,46 @@ def synchronise(network: nn.Module, gather: Gather | None) -> None:
             module.gather = gather
 
 
+@torch.no_grad()
+def estimate_anew(
+    network: nn.Module, of: nn.Module, inputs: Iterable[Sequence[Any]], average: Callable[[Sequence[Tensor]], None]
+) -> None:
+    """Give a network the weights of another one and, as running statistics, the mean of those of some batches at these.
+
+    With a momentum of 0.1 the statistics that training keeps are those of the last ten or twenty steps, and before that
+    of the start: they lag behind weights that move quickly (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021,
+    section 3). This is `torch.optim.swa_utils.update_bn` for all batch norms here; no value is read from the device.
+
+    Args:
+        network: a copy of the other one, made at any time; it is in evaluation mode afterwards.
+        of: left as it is, bit for bit.
+        inputs: what the network is called with, for one batch at least.
+        average: replaces tensors by their means over the processes, of which each has its part of every batch.
+    """
+    network.load_state_dict(of.state_dict())
+    network.train()
+    norms = [module for module in network.modules() if isinstance(module, BatchNorm2d | StackedNorm)]
+    for number, arguments in enumerate(inputs, 1):
+        for norm in norms:
+            norm.momentum = 1 / number  # a cumulative mean, of which the first batch is all
+        network(*arguments)
+    for norm in norms:
+        norm.momentum = 0.1
+    average([buffer for buffer in network.buffers() if buffer.is_floating_point()])
+    network.eval()
+
+
 def _synchronised(
-    x: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor | None, bias: Tensor | None, gather: Gather
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    gather: Gather,
 ) -> Tensor:
     """As `F.batch_norm` in training; the means and variances of the processes are put together by Chan's formula."""
-    momentum, eps = 0.1, 1e-5  # torch's defaults
+    eps = 1e-5  # torch's default
     var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
     count = torch.full_like(mean, x.numel() // x.shape[1])
     means, variances, counts = gather(torch.stack([mean, var, count])).unbind(1)  # each (processes, channels)

@@ -1,7 +1,6 @@
 """Tensors on disk as safetensors, a format without code in it: the weights of a network, the whole state of a run."""
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,11 +109,25 @@ class Progress:
         peaks, self.peaks = self.peaks, {}
         return peaks | {"steps/bad": self.bad_steps}
 
-    def means(self) -> tuple[float, float]:
-        """Loss and accuracy over the images of the epoch; not a number where no step was applied."""
+    def means(self) -> tuple[float, float] | None:
+        """Loss and accuracy over the images of the epoch so far; None if no step was applied."""
         if not self.num_images:
-            return math.nan, math.nan
+            return None
         return self.loss / self.num_images, self.num_correct / self.num_images
+
+    def scalars(self, name: str) -> dict[str, float]:
+        """The means by the name that they are recorded by, such as lower/loss; none if no step was applied."""
+        return dict(zip((f"{name}/loss", f"{name}/accuracy"), self.means() or (), strict=False))
+
+    def line(self, name: str = "") -> str:
+        """The means in words, after a name of whose they are."""
+        means = self.means()
+        return "no step was applied" if means is None else f"{name}loss {means[0]:.3f}, accuracy {means[1]:.1%}"
+
+    def status(self, name: str) -> str:
+        """The accuracy, as it stands beside the bar."""
+        means = self.means()
+        return "no step was applied" if means is None else f"{name} {means[1]:.1%}"
 
 
 class Manifest(BaseModel):

@@ -176,6 +176,8 @@ class Candidate(BaseModel):
         supernet_accuracies: fraction of the upper half, a search.
         holdout_accuracy: fraction of the images held out.
         holdout_loss: of the same.
+        holdout_balanced_accuracy: mean over the classes of their fractions; only where each class is drawn as often as
+            any other, and cells are chosen by it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -188,6 +190,12 @@ class Candidate(BaseModel):
     supernet_accuracies: Annotated[tuple[_Fraction, ...], Field(max_length=MAX_CANDIDATES)]
     holdout_accuracy: _Fraction
     holdout_loss: Annotated[float, Field(ge=0)]
+    holdout_balanced_accuracy: _Fraction | None = None
+
+    @property
+    def score(self) -> float:
+        """By which cells are chosen."""
+        return self.holdout_accuracy if self.holdout_balanced_accuracy is None else self.holdout_balanced_accuracy
 
 
 class Provenance(BaseModel):

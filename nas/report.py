@@ -19,7 +19,8 @@ from nas.report_data import read_run
 from nas.search_space import PRIMITIVES
 
 ASSETS = Path(__file__).parent / "report_assets"
-SCRIPTS = ("parts.js", "charts.js", "cells.js", "search_page.js", "compare_page.js", "report.js")  # in this order
+# In this order.
+SCRIPTS = ("parts.js", "charts.js", "cells.js", "answers.js", "search_page.js", "compare_page.js", "report.js")
 MARKER = "<!-- nas.report -->\n"  # only a file that begins with it is replaced
 
 

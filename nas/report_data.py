@@ -9,6 +9,8 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from nas.accuracy import FILE as ACCURACY_FILE
+from nas.accuracy import AccuracyFile
 from nas.command_line import data_flags
 from nas.config import FinalConfig, SearchConfig, TrainedOn, is_several
 from nas.config_file import flag_of, read_config, validate
@@ -24,10 +26,11 @@ HOW_CALLED = ("resume", "evaluate", "config", "preset", "dry_run")  # flags that
 SERIES = {
     "search": (
         *(f"{level}/{what}" for what in ("loss", "accuracy") for level in ("lower", "upper")),
+        "upper/balanced_accuracy",
         *(f"cells/{what}" for what in ("entropy_normal_nats", "entropy_reduce_nats")),
         *(f"cells/skip_connections_{cell}" for cell in CELLS),
     ),
-    "final": ("train/loss", "train/accuracy", "holdout/loss", "holdout/accuracy"),
+    "final": ("train/loss", "train/accuracy", "holdout/loss", "holdout/accuracy", "holdout/balanced_accuracy"),
 }
 _RECORD = TypeAdapter(dict[str, Annotated[float, Field(strict=True, allow_inf_nan=False)]])
 
@@ -73,7 +76,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         InputError: the folder holds no run or no finished epoch, or a file in it is damaged, too large or a link; it
             names the file, and the line or field.
     """
-    for name in ("config.json", "metrics.jsonl", "genotype.json"):
+    for name in ("config.json", "metrics.jsonl", "genotype.json", ACCURACY_FILE):
         if (folder / name).is_symlink():
             raise InputError(f"{folder / name}: a link, and a run folder holds none.")
     file = read_config(folder)
@@ -123,6 +126,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         shape = trained_on.image_size, trained_on.in_channels, config.network.init_channels, config.network.num_cells
         size = network_size(history[0], *shape, len(trained_on.classes), config.network.stem)
         run |= {"test": metrics.test, "skips_test": config.training.skip_test}
+        run["answers"] = _answers(folder / ACCURACY_FILE, trained_on.classes, metrics.epochs[-1])
         command = f"python train_final.py --evaluate {shlex.quote(str(folder))}"
         commands += [["measure the test accuracy again", command]] if metrics.test else []
     untested = isinstance(config, FinalConfig) and not config.training.skip_test and not metrics.test
@@ -139,6 +143,24 @@ def read_run(folder: Path) -> dict[str, Any]:
         "size": {"weights": size.weights, "multiply_adds": size.multiply_adds},
         "commands": commands,
     }
+
+
+def _answers(path: Path, classes: tuple[str, ...], epoch: int) -> dict[str, Any] | None:
+    """What accuracy.json says, with what follows from it; None where there is none of the last epoch."""
+    if not path.exists():
+        return None
+    file = AccuracyFile.load(path, len(classes))
+    if file.epoch != epoch:
+        return None
+    measured = file.measured
+    figures = ("accuracy", "balanced_accuracy", "majority_accuracy", "largest_class")
+    return {
+        "measured_on": file.measured_on,
+        "classes": classes,
+        "num_images": file.num_images,
+        "num_correct": file.num_correct,
+        "confusion": file.confusion,
+    } | {name: getattr(measured, name) for name in figures}
 
 
 def changes(history: Sequence[Genotype], epochs: Sequence[int]) -> list[dict[str, Any]]:
@@ -193,7 +215,7 @@ def _read_metrics(folder: Path, names: Sequence[str], num_epochs: int, num_nodes
             raise InputError(
                 f"{where}: epoch is {epoch:g}, but must be one of 1 to {num_epochs}, and none that is over."
             )
-        if any(name.endswith("/accuracy") and not 0 <= value <= 1 for name, value in record.items()):
+        if any(name.endswith("accuracy") and not 0 <= value <= 1 for name, value in record.items()):
             raise InputError(f"{where}: an accuracy is no fraction.")
         time_s = record.get("time_s", time_s)
         if "speed/images_per_s" in record:

@@ -34,7 +34,8 @@ COMPARED = ("test/accuracy", "upper/accuracy", "upper/loss", "lower/accuracy", "
 LOCK_WAIT_S = 0.2
 
 WRITTEN_ASIDE = (
-    *("config.json", "genotype.json", "weights.safetensors", "report.html", "retrained.html", "table.json", "pid"),
+    *("config.json", "genotype.json", "weights.safetensors", "accuracy.json"),
+    *("report.html", "retrained.html", "table.json", "pid"),
     checkpoint.CURRENT,
 )
 

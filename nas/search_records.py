@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from nas import draw, report
+from nas.accuracy import Measured, in_words
 from nas.checkpoint import Progress
 from nas.config import SearchConfig, Stem
 from nas.environment import versions
@@ -26,38 +27,31 @@ def note_epoch(
     config: SearchConfig,
     run: RunFolder | Follower,
     progress: Progress,
-    upper: tuple[float, float],
+    upper: Measured,
     edge_weights: EdgeWeights,
     genotype: Genotype,
     images: Images,
 ) -> None:
-    """Record and show what an epoch has come to; `upper` are loss and accuracy on the images of the upper level."""
-    (lower_loss, lower_accuracy), (upper_loss, upper_accuracy) = progress.means(), upper
+    """Record and show what an epoch has come to; `upper` is of the images of the upper level."""
     epoch_s = run.elapsed_s() - progress.epoch_began_s
-    levels = {
-        "lower/loss": lower_loss,
-        "lower/accuracy": lower_accuracy,
-        "upper/loss": upper_loss,
-        "upper/accuracy": upper_accuracy,
-        "speed/epoch_s": epoch_s,
-        "speed/peak_memory_gb": peak_memory_gb(images.mean.device),
-    }
-    run.record(progress.epochs, progress.steps, levels | describe(edge_weights, genotype))
+    speed = {"speed/epoch_s": epoch_s, "speed/peak_memory_gb": peak_memory_gb(images.mean.device)}
+    scalars = progress.scalars("lower") | upper.scalars("upper") | speed | describe(edge_weights, genotype)
+    run.record(progress.epochs, progress.steps, scalars)
     provenance = Provenance(
         method=f"nas search, {config.upper.hypergradient}",
         dataset=config.data.dataset,
         num_images=len(images.split.targets),
         seed=config.run.seed,
         epochs=progress.epochs,
-        supernet_accuracy=upper_accuracy,
+        supernet_accuracy=upper.accuracy,
         date=run.started,
         versions=versions(),
     )
     genotype.save(run.path / "genotype.json", provenance)
     show(run, edge_weights, progress.steps)
     run.log(
-        f"epoch {progress.epochs}/{config.lower.epochs}: lower loss {lower_loss:.3f}, accuracy {lower_accuracy:.1%}; "
-        f"upper loss {upper_loss:.3f}, accuracy {upper_accuracy:.1%}; {skips(genotype)}; {duration(epoch_s)}"
+        f"epoch {progress.epochs}/{config.lower.epochs}: {progress.line('lower ')}; upper loss {in_words(upper.loss)}, "
+        f"accuracy {upper.accuracy:.1%}, balanced {upper.balanced_accuracy:.1%}; {skips(genotype)}; {duration(epoch_s)}"
     )
 
 
@@ -98,7 +92,7 @@ def describe(edge_weights: EdgeWeights, genotype: Genotype) -> dict[str, float]:
 def status(progress: Progress, upper_accuracy: float | None, genotype: Genotype) -> str:
     """What stands beside the bar: accuracies of this epoch's steps and of the last epoch's cell, and its skips."""
     upper = "" if upper_accuracy is None else f", upper {upper_accuracy:.1%}"
-    return f"lower {progress.means()[1]:.1%}{upper}; {skips(genotype)}"
+    return f"{progress.status('lower')}{upper}; {skips(genotype)}"
 
 
 def skips(genotype: Genotype) -> str:

@@ -114,7 +114,9 @@ def search_and_choose(
     cells = distinct_cells(config, run.path)
     run_jobs([training_job(config, scripts, run.path, cell) for cell in cells], "training")
 
-    candidates = selection.candidates([(cell, run.path / training_name(cell)) for cell in cells])
+    candidates = selection.candidates(
+        [(cell, run.path / training_name(cell)) for cell in cells], balanced=config.data.balanced
+    )
     for line in (*selection.table(candidates), *selection.verdict(candidates)):
         run.log(line)
     best = next(candidate for candidate in candidates if candidate.seeds)

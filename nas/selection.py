@@ -50,11 +50,12 @@ def key(genotype: Genotype) -> object:
     return (*map(tuple, cells), genotype.normal_concat, genotype.reduce_concat)
 
 
-def candidates(trained: Sequence[tuple[Cell, Path]]) -> list[Candidate]:
+def candidates(trained: Sequence[tuple[Cell, Path]], balanced: bool = False) -> list[Candidate]:
     """What the short trainings say of each cell, the best one first.
 
     Args:
         trained: each cell, and the run folder of its training.
+        balanced: whether cells are chosen by their balanced accuracy.
 
     Raises:
         InputError: a folder holds another cell, or no accuracy of the last epoch; it is named.
@@ -64,6 +65,9 @@ def candidates(trained: Sequence[tuple[Cell, Path]]) -> list[Candidate]:
         run = read_run(folder)
         if Genotype.from_text(run["genotype"]) != cell.genotype:
             raise InputError(f"{folder}: trained another cell than that of {cell.file}; move it away, and go on.")
+        balanced_accuracy = run["series"]["holdout/balanced_accuracy"][-1]
+        if balanced and balanced_accuracy is None:
+            raise InputError(f"{folder}: holds no balanced accuracy, as before nas kept it; move it away, and go on.")
         try:
             candidate = Candidate(
                 seeds=tuple(cell.seeds),
@@ -73,22 +77,23 @@ def candidates(trained: Sequence[tuple[Cell, Path]]) -> list[Candidate]:
                 supernet_accuracies=tuple(cell.supernet_accuracies),
                 holdout_accuracy=run["series"]["holdout/accuracy"][-1],
                 holdout_loss=run["series"]["holdout/loss"][-1],
+                holdout_balanced_accuracy=balanced_accuracy if balanced else None,
             )
         except ValidationError as error:
             raise InputError(f"{folder}: {first_problem(error)}") from None
         found.append(candidate)
-    return sorted(found, key=lambda candidate: (-candidate.holdout_accuracy, candidate.holdout_loss))
+    return sorted(found, key=lambda candidate: (-candidate.score, candidate.holdout_loss))
 
 
 def table(rows: Sequence[Candidate]) -> list[str]:
     """Lines, one a cell."""
-    lines = [("cell", "held out", "loss", "supernet", "weights", "mult-adds")]
+    lines = [("cell", "balanced" if _balanced(rows) else "held out", "loss", "supernet", "weights", "mult-adds")]
     for row in rows:
         sources = {"seed": row.seeds, "random": row.random_seeds}
         lines.append(
             (
                 "; ".join(f"{what} {', '.join(map(str, them))}" for what, them in sources.items() if them),
-                f"{row.holdout_accuracy:.2%}",
+                f"{row.score:.2%}",
                 f"{row.holdout_loss:.3f}",
                 ", ".join(f"{accuracy:.1%}" for accuracy in row.supernet_accuracies) or "-",
                 f"{row.weights / 1e6:.3f} M",
@@ -108,18 +113,17 @@ def verdict(rows: Sequence[Candidate]) -> list[str]:
 
     A cell that several searches found counts as often: the mean is what one more search may be expected to bring.
     """
-    searched = [row.holdout_accuracy for row in rows for _ in row.seeds]
-    drawn = [row.holdout_accuracy for row in rows for _ in row.random_seeds]
-    lines = [f"searches: {_summary(searched)}"]
+    searched = [row.score for row in rows for _ in row.seeds]
+    drawn = [row.score for row in rows for _ in row.random_seeds]
+    what = "balanced accuracy held out" if _balanced(rows) else "held out"
+    lines = [f"searches: {_summary(searched, what)}"]
     if not drawn:
         return lines
     difference = statistics.mean(searched) - statistics.mean(drawn)
-    chance = _chance(
-        [row.holdout_accuracy for row in rows if row.seeds], [row.holdout_accuracy for row in rows if row.random_seeds]
-    )
+    chance = _chance([row.score for row in rows if row.seeds], [row.score for row in rows if row.random_seeds])
     return [
         *lines,
-        f"random cells: {_summary(drawn)}",
+        f"random cells: {_summary(drawn, what)}",
         f"worth it? the searches' mean is {_points(difference)} the random cells' mean ({chance}); the best search is "
         f"{_points(max(searched) - statistics.mean(drawn))} it, and {_points(max(searched) - max(drawn))} the best "
         "random cell",
@@ -140,10 +144,14 @@ def _chance(searched: Sequence[float], drawn: Sequence[float]) -> str:
     return f"standard error {100 * error:.2f}; chance alone does as much with p = {often:.2g}, Welch's t-test"
 
 
-def _summary(accuracies: Sequence[float]) -> str:
+def _balanced(rows: Sequence[Candidate]) -> bool:
+    return any(row.holdout_balanced_accuracy is not None for row in rows)
+
+
+def _summary(accuracies: Sequence[float], what: str) -> str:
     spread = f" ± {100 * statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
     return (
-        f"mean {100 * statistics.mean(accuracies):.2f}{spread} % held out (of {len(accuracies)}), "
+        f"mean {100 * statistics.mean(accuracies):.2f}{spread} % {what} (of {len(accuracies)}), "
         f"best {100 * max(accuracies):.2f} %"
     )
 

@@ -1,5 +1,6 @@
 """Some steps of a search or of a final training, in float64, for `tests/test_processes.py` to start several times."""
 
+import copy
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 import search
 import train_final
 from nas import search_step
+from nas.batch_norm import estimate_anew
 from nas.checkpoint import state_tensors
 from nas.command_line import parse
 from nas.config import FinalConfig, SearchConfig
@@ -21,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def search_steps(num_steps: int, flags: list[str], processes: Processes) -> dict[str, torch.Tensor]:
-    """State after the steps, the gradients of the alphas at each, and the losses."""
+    """State after the steps, new statistics, the gradients of the alphas at each step, and the losses."""
     config = parse(SearchConfig, ["--dataset=digits", "--train-limit=66", "--seed=3", *flags])
     _, lower_images, upper_images = search.load_images(config, CPU, processes)
     models = search_step.build(config, 1, 10, CPU, processes)
@@ -39,6 +41,10 @@ def search_steps(num_steps: int, flags: list[str], processes: Processes) -> dict
         result = take_step(models, train, validate, 0.025)
         found |= {f"step {step} {name}": alpha.grad for name, alpha in models.alphas.named_parameters()}
         found[f"step {step} scalars"] = torch.stack(list(result))
+    batches = (lower_images.batch(config.lower.batch_size, 3, "statistics", step)[0].double() for step in range(3))
+    measured = copy.deepcopy(models.supernet)
+    estimate_anew(measured, models.supernet, ((batch, models.alphas()) for batch in batches), processes.average)
+    found |= {f"new {name}": buffer for name, buffer in measured.named_buffers() if buffer.is_floating_point()}
     return found | state_tensors(
         {"supernet": models.supernet, "alphas": models.alphas},
         {"weight_optimizer": models.weight_optimizer, "alpha_optimizer": models.alpha_optimizer},

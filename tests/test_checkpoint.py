@@ -371,6 +371,8 @@ def test_progress_counts_steps_and_keeps_sums():
     progress.bad_step()
     assert (progress.steps, progress.bad_steps, progress.bad_steps_in_a_row) == (3, 1, 1)
     assert progress.means() == (1.5, 0.5)
+    assert progress.scalars("lower") == {"lower/loss": 1.5, "lower/accuracy": 0.5}
+    assert (progress.line("lower "), progress.status("lower")) == ("lower loss 1.500, accuracy 50.0%", "lower 50.0%")
     progress.good_step(1.0, 1.0, 4)
     assert (progress.bad_steps, progress.bad_steps_in_a_row) == (1, 0)
     progress.see({"a": 1.0, "b": -2.0})
@@ -379,7 +381,8 @@ def test_progress_counts_steps_and_keeps_sums():
     assert progress.take_peaks() == {"steps/bad": 1}
     progress.begin_epoch(9.0)
     assert (progress.num_images, progress.loss, progress.epoch_began_s, progress.steps) == (0, 0.0, 9.0, 4)
-    assert all(mean != mean for mean in progress.means())
+    assert (progress.means(), progress.scalars("lower")) == (None, {})
+    assert {progress.line("lower "), progress.status("lower")} == {"no step was applied"}
 
 
 # Anything at all

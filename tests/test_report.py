@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nas import report, report_data
+from nas.accuracy import Measured, count
 from nas.errors import InputError
 from nas.genotype import SHIPPED, Genotype, GenotypeFile
 from nas.network_size import network_size
@@ -226,9 +227,9 @@ def test_nothing_is_loaded_from_elsewhere(runs):
     }
 
 
-def damage(name, edit):
+def damage(name, edit, run="a"):
     def change(folder):
-        path = folder / "runs" / "a" / name
+        path = folder / "runs" / run / name
         path.write_bytes(edit(path.read_bytes()))
 
     return change
@@ -238,10 +239,13 @@ def with_line(text):
     return damage("metrics.jsonl", lambda data: data + text.encode() + b"\n")
 
 
-def linked(folder):
-    path = folder / "runs" / "a" / "metrics.jsonl"
-    path.rename(folder / "elsewhere")
-    path.symlink_to(folder / "elsewhere")
+def linked(name):
+    def change(folder):
+        path = folder / "runs" / name
+        path.rename(folder / "elsewhere")
+        path.symlink_to(folder / "elsewhere")
+
+    return change
 
 
 def set_in_config(*keys, value):
@@ -265,7 +269,18 @@ WRONG = [
     (["runs/a", "--output=runs/a/config.json"], None, "runs/a/config.json: exists and is no report"),
     (["runs/a", "--output=runs"], None, "runs: exists and is no report"),
     (["runs/a", "--output=runs/a/log.txt/page.html"], None, "runs/a/log.txt/page.html: cannot be written"),
-    (["runs/a"], linked, "runs/a/metrics.jsonl: a link"),
+    (["runs/a"], linked("a/metrics.jsonl"), "runs/a/metrics.jsonl: a link"),
+    (["runs/final"], linked("final/accuracy.json"), "runs/final/accuracy.json: a link"),
+    (
+        ["runs/final"],
+        damage("accuracy.json", lambda data: data[:-9], "final"),
+        "accuracy runs/final/accuracy.json: not",
+    ),
+    (
+        ["runs/final"],
+        damage("accuracy.json", lambda data: data.replace(b'"num_images": [', b'"num_images": [1, '), "final"),
+        "accuracy runs/final/accuracy.json: its counts do not fit one another, or not 10 classes",
+    ),
     (["runs/a"], damage("metrics.jsonl", lambda data: b""), "runs/a: no epoch is finished yet"),
     (["runs/a"], lambda folder: (folder / "runs/a/metrics.jsonl").unlink(), "no epoch is finished yet"),
     (["runs/a"], damage("metrics.jsonl", lambda data: b"{}}\n" + data), "runs/a/metrics.jsonl, line 1: not a record"),
@@ -277,6 +292,7 @@ WRONG = [
     (["runs/a"], with_line('{"epoch": 2.5, "step": 9}'), "epoch is 2.5, but"),
     (["runs/a"], with_line('{"step": 9}'), "epoch is 0, but"),
     (["runs/a"], with_line('{"epoch": 3, "upper/accuracy": 1.5}'), "an accuracy is no fraction"),
+    (["runs/a"], with_line('{"epoch": 3, "upper/balanced_accuracy": -1}'), "an accuracy is no fraction"),
     (["runs/a"], with_line('{"epoch": 3, "speed/epoch_s": 1}'), "epoch 3 a second time"),
     (["runs/a"], damage("metrics.jsonl", lambda data: data.replace(b"_none", b"_nine", 1)), "not the edge weights"),
     (
@@ -379,6 +395,44 @@ def test_a_browser_draws_several_runs_and_final_networks(copy):
     assert f"<dt>test accuracy</dt><dd>{100 * accuracy:.1f} %" in dom
     report.write([Path("runs/final"), Path("runs/final")], Path("finals.html"))
     assert "final (2)" in drawn(copy / "finals.html", copy / "profile")
+
+
+@needs_chromium
+@pytest.mark.parametrize("num_classes", [10, 30])
+def test_a_final_network_is_shown_class_by_class(copy, num_classes):
+    names = [HOSTILE, *map(str, range(1, num_classes))]
+    edit_config(Path("runs/final"), lambda config: config["trained_on"].update(classes=names))
+    targets = torch.cat([torch.arange(num_classes), torch.zeros(1000, dtype=int)])
+    Measured(1.0, *count(targets, targets * (targets == 0), num_classes)).save(Path("runs/final"), "test", 2)
+    report.write([Path("runs/final")], Path("page.html"))
+    dom = drawn(copy / "page.html", copy / "profile")
+    share = 100 * 1001 / len(targets)
+    assert f"<dt>balanced accuracy</dt><dd>{100 / num_classes:.1f} %" in dom
+    assert f"<dt>always guessing the largest class</dt><dd>{share:.1f} %" in dom
+    assert "<img" not in dom
+    assert f"would reach {share:.1f} %: this network is no better." in dom
+    assert re.search(
+        r'<th scope="row">1</th><td class="num">0.0 %</td><td class="num">0</td><td class="num">1</td>', dom
+    )
+    squares = re.search(r'<table class="heat confusion( dense)?">(.*?)</table>', dom)
+    assert (squares[1] is not None) == (num_classes > 25)
+    assert squares[2].count("<td") == num_classes**2
+    assert squares[2].count('class="kept"') == num_classes
+    assert 'title="“1” answered as “2”: 0 of 1"' in squares[2]
+    report.write([Path("runs/final"), Path("runs/final")], Path("page.html"))
+    assert f"{100 / num_classes:.1f} ± 0.0 %" in drawn(copy / "page.html", copy / "profile")
+
+
+def test_answers_of_an_epoch_before_and_of_runs_without_them_are_left_out(copy):
+    path = Path("runs/final/accuracy.json")
+    assert (
+        report_data.read_run(path.parent)["answers"]["accuracy"]
+        == report_data.read_run(path.parent)["test"]["accuracy"]
+    )
+    path.write_text(path.read_text().replace('"epoch": 2', '"epoch": 1'))
+    assert report_data.read_run(path.parent)["answers"] is None
+    path.unlink()  # as before it was kept
+    assert report_data.read_run(path.parent)["answers"] is None
 
 
 @needs_chromium

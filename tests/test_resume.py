@@ -29,6 +29,7 @@ import train_final
 from nas import checkpoint, datasets, draw
 from nas.checkpoint import Manifest
 from nas.command_line import parse
+from nas.report_data import read_run
 from nas.training import Images
 from tests import torture
 from tests.bad_calls import content
@@ -700,7 +701,7 @@ def test_a_step_of_the_search_that_is_not_finite_is_undone_and_named(case, tmp_p
     error = capfd.readouterr().err
     assert is_one_sentence(error, f"stopped: 1 steps in a row were not finite, the last one because {quantity}.")
     assert f"a smaller {flag} " in error
-    assert f"step 2 is not applied: {quantity}. images for the weights [" in log(tmp_path)
+    assert f"step 2 is not applied: {quantity}. for the weights 4 images (" in log(tmp_path)
     assert_the_step_was_undone(tmp_path, steps=2)
     assert call("search", tmp_path, GO_ON) == 0  # step 3 and the others are good ones
 
@@ -721,8 +722,8 @@ def test_images_that_give_no_numbers_are_named_and_the_next_steps_go_on(
     assert call(script, tmp_path, *FEW_STEPS[script], *more) == 0
     line = next(line for line in log(tmp_path).splitlines() if "is not applied" in line)
     assert re.search(rf"step 1 is not applied: .*{said}", line)
-    where = {"lower": "for the weights ", "upper": "for the alphas ", "final": "training images "}[purpose]
-    named = json.loads(re.search(rf"{where}(\[[\d, ]+\])", line)[1])
+    where = {"lower": "for the weights ", "upper": "for the alphas ", "final": ""}[purpose]
+    named = [int(number) for number in re.search(rf"{where}4 images \(([\d, ]+)\)", line)[1].split(", ")]
     limit = 16 if script == "search" else 12
     assert datasets.load("digits", Path(), "train", limit=limit).targets[named].tolist() == chosen[0]
     text = (tmp_path / RUN / "metrics.jsonl").read_text()
@@ -737,6 +738,21 @@ def test_images_that_give_no_numbers_are_named_and_the_next_steps_go_on(
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     if script == "search":  # of three steps one is missing in Adam's count
         assert tensors["alpha_optimizer.0.step"] == 2
+
+
+@pytest.mark.parametrize(("script", "purpose", "epochs"), [("search", "lower", 1), ("train_final", "final", 2)])
+def test_where_no_step_is_applied_it_is_said_and_no_figure_is_made_up(
+    script, purpose, epochs, tmp_path, monkeypatch, capfd
+):
+    spoil_images(monkeypatch, range(1, 100), purpose)
+    assert call(script, tmp_path, *FEW_STEPS[script], "--max-bad-steps=99") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert sum("is not applied: " in line for line in lines) == 3 * epochs
+    lines = [line for line in lines if "is not applied: " not in line]  # these name what was not a number
+    assert sum("no step was applied" in line for line in lines) == epochs
+    assert not any("nan" in line for line in [*lines, (tmp_path / RUN / "metrics.jsonl").read_text()])
+    series = read_run(tmp_path / RUN)["series"]
+    assert [series.get(f"{level}/accuracy") for level in ("lower", "train")].count([None] * epochs) == 1
 
 
 def test_a_step_of_the_training_that_is_not_finite_is_undone(tmp_path, monkeypatch, capfd):

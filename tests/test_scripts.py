@@ -271,6 +271,7 @@ def test_final_training_leaves_what_it_takes_to_evaluate(trained):
         "tensorboard",
         "log.txt",
         "weights.safetensors",
+        "accuracy.json",
         "checkpoint.safetensors",
         "checkpoint.previous.safetensors",
         "lock",

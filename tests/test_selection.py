@@ -11,7 +11,7 @@ from nas.genotype import MAX_CANDIDATES, Candidate, Genotype, GenotypeFile, Prov
 from nas.genotypes import main, random_genotype
 
 
-def candidate(accuracy, seeds=(), random_seeds=(), loss=1.0):
+def candidate(accuracy, seeds=(), random_seeds=(), loss=1.0, balanced=None):
     return Candidate(
         seeds=seeds,
         random_seeds=random_seeds,
@@ -21,6 +21,7 @@ def candidate(accuracy, seeds=(), random_seeds=(), loss=1.0):
         supernet_accuracies=tuple(0.5 for _ in seeds),
         holdout_accuracy=accuracy,
         holdout_loss=loss,
+        holdout_balanced_accuracy=balanced,
     )
 
 
@@ -71,6 +72,15 @@ def test_the_verdict_on_few_and_on_clear_results():
     assert "from too few trainings to tell it from chance" in selection.verdict(once)[2]
     alike = [candidate(0.9, (0,)), candidate(0.9, (1,)), candidate(0.8, (), (0,)), candidate(0.8, (), (1,))]
     assert "without a spread that would tell it from chance" in selection.verdict(alike)[2]
+
+
+def test_where_each_class_is_drawn_as_often_the_balanced_accuracy_counts():
+    rows = [candidate(0.5, (0,), balanced=0.9), candidate(0.95, (), (0,), balanced=0.5)]
+    header, first, _ = selection.table(rows)
+    assert header.split()[:3] == ["cell", "balanced", "loss"]
+    assert first.split()[:3] == ["seed", "0", "90.00%"]
+    assert selection.verdict(rows)[0] == "searches: mean 90.00 % balanced accuracy held out (of 1), best 90.00 %"
+    assert "40.00 points above the random cells' mean" in selection.verdict(rows)[2]
 
 
 def test_the_table_is_kept_in_a_genotype_file(tmp_path, capsys):

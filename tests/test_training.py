@@ -1,16 +1,24 @@
 import contextlib
+import copy
 import math
+import re
 
 import pytest
 import torch
 
 from nas import datasets
 from nas.augment import normalise
+from nas.batch_norm import BatchNorm2d, StackedNorm, estimate_anew
 from nas.errors import InputError
+from nas.final_network import FinalNetwork
+from nas.genotype import Genotype
 from nas.processes import Processes
+from nas.supernet import Alphas, Supernet
 from nas.training import (
     cosine,
+    estimate_statistics,
     evaluate,
+    images_of_batch,
     imbalance,
     pick_device,
     prepare,
@@ -57,6 +65,17 @@ def test_a_batch_has_the_images_of_its_indices():
 
 
 @pytest.mark.parametrize(
+    ("batch_size", "words"), [(5, r"5 images \((\d+, ){4}\d+\)"), (6, r"6 images \((\d+, ){5}…\)")]
+)
+def test_a_batch_is_named_by_its_size_and_its_first_five_images(batch_size, words):
+    images = prepare(digits().select(torch.arange(30)), "digits", torch.device("cpu"))
+    named = images_of_batch(1000 + torch.arange(30), images, batch_size, 0, "lower", 3)
+    assert re.fullmatch(words, named)
+    first = images.indices(batch_size, 0, "lower", 3)[:5]
+    assert re.findall(r"\d{4}", named) == [str(1000 + index) for index in first.tolist()]
+
+
+@pytest.mark.parametrize(
     ("counts", "line"),
     [
         ((4, 6), []),
@@ -97,7 +116,8 @@ def test_accuracy_and_loss_over_all_images_whatever_the_batches():
     loss = torch.nn.functional.cross_entropy(logits, images.split.targets).item()
     accuracy = (logits.argmax(1) == images.split.targets).float().mean().item()
     for batch_size in (7, 360, 1000):
-        assert evaluate(predict, images, batch_size) == pytest.approx((loss, accuracy), rel=1e-5)
+        found = evaluate(predict, images, batch_size)
+        assert (found.loss, found.accuracy) == pytest.approx((loss, accuracy), rel=1e-5)
     assert not math.isclose(accuracy, 0)
 
 
@@ -121,21 +141,114 @@ def test_a_step_whose_loss_shows_nothing_is_undone_too(value):
     assert state["weight"].tolist() == torch.full((3,), 1e38).tolist()
 
 
-def test_an_accuracy_is_never_above_one():
-    class OneOfSeven(Processes):
-        """Which has all images of a batch, the others none."""
+class AsIfOneOf(Processes):
+    """The process among several that has all images of a batch; the others have none."""
 
-        def rows(self, num_images):
-            return slice(0, num_images)
+    def rows(self, num_images):
+        return slice(0, num_images)
 
-        def mean(self, tensors):
-            return [tensor / self.count for tensor in tensors]
+    def mean(self, tensors):
+        return [tensor / self.count for tensor in tensors]
 
+
+def test_counts_are_exact_and_an_accuracy_is_never_above_one():
     split = digits()
     split = split.select(torch.arange(29))  # 29 / 7 * 7 / 29 is more than 1
-    images = prepare(split, "digits", torch.device("cpu"), processes=OneOfSeven(0, 7))
+    images = prepare(split, "digits", torch.device("cpu"), processes=AsIfOneOf(0, 7))
     right = torch.nn.functional.one_hot(split.targets, 10).float()
-    assert evaluate(lambda batch: right[: len(batch)], images, 29)[1] == 1.0
+    found = evaluate(lambda batch: right[: len(batch)], images, 29)
+    assert found.accuracy == 1.0
+    assert found.num_images.tolist() == found.num_correct.tolist() == split.targets.bincount(minlength=10).tolist()
+    assert found.confusion.dtype == torch.int64
+    assert found.confusion.diagonal().tolist() == found.num_images.tolist()
+
+
+def networks():
+    """A supernet, and a final network with an auxiliary head, each with what it takes beside images."""
+    alphas = Alphas(1)
+    yield Supernet(1, 2, 3, 10, 1), (alphas(),)
+    yield FinalNetwork(Genotype.load("DARTS_V2"), 1, 2, 3, 10), ()
+
+
+def copied_with_statistics(network, *arguments):
+    measured = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in measured.parameters():
+            parameter.zero_()  # a copy may be old
+    estimate_statistics(measured, network, *arguments)
+    return measured
+
+
+def tensors_of(network):
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def test_new_statistics_depend_on_the_weights_and_leave_the_network_as_it_is():
+    images = prepare(digits(), "digits", torch.device("cpu"))
+    for network, more in networks():
+        with torch.no_grad():
+            for name, buffer in network.named_buffers():
+                if name.endswith("running_var"):
+                    buffer.fill_(1e6)  # of weights that are long gone
+        before = tensors_of(network)
+        found = copied_with_statistics(network, images, 48, 0, 7, 1 / 10, lambda: None, *more)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+        assert network.training
+        assert not found.training
+        another = copy.deepcopy(network)
+        for name, buffer in another.named_buffers():
+            if "running" in name:
+                buffer.copy_(torch.ones_like(buffer))
+        again = copied_with_statistics(another, images, 48, 0, 7, 1 / 10, lambda: None, *more)
+        batch = normalise(images.split.images[:9], images.mean, images.std)
+        outputs = [network(batch, *more) for network in (found, again)]
+        first, second = (output[0] if isinstance(output, tuple) else output for output in outputs)
+        assert torch.equal(first, second)
+        assert first.std(dim=0).min() > 0  # it does tell images apart
+
+
+def test_new_statistics_are_those_of_torch_over_the_same_batches():
+    images = prepare(digits(), "digits", torch.device("cpu"))
+    _, (network, _) = networks()
+    expected = copy.deepcopy(network)
+    batches = [images.batch(48, 0, "statistics", 7 + number)[0] for number in range(2)]
+    torch.optim.swa_utils.update_bn(batches, expected)
+    found = copied_with_statistics(network, images, 48, 0, 7, 1 / 12, lambda: None)
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], tensor, rtol=1e-5, atol=1e-7)
+    norm = StackedNorm(2, 3)
+    xs = [torch.randn(5, 6, 4, 4) for _ in range(3)]
+    found = StackedNorm(2, 3)
+    estimate_anew(found, norm, [(x,) for x in xs], lambda tensors: None)
+    for statistic, of in (("running_mean", torch.mean), ("running_var", torch.var)):
+        mean = torch.stack([of(x, dim=(0, 2, 3)) for x in xs]).mean(0).view(2, 3)
+        torch.testing.assert_close(getattr(found, statistic), mean)
+    assert (norm.momentum, found.momentum) == (0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "batch_size", "share", "count", "expected"),
+    [
+        (719, 96, 0.25, 1, [90]),  # of a search on the digits: an eighth
+        (50, 96, 0.25, 1, [13]),  # 16 at least, as equal parts of 50
+        (50, 8, 0.25, 1, [8, 7]),
+        (8, 64, 0.25, 1, [8]),
+        (1437, 48, 1.0, 1, [48] * 29),
+        (1437, 24, 0.01, 8, [24] * 5),  # 16 per process
+    ],
+)
+def test_new_statistics_are_of_a_share_of_an_epoch(num_images, batch_size, share, count, expected):
+    images = prepare(digits().select(torch.arange(num_images)), "digits", torch.device("cpu"))
+    images = images._replace(processes=AsIfOneOf(0, count))
+    seen, asked = [], []
+
+    class Network(BatchNorm2d):
+        def forward(self, input):
+            seen.append(len(input))
+
+    copied_with_statistics(Network(1), images, batch_size, 0, 0, share, lambda: asked.append(1))
+    assert len(asked) == len(seen)
+    assert seen == pytest.approx(expected, abs=1)
 
 
 @pytest.mark.parametrize(

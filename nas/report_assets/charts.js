@@ -130,12 +130,12 @@ function chartsOf(run) {
   };
   if (run.kind === "search") {
     add("Loss", "cross entropy, nats", [["upper", "accent", "upper/loss"], ["lower", "max", "lower/loss"]], fixed(3));
-    add("Accuracy", "of the supernet", [["upper", "accent", "upper/accuracy"], ["lower", "max", "lower/accuracy"]], percent, ACCURACY);
+    add("Accuracy", "of the supernet", [["upper", "accent", "upper/accuracy"], ["lower", "max", "lower/accuracy"], ["upper, balanced", "dil", "upper/balanced_accuracy"]], percent, ACCURACY);
     add("Entropy of the edges", "mean, nats; 2.08 is uniform", [["normal", "accent", "cells/entropy_normal_nats"], ["reduction", "max", "cells/entropy_reduce_nats"]], fixed(4));
     add("Skip connections", "in the derived cell", [["normal", "accent", "cells/skip_connections_normal"], ["reduction", "max", "cells/skip_connections_reduce"]], fixed(0), COUNT);
   } else {
     add("Loss", "cross entropy, nats", [["train", "accent", "train/loss"], ["held out", "max", "holdout/loss"]], fixed(3));
-    add("Accuracy", "of the final network", [["train", "accent", "train/accuracy"], ["held out", "max", "holdout/accuracy"]], percent, ACCURACY);
+    add("Accuracy", "of the final network", [["train", "accent", "train/accuracy"], ["held out", "max", "holdout/accuracy"], ["held out, balanced", "dil", "holdout/balanced_accuracy"]], percent, ACCURACY);
   }
   add("Time", "seconds an epoch", [["time", "accent", "speed/epoch_s"]], fixed(2), { zero: true });
   add("Speed", "images a second, mean of the epoch", [["images/s", "accent", "speed/images_per_s"]], fixed(1), { zero: true });

@@ -15,7 +15,7 @@ function comparePage() {
   const end = (name) => (run) => last(run.series[name]);
   const accuracies = search
     ? [["upper accuracy", end("upper/accuracy")], ["lower accuracy", end("lower/accuracy")]]
-    : [["test accuracy", (run) => run.test.accuracy], ["held-out accuracy", end("holdout/accuracy")], ["train accuracy", end("train/accuracy")]].filter(([, of]) => runs.some((run) => of(run) != null));
+    : [["test accuracy", (run) => run.test.accuracy], ["balanced accuracy", (run) => run.answers?.balanced_accuracy], ["held-out accuracy", end("holdout/accuracy")], ["train accuracy", end("train/accuracy")]].filter(([, of]) => runs.some((run) => of(run) != null));
   const datasets = [...new Set(runs.map(({ dataset }) => dataset))];
   const skips = (run) => CELLS.map(([cell]) => whole(end(`cells/skip_connections_${cell}`)(run))).join(" + ");
   const rest = [

@@ -43,10 +43,10 @@ function memory(run) {
 const heading = (title, ...note) => [el("h2", {}, title), el("p", { class: "note" }, note)];
 const together = (...text) => el("span", { class: "together" }, text); // a line ends before it, not within
 
-function table(columns, rows, { footer = [], caption, classes = "" } = {}) {
+function table(columns, rows, { footer = [], caption, classes = "", box = "scroll" } = {}) {
   const line = (cells, tag) => cells.map((cell, index) =>
     el(tag === "th" ? "th" : index ? "td" : "th", { class: columns[index][1] ?? false, scope: tag === "th" ? "col" : index ? false : "row" }, cell));
-  return el("div", { class: "scroll" }, el("table", { class: classes },
+  return el("div", { class: box }, el("table", { class: classes },
     caption && el("caption", {}, caption),
     el("thead", {}, el("tr", {}, line(columns.map(([name]) => name), "th"))),
     el("tbody", {}, rows.map((row) => el("tr", { class: row.own ? "own" : false }, line(row.cells ?? row, "td")))),

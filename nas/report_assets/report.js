@@ -5,11 +5,14 @@ function finalPage(run) {
   page.append(
     header(`Final network on ${run.dataset}`, run.name, factsOf(run)),
     tiles([
-      ["test accuracy", measured ? percent(run.test.accuracy) : run.skips_test ? null : "–", measured ? "" : "after the last epoch"], ["train accuracy", percent(last(run.series["train/accuracy"]))],
+      ["test accuracy", measured ? percent(run.test.accuracy) : run.skips_test ? null : "–", measured ? "" : "after the last epoch"],
+      ["balanced accuracy", run.answers && percent(run.answers.balanced_accuracy)], ["always guessing the largest class", run.answers && percent(run.answers.majority_accuracy)],
+      ["train accuracy", percent(last(run.series["train/accuracy"]))],
       ["held-out accuracy", there(run.series["holdout/accuracy"]) ? percent(last(run.series["holdout/accuracy"])) : null],
       ["weights", ...counted(run.size.weights)], ["multiply-adds", ...counted(run.size.multiply_adds)],
       ["time, h:m:s", duration(run.time_s)], ["memory, peak", memory(run), "GB"],
     ]),
+    ...answersOf(run),
     ...heading("Cells"),
     el("div", { class: "grid" }, CELLS.map(([cell, title]) => {
       const view = cellView(title, run.cells[cell][0].length / 2, run.concat[cell]);
