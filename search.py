@@ -95,7 +95,7 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
         )
 
     with processes.agreed():
-        lines = [*forecast(config, models, images, lower_images, upper_images, device), threads]
+        lines = [threads, *forecast(config, models, images, lower_images, upper_images, device)]
     if options.dry_run:
         with processes.agreed():
             step_s = seconds_of_step(

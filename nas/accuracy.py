@@ -9,14 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from nas import files
-from nas.errors import InputError, printable
+from nas.errors import InputError, count, printable
 
 FILE, FILE_VERSION = "accuracy.json", 1
 MAX_CONFUSION_CLASSES = 100  # a confusion matrix grows with their square
 MAX_LINES, NUM_WORST = 20, 5
 
 
-def count(targets: Tensor, answers: Tensor, num_classes: int) -> list[Tensor]:
+def count_answers(targets: Tensor, answers: Tensor, num_classes: int) -> list[Tensor]:
     """What `Measured` holds beside the loss, of images' classes and answers, each (images,), int64, on the CPU."""
     num_images = targets.bincount(minlength=num_classes)
     num_correct = targets[answers == targets].bincount(minlength=num_classes)
@@ -98,8 +98,8 @@ class Measured(NamedTuple):
         return [
             title,
             *lines,
-            f"{start} {self.accuracy:.2%} of {int(self.num_images.sum())} images (loss {in_words(self.loss)}); "
-            f"balanced accuracy {self.balanced_accuracy:.2%}; always guessing {largest}, the largest class, would "
+            f"{start} {self.accuracy:.2%} of {count(int(self.num_images.sum()), 'image')} (loss {in_words(self.loss)});"
+            f" balanced accuracy {self.balanced_accuracy:.2%}; always guessing {largest}, the largest class, would "
             f"reach {self.majority_accuracy:.2%}",
         ]
 

@@ -65,11 +65,11 @@ def read(source: str) -> Read:
     path, _, name = source.rpartition(":")
     if os.path.exists(source) or not os.path.isfile(path):
         path, name = source, ""
-    if os.path.isdir(path):
-        folder, path = path, os.path.join(path, "genotype.json")
-        if not os.path.isfile(path):
-            raise InputError(f"genotype {printable(folder, 400)}: a folder without genotype.json, so no run folder.")
-        stem = Path(folder).resolve().name
+    own = os.path.join(path, "genotype.json")
+    if os.path.isfile(own):
+        path, stem = own, Path(path).resolve().name
+    elif os.path.isdir(path) and path not in known_names():  # a folder of images may be called like a cell
+        raise InputError(f"genotype {printable(path, 400)}: a folder without genotype.json, so no run folder.")
     else:
         path = find(path)
         stem = path.stem

@@ -15,18 +15,20 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import psutil
 import torch
 
 from nas.config import MOST_THREADS, Run
 from nas.config_file import read_config
-from nas.errors import InputError
+from nas.errors import InputError, count
+from nas.memory import psutil
 from nas.processes import Processes
 
 SAMPLES, SAMPLE_S = 3, 0.2
 NOISE = 0.25  # cores in use that are no reason to take a thread less
 WINDOW_STEPS, WINDOW_S = 5, 10.0  # at least this many steps, and at least this long
 SLOW, QUICK = 3.0, 2.0  # times the usual step: slow from here on, and no longer slow below
+
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # of a container (Linux control groups, version 2)
 
 _held: list[socket.socket] = []
 
@@ -85,15 +87,15 @@ def choose(
     elif kept is not None:
         number, why = kept, "the run had this number before"
         if kept > (cores := usable()):
-            why += f", though only {_count(cores, 'core')} can be used here; --threads {cores} may change bits"
+            why += f", though only {count(cores, 'core')} can be used here; --threads {cores} may change bits"
     elif told is not None:
         number, why = told, "OMP_NUM_THREADS says so"
     else:
         cores = free()
         number = max(1, cores // processes)
-        why = f"{cores} of {_count(usable(), 'core')} {_are(cores)} free; --threads N takes another number"
+        why = f"{cores} of {count(usable(), 'core')} {_are(cores)} free; --threads N takes another number"
     each = f" in each of {processes} processes" if processes > 1 else ""
-    return number, f"{_count(number, 'thread')}{each}: {why}"
+    return number, f"{count(number, 'thread')}{each}: {why}"
 
 
 def threads_told(variable: str) -> int | None:
@@ -115,13 +117,14 @@ def threads_told(variable: str) -> int | None:
 
 def allowed_cores() -> list[int]:
     """Return the numbers of the cores that the operating system lets this process run on."""
-    process = psutil.Process()
-    return sorted(process.cpu_affinity() if hasattr(process, "cpu_affinity") else range(psutil.cpu_count() or 1))
+    process = psutil.Process() if psutil else None
+    return sorted(process.cpu_affinity() if hasattr(process, "cpu_affinity") else range(os.cpu_count() or 1))
 
 
 def usable_cores() -> int:
     """Count the cores that this process may use: allowed, within the quota of its container, hyperthreads once."""
-    return min(_quota(), psutil.cpu_count(logical=False) or _quota())
+    physical = psutil.cpu_count(logical=False) if psutil else None
+    return min(_quota(), physical or _quota())
 
 
 def free_cores() -> int:
@@ -135,7 +138,12 @@ def free_cores() -> int:
 
 
 def unused_cores() -> int:
-    """Count the usable cores that no other process uses, over some tenths of a second, in which this process sleeps."""
+    """Count the usable cores that no other process uses, over some tenths of a second, in which this process sleeps.
+
+    Where psutil cannot be imported all of them count.
+    """
+    if psutil is None:
+        return usable_cores()
     allowed, quota = allowed_cores(), _quota()
 
     def sample() -> float:
@@ -184,12 +192,14 @@ def hold(number: int, cores: Iterable[int]) -> int:
 
 
 def _quota() -> int:
-    from joblib import cpu_count  # takes a third of a second to import
-
-    return cpu_count()
+    """Count the cores whose time this process may use up: those that are allowed, or fewer in a container."""
+    allowed = len(allowed_cores())
+    limit, period = CPU_MAX.read_text("ascii").split() if CPU_MAX.is_file() else ("max", "")
+    return allowed if limit == "max" else max(1, min(allowed, math.ceil(int(limit) / int(period))))
 
 
 def _seconds_by_process() -> dict[int, float]:
+    assert psutil is not None
     times = ((process.pid, process.info["cpu_times"]) for process in psutil.process_iter(["cpu_times"]))
     return {pid: time.user + time.system for pid, time in times if time is not None}
 
@@ -236,18 +246,14 @@ def advice(threads: int, usable: int, unused: int, processes: int, go_on: str) -
     """Say what is likely to make steps slow, and what to do; arguments as in `choose` and `slow_line`."""
     if unused >= threads * processes:
         return (
-            f"{unused} of {_count(usable, 'core')} {_are(unused)} free, so the cause is another one, such as too "
+            f"{unused} of {count(usable, 'core')} {_are(unused)} free, so the cause is another one, such as too "
             "little memory or heat."
         )
-    cause = f"other processes use {usable - unused} of {_count(usable, 'core')}. Stop those"
+    cause = f"other processes use {usable - unused} of {count(usable, 'core')}. Stop those"
     fewer = max(1, unused // processes)
     if fewer >= threads:
         return f"{cause}, or wait for their end."
     return f"{cause}, or stop this run and go on with fewer threads (bits may differ): {go_on} --threads {fewer}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _are(number: int) -> str:

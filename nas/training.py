@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas import datasets
-from nas.accuracy import Measured, count
+from nas.accuracy import Measured, count_answers
 from nas.augment import augment, channel_statistics, normalise
 from nas.batch_norm import estimate_anew
 from nas.config import Stem
@@ -282,7 +282,7 @@ def images_of_batch(part: Tensor, images: Images, batch_size: int, seed: int, pu
     """
     chosen = part[images.indices(batch_size, seed, purpose, step)].tolist()
     more = ", …" if len(chosen) > 5 else ""
-    return f"{len(chosen)} images ({', '.join(map(str, chosen[:5]))}{more})"
+    return f"{count(len(chosen), 'image')} ({', '.join(map(str, chosen[:5]))}{more})"
 
 
 def estimate_statistics(
@@ -350,7 +350,7 @@ def evaluate(
         answers.append(logits.argmax(1))
         targets.append(target[rows])
     own_loss = torch.stack(losses).cpu().double().sum()
-    own_counts = count(torch.cat(targets), torch.cat(answers).cpu(), len(split.classes))
+    own_counts = count_answers(torch.cat(targets), torch.cat(answers).cpu(), len(split.classes))
     means = processes.mean([own_loss, *(counts.double() for counts in own_counts)])
     loss, *counts = (processes.count * mean for mean in means)
     return Measured(float(loss) / len(split.targets), *(total.round().long() for total in counts))

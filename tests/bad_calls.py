@@ -51,7 +51,7 @@ _SEARCH = [
     ("--seed -1", "--seed: must be greater than or equal to 0, got -1"),
     ("--seed 4294967296", "--seed: must be less than 4294967296, got 4294967296"),
     ("--device tpu", "invalid choice 'tpu' for argument '--device'"),
-    ("--dataset mnist", "invalid choice 'mnist' for argument '--dataset'"),
+    ("--dataset imagenet", "invalid choice 'imagenet' for argument '--dataset'"),
     ("--dataset digits --image-size 16", "--image-size 16: goes with --dataset folder"),
     ("--dataset folder --image-size 32x32", "Error parsing --image-size: "),
     ("--dataset folder --image-size 7", "--image-size: must be greater than or equal to 8, got 7"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn import metrics
 
-from nas.accuracy import FILE, AccuracyFile, Measured, count
+from nas.accuracy import FILE, AccuracyFile, Measured, count_answers
 from nas.errors import InputError
 
 
@@ -20,7 +20,7 @@ def measured(counts, loss=0.5):
     ]
     targets = torch.tensor([kind for kind, _ in pairs])
     answers = torch.tensor([kind if right else (kind + 1) % len(counts) for kind, right in pairs])
-    return Measured(loss, *count(targets, answers, len(counts)))
+    return Measured(loss, *count_answers(targets, answers, len(counts)))
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_the_figures_are_those_of_scikit_learn(num_classes, present, num_images)
     generator = torch.Generator().manual_seed(num_classes)
     targets = torch.randint(present, (num_images,), generator=generator)
     answers = torch.where(torch.rand(num_images, generator=generator) < 0.5, targets, targets.flip(0))
-    found = Measured(0.0, *count(targets, answers, num_classes))
+    found = Measured(0.0, *count_answers(targets, answers, num_classes))
     assert found.accuracy == metrics.accuracy_score(targets, answers)
     assert found.balanced_accuracy == pytest.approx(metrics.balanced_accuracy_score(targets, answers), rel=1e-12)
     largest = targets.bincount().argmax()

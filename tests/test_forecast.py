@@ -146,8 +146,9 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(script, flags, tmp_
     size = ["--dataset=digits", "--train-limit=48", "--init-channels=2", "--num-cells=3", "--batch-size=12"]
     assert call(script, tmp_path, *size, *flags, "--epochs=3", "--dry-run") == 0
     lines = capfd.readouterr().out.splitlines()
-    assert "digits: " in lines[0]
-    assert "weights" in lines[0]
+    assert re.match(r"\d+ threads?: ", lines[0])
+    assert "digits: " in lines[1]
+    assert "weights" in lines[1]
     assert re.match(r"a step takes about \d+\.\d\d GB of memory", lines[-2])
     steps = {"search": 6, "train_final": 12}[script]
     assert re.search(rf"images a second, [\d.]+ s a step: \d+:\d\d:\d\d for {steps} steps, until ", lines[-1])

@@ -293,3 +293,9 @@ def test_kept_files_are_read_by_every_command(path, capsys):
     assert main(["convert", source, "--to", "text"]) == code
     assert main(["diff", source, str(CASES / "flat.txt")]) == (1 if path.name == "own_log_line.txt" else code)
     assert capsys.readouterr().err.count("error: ") == code
+
+
+def test_a_folder_that_is_called_like_a_cell_does_not_hide_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("DARTS_V2").mkdir()  # such as one of images
+    assert read("DARTS_V2").genotype == Genotype.load(ROOT / "genotypes/DARTS_V2.json")

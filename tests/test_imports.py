@@ -49,7 +49,7 @@ ALLOWED = {
     "checkpoint": {"files", "errors"},
     "config": set(),
     "config_file": {"config", "files", "errors"},
-    "threads": {"config", "config_file", "processes", "errors"},
+    "threads": {"config", "config_file", "memory", "processes", "errors"},
     "jobs": {"checkpoint", "run_folder", "threads", "errors"},
     "jobs_view": {"checkpoint", "errors", "forecast", "jobs", "progress_bar"},
     "selection": {"genotype", "report_data", "search_space", "errors"},

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nas import report, report_data
-from nas.accuracy import Measured, count
+from nas.accuracy import Measured, count_answers
 from nas.errors import InputError
 from nas.genotype import SHIPPED, Genotype, GenotypeFile
 from nas.network_size import network_size
@@ -403,7 +403,7 @@ def test_a_final_network_is_shown_class_by_class(copy, num_classes):
     names = [HOSTILE, *map(str, range(1, num_classes))]
     edit_config(Path("runs/final"), lambda config: config["trained_on"].update(classes=names))
     targets = torch.cat([torch.arange(num_classes), torch.zeros(1000, dtype=int)])
-    Measured(1.0, *count(targets, targets * (targets == 0), num_classes)).save(Path("runs/final"), "test", 2)
+    Measured(1.0, *count_answers(targets, targets * (targets == 0), num_classes)).save(Path("runs/final"), "test", 2)
     report.write([Path("runs/final")], Path("page.html"))
     dom = drawn(copy / "page.html", copy / "profile")
     share = 100 * 1001 / len(targets)

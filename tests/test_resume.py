@@ -53,7 +53,8 @@ def flags(script, *more, epochs=2):
 @contextlib.contextmanager
 def at_step(script, step, act):
     """Call `act` inside one step, counted from 1, of a run in this process: after it is computed, before it counts."""
-    read, steps = MODULES[script].read, itertools.count(1)
+    name = {"search": "read", "train_final": "scalars_to_host"}[script]
+    read, steps = getattr(MODULES[script], name), itertools.count(1)
 
     def read_and_act(*arguments):
         result = read(*arguments)
@@ -62,7 +63,7 @@ def at_step(script, step, act):
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MODULES[script], "read", read_and_act)
+        patch.setattr(MODULES[script], name, read_and_act)
         yield
 
 
@@ -136,7 +137,7 @@ def test_a_run_stopped_within_an_epoch_and_resumed_ends_with_the_same_bits(scrip
     assert (progress.steps, progress.epochs) == (STOPPED_AT[script], 1)
     assert call(script, folder, GO_ON) == 0
     assert torture.differences(script, undisturbed[script], folder) == []
-    assert f"resumed after step {STOPPED_AT[script]}, 1 epochs finished" in log(folder)
+    assert f"resumed after step {STOPPED_AT[script]}, 1 epoch finished" in log(folder)
     last = manifest(folder / RUN / checkpoint.CURRENT)
     assert (last.progress.steps, last.progress.epochs, last.finished) == (STEPS[script], 2, True)
     for name, values in torture.events(folder).items():
@@ -699,7 +700,7 @@ def test_a_step_of_the_search_that_is_not_finite_is_undone_and_named(case, tmp_p
     monkeypatch.setattr(search, "exact_step", spoilt_step)
     assert call("search", tmp_path, *FEW_STEPS["search"], EVERY_STEP, "--max-bad-steps=1") == 1
     error = capfd.readouterr().err
-    assert is_one_sentence(error, f"stopped: 1 steps in a row were not finite, the last one because {quantity}.")
+    assert is_one_sentence(error, f"stopped: the last step was not finite, because {quantity}.")
     assert f"a smaller {flag} " in error
     assert f"step 2 is not applied: {quantity}. for the weights 4 images (" in log(tmp_path)
     assert_the_step_was_undone(tmp_path, steps=2)
@@ -758,7 +759,7 @@ def test_where_no_step_is_applied_it_is_said_and_no_figure_is_made_up(
 def test_a_step_of_the_training_that_is_not_finite_is_undone(tmp_path, monkeypatch, capfd):
     spoil_images(monkeypatch, [2], "final")
     assert call("train_final", tmp_path, *FEW_STEPS["train_final"], EVERY_STEP, "--max-bad-steps=1") == 1
-    assert is_one_sentence(capfd.readouterr().err, "stopped: 1 steps in a row were not finite")
+    assert is_one_sentence(capfd.readouterr().err, "stopped: the last step was not finite")
     assert_the_step_was_undone(tmp_path, steps=2)
 
 

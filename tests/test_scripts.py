@@ -233,7 +233,7 @@ def test_first_order_and_its_own_number_of_nodes(tmp_path):
     arguments = [*SMALL, "--epochs=1", "--hypergradient=first-order", "--num-nodes=2", "--upper-fraction=0.25"]
     assert call("search", tmp_path, *arguments, "--name=a", "--run-dir=elsewhere") == 0
     assert len(Genotype.load(tmp_path / "genotypes" / "a.json").normal) == 4
-    first = (tmp_path / "elsewhere" / "a" / "log.txt").read_text().splitlines()[0]
+    first = (tmp_path / "elsewhere" / "a" / "log.txt").read_text().splitlines()[1]
     assert "digits: 72 images for the weights, 24 for the alphas" in first
 
 
@@ -294,8 +294,8 @@ def test_test_accuracy_is_measured_once_after_the_last_epoch(trained):
     assert [("test/accuracy" in line) for line in lines] == [False] * (len(lines) - 1) + [True]
     assert [line["epoch"] for line in lines if "holdout/accuracy" in line] == [1, 2]
     log = (folder / "runs" / "final" / "log.txt").read_text()
-    assert "72 training images (24 held out)" in log.splitlines()[0]
-    assert re.search(r"weights, [\d,]+ multiply-adds \(\d\.\d+ GFLOP\) an image", log.splitlines()[0])
+    assert "72 training images (24 held out)" in log.splitlines()[1]
+    assert re.search(r"weights, [\d,]+ multiply-adds \(\d\.\d+ GFLOP\) an image", log.splitlines()[1])
     assert re.search(r" [\d.]+ images a second, [\d.]+ s a step: \d+:\d\d:\d\d for 7 steps, until 20", log)
 
 

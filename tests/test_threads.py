@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -102,9 +103,13 @@ def test_a_busy_core_is_not_free(core):
 
 
 @linux
-def test_in_a_container_all_that_runs_there_shares_its_quota(monkeypatch):
-    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # counts as a quota does
-    monkeypatch.setattr("psutil.cpu_percent", lambda *_, **__: 64 * [0.0])  # of the whole machine, whose cores are idle
+def test_in_a_container_all_that_runs_there_shares_its_quota(monkeypatch, tmp_path):
+    monkeypatch.setattr(threads, "CPU_MAX", tmp_path / "cpu.max")
+    threads.CPU_MAX.write_text("max 100000\n")
+    assert threads.usable_cores() >= 1
+    threads.CPU_MAX.write_text("60000 100000\n")  # a part of a core is one that can be used
+    idle = 64 * [0.0]  # percent of each core of the whole machine
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval, **_: [time.sleep(interval), idle][1])
     with process(BUSY):
         assert (threads.usable_cores(), threads.unused_cores()) == (1, 0)
 
