@@ -15,7 +15,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import train_final
 from nas import datasets, image_folder
+from nas.config import Data, TrainedOn
 from nas.errors import InputError, Stopped
 from tests.in_process import call
 
@@ -705,7 +707,7 @@ def test_a_share_of_each_class_is_held_back_and_never_read_by_a_search(tmp_path,
 def test_the_images_held_back_stay_nearly_the_same_when_images_are_added(tmp_path):
     root = folder_data(tmp_path, ("train",), num_images=20, size=(8, 8))
     before = datasets.load("folder", root, "test", image_size=8, test_fraction=0.25)
-    paint(root / "train", *(f"cat/a{number}.png" for number in range(4)), colour=(50, 250, 0))
+    paint(root / "train", *(f"cat/!{number}.png" for number in range(4)), colour=(50, 250, 0))
     after = datasets.load("folder", root, "test", image_size=8, test_fraction=0.25)
     assert (len(before.targets), len(after.targets)) == (10, 11)
     assert len({*colours(before)} & {*colours(after)}) >= 8
@@ -804,6 +806,13 @@ def test_the_training_images_tell_how_many_bits_there_are(tmp_path, largest, bit
                 "the range of the training images, becomes white",
             )
         )
+
+
+def test_the_test_images_are_scaled_as_the_training_images_were(tmp_path):
+    data = Data("folder", str(scans(tmp_path, "test", 200)), image_size=8)
+    trained_on = TrainedOn(("cat", "dog"), 3, 8, (0.5,) * 3, (0.5,) * 3, bits=12)
+    images = train_final.load_test_images(data, trained_on, torch.device("cpu"))
+    assert images.split.images[0, :, 6, 0].tolist() == [200 >> 4] * 3
 
 
 def test_beside_them_images_of_8_bits_stay_as_they_are_and_those_not_drawn_do_not_count(tmp_path):
