@@ -179,7 +179,7 @@ def _find(data_dir: Path, part: str, test_fraction: float) -> tuple[Path, list[s
             )
     if test and test_fraction:
         raise InputError(f"--test-fraction {test_fraction}: {test[0]} is the test set already; leave the flag out.")
-    if not train and (not test_fraction or named_test):
+    if not train and (named_test if test_fraction else part == "train" or not test):
         raise InputError(
             f"--data-dir {data_dir}: there is no folder {data_dir / 'train'}; images are expected as "
             f"{data_dir}/train/CLASS/IMAGE and {data_dir}/test/CLASS/IMAGE. For {data_dir}/CLASS/IMAGE alone, "

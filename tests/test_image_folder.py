@@ -808,7 +808,7 @@ def test_the_training_images_tell_how_many_bits_there_are(tmp_path, largest, bit
         )
 
 
-def test_the_test_images_are_scaled_as_the_training_images_were(tmp_path):
+def test_test_images_are_scaled_as_training_images_were_which_need_not_be_there(tmp_path):
     data = Data("folder", str(scans(tmp_path, "test", 200)), image_size=8)
     trained_on = TrainedOn(("cat", "dog"), 3, 8, (0.5,) * 3, (0.5,) * 3, bits=12)
     images = train_final.load_test_images(data, trained_on, torch.device("cpu"))
