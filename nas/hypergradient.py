@@ -275,8 +275,8 @@ def _check_auxiliary_model(auxiliary_model: _MonkeyPatchBase, lower_model: nn.Mo
         in_one = [name for name in own | other if (name in own) != (name in other)]
         names = ", ".join((in_one or [name for name in own if own[name] != other[name]])[:3])
         raise ValueError(
-            f"the auxiliary model is not a wrapping of the lower model: {len(shapes[1])} parameters against "
-            f"{len(shapes[0])}, or other shapes{names and f' ({names})'}."
+            f"the auxiliary model is not a wrapping of the lower model (parameters: {len(shapes[1])} against "
+            f"{len(shapes[0])}, or other shapes{names and f': {names}'})."
         )
 
 

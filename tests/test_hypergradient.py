@@ -794,7 +794,7 @@ def test_a_parameter_that_the_first_pass_registers(register):
     with pytest.raises(ValueError, match=r"the lower objective depends on the lower model's parameter late, but"):
         problem.call(problem.make(), auxiliary)
     run(problem.lower)
-    with pytest.raises(ValueError, match="wrapping of the lower model: 4 parameters against 5, or other shapes"):
+    with pytest.raises(ValueError, match=r"wrapping of the lower model \(parameters: 4 against 5, or other shapes"):
         problem.call(problem.make(), auxiliary)
     problem = Problem(problem.upper, problem.lower, problem.objective, problem.train, problem.validate)
     assert relative_error(problem.hypergradient(r=1e-3), numerical(problem)) < 1e-5
@@ -893,11 +893,11 @@ AUXILIARY_MODELS = {
     ),
     "other shapes": (
         lambda problem: wrapped(Vector(3, 2)),
-        "is not a wrapping of the lower model: 2 parameters against 2, or other shapes (first, second).",
+        "is not a wrapping of the lower model (parameters: 2 against 2, or other shapes: first, second).",
     ),
     "other count": (
         lambda problem: wrapped(nn.Linear(2, 3, bias=False)),
-        "is not a wrapping of the lower model: 1 parameters against 2, or other shapes (first, second, weight).",
+        "is not a wrapping of the lower model (parameters: 1 against 2, or other shapes: first, second, weight).",
     ),
 }
 

@@ -223,11 +223,13 @@ def in_the_background():
 
 
 @with_ray
-def test_on_ray(make, in_the_background, monkeypatch):
+def test_on_ray(make, in_the_background, monkeypatch, tmp_path):
     import ray
 
     monkeypatch.setenv("OMP_NUM_THREADS", "7")  # which the share of a job goes before
-    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # counts as the quota of a container does
+    quota = tmp_path / "cpu.max"
+    quota.write_text("100000 100000\n")  # of a container that may use one core
+    monkeypatch.setattr("nas.threads.CPU_MAX", quota)
     before = signal.getsignal(signal.SIGTERM)
     with runner("local", 0.5, "cpu") as run_all:
         assert ray.cluster_resources()["CPU"] == 1
