@@ -5,6 +5,14 @@ number of threads, with the number that a run chooses, and with one thread. Each
 of its own, which takes a step that is not timed and then as many as begin within some seconds. A ratio says how many
 times as quick as with torch's own number a step is. Wants a machine that does nothing else, and less than eight minutes
 on two cores.
+
+Two cores of a shared machine, torch 2.14.1, `--seconds 4` (one or two timed steps each, six and a half minutes):
+
+                                            torch's own   automatic            one thread
+    digits, --preset quick           quiet   2.47 s (2)    2.29 s (2)  1.08     2.75 s  0.90
+                                     busy    9.69 s (2)    3.46 s (1)  2.80     2.82 s  3.44
+    16 channels, 8 cells, batch 16   quiet  10.52 s (2)    8.96 s (2)  1.17    13.50 s  0.78
+                                     busy   40.27 s (2)   15.55 s (1)  2.59    13.51 s  2.98
 """
 
 import argparse
