@@ -11,23 +11,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nas import datasets, draw
-from nas.checkpoint import state_tensors
-from nas.command_line import data_flags, run_script
-from nas.config import SearchConfig, is_several
+from nas.bilevel.step import Batch, Models, build, exact_step, read, shared_step
+from nas.config.cli import data_flags
+from nas.config.flags import SearchConfig, is_several
+from nas.data import datasets
+from nas.distributed import ALONE, Processes
+from nas.entry import run_script
 from nas.errors import InputError, Stopped, count
-from nas.follower import Follower, check_same_images, restore
-from nas.forecast import memory_of_step, on_meta, outlook
-from nas.genotype import Genotype, GenotypeFile
-from nas.interrupts import Interrupts
-from nas.processes import ALONE, Processes
-from nas.progress_bar import progress_bar
-from nas.run_folder import RunFolder, folder_of_run, is_finished
-from nas.search_records import export_cell, note_epoch, status
-from nas.search_step import Batch, Models, build, exact_step, read, shared_step
-from nas.searches import plan, run_searches
-from nas.threads import take_threads
-from nas.training import (
+from nas.machine.threads import take_threads
+from nas.report.search_log import export_cell, note_epoch, status
+from nas.runs.checkpoint import state_tensors
+from nas.runs.folder import RunFolder, folder_of_run, is_finished
+from nas.runs.follower import Follower, check_same_images, restore
+from nas.runs.interrupts import Interrupts
+from nas.runs.progress_bar import outlook, progress_bar
+from nas.search_space import pictures
+from nas.search_space.genotype import Genotype, GenotypeFile
+from nas.selection.protocol import plan, run_searches
+from nas.training.forecast import memory_of_step, on_meta
+from nas.training.steps import (
     Images,
     about_stem,
     cosine,
@@ -187,7 +189,7 @@ def search(config: SearchConfig, processes: Processes = ALONE) -> None:
         if processes.first:
             export_cell(run, exported, images, config.supernet.stem)
         if not drawn:
-            run.log(draw.HOW_TO_GET_PICTURES)
+            run.log(pictures.HOW_TO_GET_PICTURES)
         how = f"--genotype {shlex.quote(str(exported))}{data_flags(data, options.seed, config.supernet.stem)}"
         run.log(f"retrain it: python train_final.py {how}")
         save(finished=True)

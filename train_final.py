@@ -10,25 +10,26 @@ from pathlib import Path
 
 import torch
 
-from nas import datasets, draw, genotype_files
-from nas.accuracy import Measured, in_words
-from nas.batch_norm import synchronise
-from nas.checkpoint import save_weights, state_tensors
-from nas.command_line import run_script
-from nas.config import Data, FinalConfig, TrainedOn
+from nas.config.flags import Data, FinalConfig, TrainedOn
+from nas.data import datasets
+from nas.distributed import ALONE, Processes
+from nas.entry import run_script
 from nas.errors import InputError, Stopped, printable
-from nas.final_network import FinalNetwork
-from nas.follower import Follower, check_same_images, restore
-from nas.forecast import duration, memory_of_step, on_meta, outlook
-from nas.genotype import Genotype, GenotypeFile
-from nas.interrupts import Interrupts
-from nas.memory import peak_memory_gb
-from nas.network_size import network_size
-from nas.processes import ALONE, Processes
-from nas.progress_bar import progress_bar
-from nas.run_folder import RunFolder, folder_of_run, is_finished
-from nas.threads import take_threads
-from nas.training import (
+from nas.machine.memory import peak_memory_gb
+from nas.machine.threads import take_threads
+from nas.models.batch_norm import synchronise
+from nas.models.final_network import FinalNetwork
+from nas.models.size import network_size
+from nas.runs.checkpoint import save_weights, state_tensors
+from nas.runs.folder import RunFolder, folder_of_run, is_finished
+from nas.runs.follower import Follower, check_same_images, restore
+from nas.runs.interrupts import Interrupts
+from nas.runs.progress_bar import duration, outlook, progress_bar
+from nas.search_space import pictures, reader
+from nas.search_space.genotype import Genotype, GenotypeFile
+from nas.training.accuracy import Measured, in_words
+from nas.training.forecast import memory_of_step, on_meta
+from nas.training.steps import (
     Images,
     Target,
     about_stem,
@@ -77,7 +78,7 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
     found, default = None, ""
     with processes.agreed():
         if processes.first and options.resume is None:
-            found = genotype_files.read(path_or_name)
+            found = reader.read(path_or_name)
             default = f"final-{found.name}"
     path = Path(processes.text_of_first(str(folder_of_run(options, default))))
     (finished,) = processes.any(processes.first and options.resume is not None and is_finished(path, training.epochs))
@@ -93,7 +94,7 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
             if (path / "genotype.json").exists():
                 path_or_name = str(path / "genotype.json")
             run = RunFolder.reopen(path, config)
-            found = genotype_files.read(path_or_name)
+            found = reader.read(path_or_name)
     file = GenotypeFile.model_validate_json(processes.text_of_first(found.file.model_dump_json() if found else ""))
     genotype = Genotype(**file.cells())
     images, holdout_images = processes.in_turn(lambda: load_images(config, device, processes))
@@ -236,7 +237,7 @@ def train_final(config: FinalConfig, path_or_name: str, processes: Processes = A
             "metrics.jsonl, log.txt"
         )
         if not drawn:
-            run.log(draw.HOW_TO_GET_PICTURES)
+            run.log(pictures.HOW_TO_GET_PICTURES)
         if test_images:
             run.log(f"measure it again: python train_final.py --evaluate {shlex.quote(str(run.path))}")
         for line in result.lines(f"{name} accuracy after epoch {training.epochs}:", trained_on.classes):

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from nas.checkpoint import Progress, state_tensors
-from nas.config import SearchConfig
-from nas.genotype import Genotype
-from nas.run_folder import RunFolder
-from nas.search_step import build, exact_step, read
-from nas.training import Target, rollback_if_not_finite
+from nas.bilevel.step import build, exact_step, read
+from nas.config.flags import SearchConfig
+from nas.runs.checkpoint import Progress, state_tensors
+from nas.runs.folder import RunFolder
+from nas.search_space.genotype import Genotype
+from nas.training.steps import Target, rollback_if_not_finite
 
 NUM_SAVES = 20
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.hypergradient import FirstOrder, Onestage, State
-from nas.supernet import Alphas, Supernet
+from nas.bilevel.hypergradient import FirstOrder, Onestage, State
+from nas.models.supernet import Alphas, Supernet
 
 
 def objective(state: State) -> Tensor:

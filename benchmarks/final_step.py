@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas.final_network import AuxiliaryHead, FinalNetwork
-from nas.genotype import Genotype
+from nas.models.final_network import AuxiliaryHead, FinalNetwork
+from nas.search_space.genotype import Genotype
 
 
 def conv(c_in: int, c_out: int, kernel: int, **geometry) -> nn.Conv2d:

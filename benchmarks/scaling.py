@@ -19,11 +19,11 @@ from typing import Any
 import torch
 import torch.distributed
 
-from nas.command_line import parse
-from nas.config import SearchConfig
-from nas.processes import together
-from nas.search_step import build, exact_step
-from nas.training import Target
+from nas.bilevel.step import build, exact_step
+from nas.config.cli import parse
+from nas.config.flags import SearchConfig
+from nas.distributed import together
+from nas.training.steps import Target
 
 
 def measure(flags: list[str], batch_size: int, num_steps: int) -> None:

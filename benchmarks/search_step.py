@@ -40,10 +40,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.baseline import TextbookSupernet, copy_weights, textbook_step
-from nas.command_line import parse
-from nas.config import SearchConfig
-from nas.search_step import build, exact_step, shared_step
-from nas.training import Target, pick_device
+from nas.bilevel.step import build, exact_step, shared_step
+from nas.config.cli import parse
+from nas.config.flags import SearchConfig
+from nas.training.steps import Target, pick_device
 
 SIZES = ((16, 8, 16), (16, 8, 64), (8, 5, 64))  # init channels, cells, batch
 

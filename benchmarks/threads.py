@@ -26,12 +26,12 @@ from pathlib import Path
 
 import torch
 
-from nas.command_line import parse
-from nas.config import Run, SearchConfig
-from nas.processes import ALONE
-from nas.search_step import build, exact_step
-from nas.threads import allowed_cores, take_threads
-from nas.training import Target
+from nas.bilevel.step import build, exact_step
+from nas.config.cli import parse
+from nas.config.flags import Run, SearchConfig
+from nas.distributed import ALONE
+from nas.machine.threads import allowed_cores, take_threads
+from nas.training.steps import Target
 
 # Channels, pixels a side and number of images of a batch, and the flags of the supernet.
 SIZES = {

@@ -1,10 +1,10 @@
 """Differentiable architecture search: a supernet, its hypergradient, and the genotypes they lead to."""
 
+from nas.bilevel.hypergradient import FirstOrder, Onestage, State
 from nas.errors import InputError
-from nas.final_network import FinalNetwork
-from nas.genotype import Genotype, GenotypeFile, Provenance
-from nas.hypergradient import FirstOrder, Onestage, State
-from nas.supernet import Alphas, EdgeWeights, Supernet
+from nas.models.final_network import FinalNetwork
+from nas.models.supernet import Alphas, EdgeWeights, Supernet
+from nas.search_space.genotype import Genotype, GenotypeFile, Provenance
 
 __all__ = [
     "Alphas",

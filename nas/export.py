@@ -22,9 +22,10 @@ import tyro
 from torch import Tensor, nn
 
 from nas import files
-from nas.command_line import exit_code, understand
+from nas.config.cli import understand
+from nas.entry import exit_code
 from nas.errors import InputError, Stopped
-from nas.final_network import FinalNetwork
+from nas.models.final_network import FinalNetwork
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
 LARGEST_DIFFERENCE = {"onnx": 1e-4, "torch-export": 0.0, "safetensors": 0.0}  # of logits, from those computed here

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from nas.errors import count, printable
-from nas.genotype import Genotype, GenotypeFile, Provenance
-from nas.network_size import network_size
-from nas.search_space import EDGES_PER_NODE, NUM_INPUTS
+from nas.models.size import network_size
+from nas.search_space.genotype import Genotype, GenotypeFile, Provenance
+from nas.search_space.space import EDGES_PER_NODE, NUM_INPUTS
 
 CELLS = {"normal": "normal cell", "reduce": "reduction cell"}
 

@@ -12,12 +12,14 @@ from typing import Annotated
 
 import tyro
 
-from nas import genotype_files, genotype_lines
-from nas.command_line import exit_code, understand
-from nas.draw import HOW_TO_GET_PICTURES
+from nas import genotype_lines
+from nas.config.cli import understand
+from nas.entry import exit_code
 from nas.errors import InputError, printable
-from nas.genotype import MAX_NODES, SHIPPED, GenotypeFile, Provenance
-from nas.random_genotype import random_genotype
+from nas.search_space import reader
+from nas.search_space.genotype import MAX_NODES, SHIPPED, GenotypeFile, Provenance
+from nas.search_space.pictures import HOW_TO_GET_PICTURES
+from nas.search_space.random_cells import random_genotype
 
 SEEDS = 2**32
 
@@ -124,7 +126,7 @@ class Convert:
     source: Source
     """A name such as DARTS_V2, the text itself, a run folder, - for standard input, or a file in any of these forms,
     also a log, a Python module or a printed dictionary (FILE:NAME for one of several)."""
-    to: Annotated[genotype_files.Form, tyro.conf.arg(metavar="FORM")]
+    to: Annotated[reader.Form, tyro.conf.arg(metavar="FORM")]
     """What that form cannot express is an error."""
     output: Output = None
     """File to write, which must not exist. (default: standard output)"""
@@ -132,10 +134,10 @@ class Convert:
     def run(self) -> int:
         found = _read(self.source)
         try:
-            text = genotype_files.written_as(self.to, found.genotype, found.file.provenance)
+            text = reader.written_as(self.to, found.genotype, found.file.provenance)
         except InputError as error:
             raise InputError(f"{found.where}: {error}") from None
-        genotype_files.write(text, self.output)
+        reader.write(text, self.output)
         return 0
 
 
@@ -163,11 +165,11 @@ class Random:
             raise InputError(f"--nodes: must be 1 to {MAX_NODES}, got {self.nodes}.")
         if self.name is not None and self.output is not None:
             raise InputError("--name: goes without --output; both say where to write.")
-        output = self.output if self.name is None else genotype_files.path_of_new(self.name)
+        output = self.output if self.name is None else reader.path_of_new(self.name)
         genotype = random_genotype(self.seed, self.nodes)
         provenance = Provenance(method="random", seed=self.seed)
         form = "text" if output is None else "json"
-        genotype_files.write(genotype_files.written_as(form, genotype, provenance), output)
+        reader.write(reader.written_as(form, genotype, provenance), output)
         return 0
 
 
@@ -190,16 +192,16 @@ class Validate:
         code = 0
         for path in self.paths:
             try:
-                verdict = " ".join(["valid", *(f"({note})" for note in genotype_files.read(path).notes)])
+                verdict = " ".join(["valid", *(f"({note})" for note in reader.read(path).notes)])
             except InputError as error:
                 code, verdict = 2, printable(str(error).partition(": ")[2], 400)
             print(f"{printable(path, 400)}: {verdict}")
         return code
 
 
-def _read(source: str) -> genotype_files.Read:
+def _read(source: str) -> reader.Read:
     """What is there; on standard error, what is to be known of it."""
-    found = genotype_files.read(source)
+    found = reader.read(source)
     for note in found.notes:
         print(f"{found.where}: {note}", file=sys.stderr)
     return found

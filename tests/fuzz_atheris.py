@@ -31,8 +31,11 @@ import numpy as np
 import torch
 
 with atheris.instrument_imports(include=["nas"], enable_loader_override=False):
-    from nas import checkpoint, files, genotype, genotype_files, genotype_forms, npz, search_space
+    from nas import files
+    from nas.data import npz
     from nas.errors import InputError
+    from nas.runs import checkpoint
+    from nas.search_space import conversions, genotype, reader, space
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = sorted((ROOT / "genotypes").glob("*.json"))
@@ -44,7 +47,7 @@ WORDS = [
     *["epochs", "steps", "bad_steps", "bad_steps_in_a_row", "loss", "num_correct", "num_images", "peaks"],
     *["epoch_began_s", "metrics.jsonl", "tensorboard/events.out.tfevents.1", "../", "checksum", "manifest"],
     *["__metadata__", "dtype", "shape", "data_offsets", "F32", "I64", "BF16", "NaN", "Infinity", "-Infinity", "1e999"],
-    *["true", "false", "null", r"\ud800", r"\u0000", "9" * 400, "[" * 300, *search_space.PRIMITIVES],
+    *["true", "false", "null", r"\ud800", r"\u0000", "9" * 400, "[" * 300, *space.PRIMITIVES],
     *["PK\1\2", "PK\3\4", "PK\5\6", "PK\6\6", "PK\6\7", "\x93NUMPY\1\0", "images.npy", "labels.npy", "classes.npy"],
     *[
         "mirror.npy",
@@ -166,7 +169,7 @@ class Text(Target):
     def seeds(self) -> list[bytes]:
         cells = [genotype.Genotype.load(path) for path in PUBLISHED[:4]]
         texts = [cell.to_text() for cell in cells]
-        forms = [cells[1].model_dump(), genotype_forms.to_nni(cells[1]), genotype_forms.to_nasbench301(cells[1])]
+        forms = [cells[1].model_dump(), conversions.to_nni(cells[1]), conversions.to_nasbench301(cells[1])]
         module = f"A = {texts[0]}  # one\nB = x.{texts[1]}\nC = A\n'''\n{texts[2]}'''".encode()
         log = f"12:00 {texts[0]}\n12:01 {texts[1].replace('1)', 'np.int64(1))')}"
         written = [write(form).encode() for form in forms for write in (json.dumps, repr)]
@@ -175,7 +178,7 @@ class Text(Target):
     def read(self, data: bytes) -> None:
         path = self.folder / "input.txt"
         path.write_bytes(data)
-        found = genotype_files.read(f"{path}:A" if len(data) % 2 else str(path))
+        found = reader.read(f"{path}:A" if len(data) % 2 else str(path))
         assert all(note.isprintable() for note in found.notes)
         assert genotype.Genotype.from_text(found.genotype.to_text()) == found.genotype
 

@@ -6,8 +6,8 @@ import pytest
 
 import search
 import train_final
-from nas.command_line import run_script
-from nas.config import FinalConfig, SearchConfig
+from nas.config.flags import FinalConfig, SearchConfig
+from nas.entry import run_script
 
 MAINS = {"search": (search.search, SearchConfig), "train_final": (train_final.main, FinalConfig)}
 

@@ -1,4 +1,4 @@
-"""Some steps of a search or of a final training, in float64, for `tests/test_processes.py` to start several times."""
+"""Some steps of a search or of a final training, in float64, for `tests/test_distributed.py` to start several times."""
 
 import copy
 import sys
@@ -9,15 +9,15 @@ from safetensors.torch import save_file
 
 import search
 import train_final
-from nas import search_step
-from nas.batch_norm import estimate_anew
-from nas.checkpoint import state_tensors
-from nas.command_line import parse
-from nas.config import FinalConfig, SearchConfig
-from nas.final_network import FinalNetwork
-from nas.genotype import Genotype
-from nas.processes import Processes, together
-from nas.training import start_states
+from nas.bilevel import step as search_step
+from nas.config.cli import parse
+from nas.config.flags import FinalConfig, SearchConfig
+from nas.distributed import Processes, together
+from nas.models.batch_norm import estimate_anew
+from nas.models.final_network import FinalNetwork
+from nas.runs.checkpoint import state_tensors
+from nas.search_space.genotype import Genotype
+from nas.training.steps import start_states
 
 CPU = torch.device("cpu")
 

@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 
-from nas import export, report, search_step
-from nas.command_line import parse
-from nas.config import SearchConfig
-from nas.training import Target, rollback_if_not_finite
+from nas import export
+from nas.bilevel import step
+from nas.config.cli import parse
+from nas.config.flags import SearchConfig
+from nas.report import page
+from nas.training.steps import Target, rollback_if_not_finite
 from tests.in_process import call
 from tests.stand_in import DEVICE, StandIn, stand_in  # noqa: F401, as pytest wants the fixture by its name
 
@@ -37,7 +39,7 @@ def test_a_search_goes_on_there_and_is_reported(stand_in, tmp_path):  # noqa: F8
     assert call("search", tmp_path, "--resume=runs/a", "--epochs=2") == 0
     last = json.loads((tmp_path / "runs/a/metrics.jsonl").read_text().splitlines()[-1])
     assert (last["epoch"], last["step"]) == (2, 2)
-    report.write([tmp_path / "runs/a"], tmp_path / "report.html")
+    page.write([tmp_path / "runs/a"], tmp_path / "report.html")
 
 
 @pytest.mark.parametrize("flags", [["--holdout-fraction=0.5", "--auxiliary-weight=0", "--balanced"], ["--dry-run"]])
@@ -65,10 +67,10 @@ def test_a_step_reads_the_device_once(script, flags, a_step, stand_in, tmp_path)
     assert list(by_step.values()) == [2], f"reads of two steps by line: {dict(by_step)}"
 
 
-@pytest.mark.parametrize("step", [search_step.exact_step, search_step.shared_step])
+@pytest.mark.parametrize("step", [step.exact_step, step.shared_step])
 def test_nothing_inside_a_step_reads_the_device(step, stand_in):  # noqa: F811
     config = parse(SearchConfig, ["--init-channels=2", "--num-cells=1", "--num-nodes=1"])
-    models = search_step.build(config, 1, 10, DEVICE)
+    models = step.build(config, 1, 10, DEVICE)
     train, validate = (
         (torch.empty(6, 1, 8, 8, device=DEVICE), Target(torch.empty(6, dtype=int, device=DEVICE), 1.0, 6))
         for _ in range(2)

@@ -4,13 +4,14 @@ import re
 
 import pytest
 
-from nas import forecast, genotype_forms
-from nas.config import SearchConfig
+from nas.config.flags import SearchConfig
 from nas.errors import InputError, count
-from nas.genotype import Genotype
-from nas.random_genotype import random_genotype
-from nas.searches import plan
-from nas.training import too_many_bad_steps
+from nas.search_space import conversions
+from nas.search_space.genotype import Genotype
+from nas.search_space.random_cells import random_genotype
+from nas.selection.protocol import plan
+from nas.training import forecast
+from nas.training.steps import too_many_bad_steps
 from tests.in_process import call
 
 ONE_OF_SEVERAL = r"(?<![\d.,/] )(?<![\d.,/])\b1 (?!is|was|has|×)[a-z]+s\b"
@@ -56,7 +57,7 @@ def sentence_of(refused):
             ),
             "1 edge, but a cell has",
         ),
-        (lambda: sentence_of(lambda: genotype_forms.to_nni(random_genotype(0, 1))), "1 node, and cells of"),
+        (lambda: sentence_of(lambda: conversions.to_nni(random_genotype(0, 1))), "1 node, and cells of"),
     ],
 )
 def test_sentences_about_one(said, part):

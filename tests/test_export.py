@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from nas import datasets, export
-from nas.config import FinalConfig, SearchConfig, TrainedOn
+from nas import export
+from nas.config.flags import FinalConfig, SearchConfig, TrainedOn
+from nas.data import datasets
 from nas.errors import InputError, Stopped
-from nas.final_network import FinalNetwork
-from nas.genotype import Genotype
-from nas.run_folder import RunFolder
+from nas.models.final_network import FinalNetwork
+from nas.runs.folder import RunFolder
+from nas.search_space.genotype import Genotype
 from tests.in_process import call
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

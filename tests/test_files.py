@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nas import files
-from nas.checkpoint import load_weights, save_weights
 from nas.errors import InputError
+from nas.runs.checkpoint import load_weights, save_weights
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

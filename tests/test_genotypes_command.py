@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from nas import draw, genotype_lines, genotypes
-from nas.genotype import Genotype, GenotypeFile, Provenance
+from nas import genotype_lines, genotypes
 from nas.genotypes import main
-from nas.network_size import NetworkSize
-from nas.random_genotype import random_genotype
-from nas.search_space import PRIMITIVES
+from nas.models.size import NetworkSize
+from nas.search_space import pictures
+from nas.search_space.genotype import Genotype, GenotypeFile, Provenance
+from nas.search_space.random_cells import random_genotype
+from nas.search_space.space import PRIMITIVES
 from tests.bad_calls import content, fault
 
 ROOT = Path(__file__).parent.parent
@@ -133,7 +134,7 @@ def test_show_gives_the_terminal_no_orders(quick, capsys):
 
 @pytest.mark.parametrize("graphviz", [True, False])
 def test_show_writes_pictures(graphviz, quick, monkeypatch, capsys):
-    monkeypatch.setattr(draw, "_render", lambda source, suffix: b"picture" if graphviz else None)
+    monkeypatch.setattr(pictures, "_render", lambda source, suffix: b"picture" if graphviz else None)
     assert main(["show", "DARTS_V1", "--svg", "to/pictures"]) == 0
     found = {path.name for path in Path("to/pictures").iterdir()}
     sources = {"normal.gv", "reduce.gv"}

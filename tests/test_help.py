@@ -5,16 +5,17 @@ import shlex
 
 import pytest
 
-from nas import export, genotypes, report
-from nas.command_line import understand
+from nas import export, genotypes
+from nas.config.cli import understand
+from nas.report import page
 
 SUBCOMMANDS = ["list", "show", "diff", "convert", "random", "validate"]
 KINDS = {
     genotypes: (genotypes.Command, {"default": genotypes.List()}),
-    report: (report.Arguments, {}),
+    page: (page.Arguments, {}),
     export: (export.Export, {}),
 }
-CALLS = [(genotypes, []), *[(genotypes, [name]) for name in SUBCOMMANDS], (report, []), (export, [])]
+CALLS = [(genotypes, []), *[(genotypes, [name]) for name in SUBCOMMANDS], (page, []), (export, [])]
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ def test_a_help_has_a_sentence_and_an_example_that_is_understood(module, subcomm
     assert stop.value.code == 0
     usage, _, about = capsys.readouterr().out.partition("\n\n")
     assert len(usage) <= 80 or (module, subcommand) == (genotypes, ["random"])  # whose last flag is on the next line
-    command = f"python -m {' '.join([module.__name__, *subcommand])}"
+    command = f"python -m {' '.join([module.__name__.removesuffix('.page'), *subcommand])}"
     assert usage.startswith(f"usage: {command} ")
     lines = [line.strip("│ ") for line in about.splitlines()]
     assert re.match(r"[A-Z].*\.", lines[0])

@@ -26,11 +26,13 @@ from safetensors.torch import load_file
 
 import search
 import train_final
-from nas import checkpoint, datasets, draw
-from nas.checkpoint import Manifest
-from nas.command_line import parse
-from nas.report_data import read_run
-from nas.training import Images
+from nas.config.cli import parse
+from nas.data import datasets
+from nas.report.run_data import read_run
+from nas.runs import checkpoint
+from nas.runs.checkpoint import Manifest
+from nas.search_space import pictures
+from nas.training.steps import Images
 from tests import torture
 from tests.bad_calls import content
 from tests.in_process import MAINS, call
@@ -93,7 +95,7 @@ def is_one_sentence(error, beginning):
 def quicker():
     """The runs in this process draw, and read, the same things again and again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(draw, "_render", functools.cache(draw._render))
+        patch.setattr(pictures, "_render", functools.cache(pictures._render))
         patch.setattr(datasets, "_load_digits", functools.cache(datasets._load_digits))
         yield
 

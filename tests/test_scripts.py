@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from nas.checkpoint import Manifest
-from nas.genotype import Genotype, GenotypeFile
-from nas.network_size import network_size
-from nas.supernet import Alphas, Supernet
+from nas.models.size import network_size
+from nas.models.supernet import Alphas, Supernet
+from nas.runs.checkpoint import Manifest
+from nas.search_space.genotype import Genotype, GenotypeFile
 from tests import bad_calls
 from tests.in_process import call
 

@@ -5,7 +5,8 @@ import runpy
 import shlex
 from pathlib import Path
 
-from nas import export, genotypes, report
+from nas import export, genotypes
+from nas.report import page
 from tests.in_process import call
 
 TUTORIAL = (Path(__file__).parent.parent / "docs" / "tutorial.md").read_text(encoding="utf-8")
@@ -25,7 +26,7 @@ def test_every_step_of_the_tutorial_works(tmp_path, monkeypatch, capfd):
             continue
         words = shlex.split(command)[1:]
         if words[0] == "-m":
-            run = {"nas.genotypes": genotypes.main, "nas.report": report.main, "nas.export": export.main}
+            run = {"nas.genotypes": genotypes.main, "nas.report": page.main, "nas.export": export.main}
             assert run[words[1]](words[2:]) == 0, command
         else:
             assert call(words[0].removesuffix(".py"), tmp_path, *words[1:], *SMALLEST[words[0]]) == 0, command

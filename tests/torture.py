@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nas.genotype import Genotype
+from nas.search_space.genotype import Genotype
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--dataset=digits", "--train-limit=96", "--init-channels=2", "--num-cells=3", "--batch-size=8"]

@@ -1,0 +1,1 @@
+"""Bilevel optimisation: the hypergradient, and the step that moves alphas and weights."""

@@ -1,0 +1,324 @@
+"""Data sets as uint8 tensors in memory, their splits, and batches that are a function of (seed, epoch, step)."""
+
+import functools
+import hashlib
+import json
+import os
+import socket
+import tempfile
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nas.data import image_folder, npz
+from nas.errors import InputError, Stopped, printable
+
+# Sets in which the mirror image of a thing is not that thing.
+MIRRORED_IS_ANOTHER = ("digits", "svhn", "mnist", "kmnist")
+DOWNLOAD_TIMEOUT_S = 30.0
+MAX_NAMES_BYTES = 1_000_000  # a run's config.json holds the names of the classes, and 1 MiB of it is read back
+
+# What torchvision looks for under the data folder.
+_IDX_FILES = "train-images-idx3-ubyte, train-labels-idx1-ubyte and the same for t10k, or these as .gz"
+EXPECTED_FILES = {
+    "cifar10": "cifar-10-batches-py/ (data_batch_1 to 5, test_batch, batches.meta) or cifar-10-python.tar.gz",
+    "cifar100": "cifar-100-python/ (train, test, meta) or cifar-100-python.tar.gz",
+    "fashion-mnist": f"FashionMNIST/raw/ ({_IDX_FILES})",
+    "mnist": f"MNIST/raw/ ({_IDX_FILES})",
+    "kmnist": f"KMNIST/raw/ ({_IDX_FILES})",
+    "svhn": "train_32x32.mat and test_32x32.mat",
+}
+
+
+class Split(NamedTuple):
+    """One part of a data set.
+
+    Attributes:
+        images: (num_images, channels, size, size), uint8.
+        targets: (num_images,), int64, indices into `classes`, on the CPU.
+        classes: names of the classes.
+        mirror: whether a mirrored image is of the same class, as far as the images say so themselves.
+        bits: of `folder` alone: range of the grey images that have 16 bits per pixel (see `nas.image_folder.Loaded`).
+        notes: lines on what was left out or lost, and on which folder serves as what.
+    """
+
+    images: Tensor
+    targets: Tensor
+    classes: tuple[str, ...]
+    mirror: bool = True
+    bits: int = 16
+    notes: tuple[str, ...] = ()
+
+    def select(self, indices: Tensor) -> "Split":
+        """The images at `indices`, in that order."""
+        return self._replace(images=self.images[indices], targets=self.targets[indices])
+
+    def to(self, device: torch.device) -> "Split":
+        """Return the split with its images on a device; the targets stay on the CPU, where batches are drawn."""
+        return self._replace(images=self.images.to(device))
+
+
+def load(
+    name: str,
+    data_dir: Path,
+    part: str,
+    image_size: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    skip_bad: bool = False,
+    classes: tuple[str, ...] | None = None,
+    resize: str = "crop",
+    test_fraction: float = 0.0,
+    bits: int | None = None,
+) -> Split:
+    """Read the training or the test images of a data set; the other part is not read.
+
+    Args:
+        name: cifar10, cifar100, mnist, kmnist, fashion-mnist, svhn, digits, folder or npz. `digits` is embedded: 1,797
+            grey images, 8 × 8, every fifth one for testing. `folder` is `data_dir/train/<class>/**` and
+            `data_dir/test/<class>/**`, any image format, as RGB whether they are grey or not; a part read whole is kept
+            beside it (see `nas.image_folder`). `npz` is `data_dir/train.npz` and `data_dir/test.npz`, arrays of
+            numpy's, grey or RGB (see `nas.npz`).
+        data_dir: where the files lie; a set that torchvision knows and that is missing is unpacked from its archive
+            where this lies there, its checksum being the published one, or else downloaded.
+        part: "train" or "test".
+        image_size: pixels a side, for `folder` alone (32 by default).
+        limit: at most so many images, drawn by the seed.
+        seed: of that draw.
+        skip_bad: for `folder` alone: leave out files that cannot be read as images.
+        classes: for `npz` alone: names of the classes where the file has none, such as those of the other part.
+        resize, test_fraction, bits: for `folder` alone; see `nas.image_folder.load`.
+
+    Raises:
+        InputError: files are missing or cannot be read; it names the folder and the files.
+    """
+    assert part in ("train", "test"), part
+    if name == "folder":
+        choose = functools.partial(_draw, limit=limit, seed=seed)
+        own = image_folder.load(data_dir, part, image_size or 32, choose, skip_bad, resize, test_fraction, bits)
+        split = Split(own.images, own.targets, own.classes, bits=own.bits, notes=own.notes)
+    elif name == "npz":
+        split = Split(*npz.load(data_dir, part, classes))
+    else:
+        split = _load_digits(part) if name == "digits" else _load_torchvision(name, data_dir, part)
+    num_bytes = len(json.dumps(split.classes, ensure_ascii=False).encode())
+    if num_bytes > MAX_NAMES_BYTES:
+        raise InputError(
+            f"--data-dir {data_dir}: the names of the {len(split.classes):,} classes take {num_bytes:,} bytes, of "
+            f"which {MAX_NAMES_BYTES:,} can be kept; shorten them."
+        )
+    return split.select(_draw(len(split.targets), limit, seed)) if limit else split
+
+
+def fingerprint(*splits: Split) -> str:
+    """A digest of images, targets, classes and whether they may be mirrored, 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for split in splits:
+        digest.update(repr((tuple(split.images.shape), split.classes)).encode())
+        for tensor in (split.images, split.targets):
+            digest.update(tensor.cpu().contiguous().numpy().data)
+        if not split.mirror:
+            digest.update(b"not to be mirrored")
+    return digest.hexdigest()
+
+
+def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator seeded by what it is for, such as ("augment", seed, epoch, step)."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def halves(num_images: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Two disjoint sets of indices that together are all: shuffled by the seed, `fraction` of them in the second."""
+    order = torch.randperm(num_images, generator=generator("halves", seed))
+    num_first = num_images - round(fraction * num_images)
+    return order[:num_first], order[num_first:]
+
+
+def num_batches(num_images: int, batch_size: int) -> int:
+    """Batches an epoch; none is larger than `batch_size`."""
+    return -(-num_images // batch_size)
+
+
+def batch(num_images: int, batch_size: int, seed: int, purpose: str, step: int) -> Tensor:
+    """The indices of one batch of an endless series: pass after pass over all images, each pass shuffled anew.
+
+    Each image occurs once a pass. The batches of a pass differ in size by one at the most, so that the last one is not
+    too small for a batch norm.
+
+    Args:
+        step: counted from the start of the series, over all passes.
+        purpose: tells apart the series of one seed.
+    """
+    passes, index = divmod(step, num_batches(num_images, batch_size))
+    order = torch.randperm(num_images, generator=generator("batch", purpose, seed, passes))
+    return order.tensor_split(num_batches(num_images, batch_size))[index]
+
+
+def balanced_batch(targets: Tensor, batch_size: int, seed: int, purpose: str, step: int) -> Tensor:
+    """The indices of one batch of an endless series in which each class occurs as often as any other.
+
+    The series is made of rounds, in each of which every class that there is gives one image, the classes shuffled anew.
+    The images of a class follow one another pass after pass over them, each pass shuffled anew. Batches are as many and
+    as large as those of `batch`, so that a round may go on in the next batch; the images of a class that has more than
+    its share last for more than one pass over all.
+
+    Args:
+        targets: (num_images,), int64, of all images, on the CPU.
+        step, purpose: as in `batch`.
+    """
+    passes, index = divmod(step, num_batches(len(targets), batch_size))
+    parts = torch.arange(len(targets)).tensor_split(num_batches(len(targets), batch_size))
+    members = [images for images in targets.argsort(stable=True).split(targets.bincount().tolist()) if len(images)]
+
+    @functools.cache
+    def shuffled(num: int, *key: int | str) -> Tensor:
+        return torch.randperm(num, generator=generator("balanced", purpose, seed, *key))
+
+    chosen = []
+    for draw in (passes * len(targets) + parts[index]).tolist():
+        turn, place = divmod(draw, len(members))
+        group = int(shuffled(len(members), "round", turn)[place])
+        pass_of_class, place = divmod(turn, len(members[group]))
+        chosen.append(members[group][shuffled(len(members[group]), "class", group, pass_of_class)[place]])
+    return torch.stack(chosen)
+
+
+def in_order(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of (images, targets) in the order of the split."""
+    yield from zip(split.images.split(batch_size), split.targets.split(batch_size), strict=True)
+
+
+def _draw(num_images: int, limit: int | None, seed: int) -> Tensor:
+    """Indices of `limit` images, rising."""
+    order = torch.randperm(num_images, generator=generator("limit", seed))
+    return order[:limit].sort().values
+
+
+def _load_digits(part: str) -> Split:
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)  # (1797, 64), from 0 to 16
+    images = torch.from_numpy(np.asarray(pixels) * (255 / 16)).round().to(torch.uint8).view(-1, 1, 8, 8)
+    targets = torch.from_numpy(np.asarray(labels)).long()
+    tested = torch.arange(len(targets)) % 5 == 0
+    chosen = tested if part == "test" else ~tested
+    return Split(images[chosen], targets[chosen], tuple("0123456789"))
+
+
+def _load_torchvision(name: str, data_dir: Path, part: str) -> Split:
+    try:
+        try:
+            dataset = _open_torchvision(name, data_dir, part, download=False)
+        except RuntimeError:  # torchvision's word for: missing, or another checksum
+            _fetch(name, data_dir)
+            dataset = _open_torchvision(name, data_dir, part, download=False)
+    except (InputError, Stopped):
+        raise
+    except Exception as error:  # whatever its readers raise at files whose checksums it does not look at
+        reason = printable(error, 200) or type(error).__name__
+        raise InputError(
+            f"--data-dir {data_dir}: the files of {name} are damaged ({reason}); remove {EXPECTED_FILES[name]}."
+        ) from None
+    images = torch.as_tensor(np.asarray(dataset.data))
+    if name.startswith("cifar"):
+        images = images.permute(0, 3, 1, 2)
+    elif name.endswith("mnist"):
+        images = images.unsqueeze(1)
+    targets = torch.as_tensor(np.asarray(dataset.labels if name == "svhn" else dataset.targets)).long()
+    classes = getattr(dataset, "classes", None) or [str(digit) for digit in range(10)]
+    return Split(images.contiguous(), targets, tuple(classes))
+
+
+def _torchvision_class(name: str) -> Any:
+    from torchvision import datasets
+
+    names = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "kmnist": "KMNIST", "svhn": "SVHN"}
+    return getattr(datasets, names.get(name, "FashionMNIST"))
+
+
+def _open_torchvision(name: str, root: Path, part: str, download: bool) -> Any:
+    """torchvision's own reader. It checks the MD5 of the CIFAR and SVHN files before it opens them."""
+    kind = _torchvision_class(name)
+    if name == "svhn":
+        return kind(str(root), split=part, download=download)
+    if os.path.exists(legacy := root / kind.__name__ / "processed" / "training.pt"):  # torchvision would unpickle it
+        raise InputError(
+            f"{legacy}: a file of an old torchvision, which is not opened here; remove the folder it is in."
+        )
+    return kind(str(root), train=part == "train", download=download)
+
+
+def _archives(name: str, data_dir: Path) -> tuple[dict[str, Path], bool]:
+    """Which of the files that are downloaded lie there, by where torchvision puts them, and whether all do.
+
+    Raises:
+        InputError: a file has another checksum than the published one; it is named.
+    """
+    from torchvision.datasets.utils import check_integrity
+
+    kind, unpacked = _torchvision_class(name), {}
+    if name == "svhn":
+        archives = {kind.split_list[part][1]: kind.split_list[part][2] for part in ("train", "test")}
+    elif name.endswith("mnist"):
+        archives = {f"{kind.__name__}/raw/{file}": md5 for file, md5 in kind.resources}
+    else:
+        archives = {kind.filename: kind.tgz_md5}
+        files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
+        unpacked = {f"{kind.base_folder}/{file}": md5 for file, md5 in files}
+    found = {}
+    for place, md5 in (archives | unpacked).items():
+        there = [path for path in (data_dir / place, data_dir / Path(place).name) if os.path.isfile(path)]
+        sound = [path for path in there if check_integrity(path, md5)]
+        if there and not sound:
+            raise InputError(
+                f"{there[0]}: damaged, or not of {name}: its checksum is not the published one; move it away."
+            )
+        if sound and place in archives:
+            found[place] = sound[0]
+    return found, len(found) == len(archives)
+
+
+def _fetch(name: str, data_dir: Path) -> None:
+    """Unpack or download into a folder aside, so that nothing half-done stays behind, then move it to its place."""
+    archives, is_complete = _archives(name, data_dir)
+    for kind, own in (("folder", data_dir / "train"), ("npz", data_dir / "train.npz")):
+        if os.path.exists(own) and not is_complete:
+            raise InputError(
+                f"--dataset {name}: not found in --data-dir {data_dir}, which holds {own}; for images of your own add "
+                f"--dataset {kind}."
+            )
+    listed = ", ".join(map(str, archives.values()))
+    print(f"Unpacking {listed}." if is_complete else f"{name} is not in {data_dir}: downloading it.", flush=True)
+    before = socket.getdefaulttimeout()
+    existing = next(folder for folder in (data_dir, *data_dir.absolute().parents) if os.path.isdir(folder))
+    try:
+        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
+        with tempfile.TemporaryDirectory(prefix=".nas-download-", dir=existing) as aside:
+            for place, archive in archives.items():  # torchvision downloads what is not there
+                Path(aside, place).parent.mkdir(parents=True, exist_ok=True)
+                Path(aside, place).symlink_to(archive.absolute())
+            for part in ("train", "test"):
+                _open_torchvision(name, Path(aside), part, download=True)
+            data_dir.mkdir(parents=True, exist_ok=True)
+            for source in Path(aside).rglob("*"):
+                target = data_dir / source.relative_to(aside)
+                if source.is_dir():
+                    target.mkdir(exist_ok=True)
+                elif source.suffix not in (".gz", ".tgz") and not source.is_symlink():
+                    source.replace(target)
+    except (urllib.error.URLError, RuntimeError, OSError) as error:
+        reason = " ".join(str(getattr(error, "reason", None) or error).split())[:300]
+        if is_complete:
+            raise InputError(f"--data-dir {data_dir}: {listed} cannot be unpacked there ({reason}).") from None
+        raise InputError(
+            f"--dataset {name}: not found in --data-dir {data_dir}, which should hold {EXPECTED_FILES[name]}, and the "
+            f"download failed ({reason}); put the files there, or use --dataset digits, which is embedded."
+        ) from None
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,303 @@
+"""What a report shows of one run, read from its folder and checked: plain numbers and text, ready for JSON."""
+
+import dataclasses
+import itertools
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from nas.config.cli import data_flags
+from nas.config.file import flag_of, read_config, validate
+from nas.config.flags import FinalConfig, SearchConfig, TrainedOn, is_several
+from nas.errors import InputError, count
+from nas.models.size import network_size
+from nas.search_space.genotype import Genotype, GenotypeFile
+from nas.search_space.space import EDGES_PER_NODE, NUM_INPUTS, PRIMITIVES, edges
+from nas.training.accuracy import FILE as ACCURACY_FILE
+from nas.training.accuracy import AccuracyFile
+
+MAX_METRICS_BYTES = 256 << 20  # an epoch of a search takes some 25 KB
+MAX_LINE_BYTES = 1 << 20
+CELLS = ("normal", "reduce")
+HOW_CALLED = ("resume", "evaluate", "config", "preset", "dry_run")  # flags that are no part of what was computed
+SERIES = {
+    "search": (
+        *(f"{level}/{what}" for what in ("loss", "accuracy") for level in ("lower", "upper")),
+        "upper/balanced_accuracy",
+        *(f"cells/{what}" for what in ("entropy_normal_nats", "entropy_reduce_nats")),
+        *(f"cells/skip_connections_{cell}" for cell in CELLS),
+    ),
+    "final": ("train/loss", "train/accuracy", "holdout/loss", "holdout/accuracy", "holdout/balanced_accuracy"),
+}
+_RECORD = TypeAdapter(dict[str, Annotated[float, Field(strict=True, allow_inf_nan=False)]])
+
+Cell = Sequence[tuple[str, int]]
+
+
+class _Environment(BaseModel):
+    """What `environment.environment` leaves in config.json."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    date: str
+    command: list[str] = []
+    versions: dict[str, str] = {}
+    platform: str = ""
+    processor: str = ""
+    num_threads: int | None = None
+    gpus: list[str] = []
+
+
+class _Metrics(NamedTuple):
+    """Of the finished epochs, in their order.
+
+    Attributes:
+        epochs: counted from 1; some are missing where metrics.jsonl was cut.
+        series: by name a value an epoch, None where there was none.
+        edge_weights: of a search, an epoch: cell -> (edges, 8).
+        test: loss and accuracy of a final network that is trained.
+        time_s: seconds that the run has taken.
+    """
+
+    epochs: list[int]
+    series: dict[str, list[float | None]]
+    edge_weights: list[dict[str, list[list[float]]]]
+    test: dict[str, float]
+    time_s: float
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """All that a report shows of a run of search.py or train_final.py, at its end or before.
+
+    Raises:
+        InputError: the folder holds no run or no finished epoch, or a file in it is damaged, too large or a link; it
+            names the file, and the line or field.
+    """
+    for name in ("config.json", "metrics.jsonl", "genotype.json", ACCURACY_FILE):
+        if (folder / name).is_symlink():
+            raise InputError(f"{folder / name}: a link, and a run folder holds none.")
+    file = read_config(folder)
+    path = folder / "config.json"
+    try:
+        environment = _Environment.model_validate(file.environment)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise InputError(f"config {path}: environment.{problem['loc'][0]}: {problem['msg']}.") from None
+    if file.trained_on is None:
+        kind, config = "search", validate(SearchConfig, file.config, path)
+    else:
+        kind, config = "final", validate(FinalConfig, file.config, path)
+    if isinstance(config, SearchConfig) and is_several(config):
+        raise InputError(f"{folder}: several searches; name one of the run folders in it.")
+    num_epochs = config.lower.epochs if isinstance(config, SearchConfig) else config.training.epochs
+    num_nodes = config.supernet.num_nodes if isinstance(config, SearchConfig) else 0
+    metrics = _read_metrics(folder, SERIES[kind], num_epochs, num_nodes)
+    run: dict[str, Any] = {
+        "kind": kind,
+        "name": folder.resolve().name,
+        "dataset": config.data.dataset,
+        "seed": config.run.seed,
+        "date": environment.date,
+        "num_epochs": num_epochs,
+        "epochs": metrics.epochs,
+        "series": metrics.series,
+        "time_s": metrics.time_s,
+        "config": _flags(config, type(config)()),
+        "environment": _lines(environment, len(file.resumed)),
+    }
+    stored = shlex.quote(str(folder / "genotype.json"))
+    commands = []
+    if isinstance(config, SearchConfig):
+        history = [Genotype.from_edge_weights(**weights) for weights in metrics.edge_weights]
+        size = network_size(history[-1])
+        run["edge_weights"] = {
+            cell: [[[round(weight, 5) for weight in row] for row in weights[cell]] for weights in metrics.edge_weights]
+            for cell in CELLS
+        }
+        run["changes"] = changes(history, metrics.epochs)
+        again = data_flags(config.data, config.run.seed, config.supernet.stem)
+        commands.append(["train the cell", f"python train_final.py --genotype {stored}{again}"])
+    else:
+        history = [Genotype(**GenotypeFile.load(folder / "genotype.json").cells())]
+        trained_on = validate(TrainedOn, file.trained_on, path)
+        shape = trained_on.image_size, trained_on.in_channels, config.network.init_channels, config.network.num_cells
+        size = network_size(history[0], *shape, len(trained_on.classes), config.network.stem)
+        run |= {"test": metrics.test, "skips_test": config.training.skip_test}
+        run["answers"] = _answers(folder / ACCURACY_FILE, trained_on.classes, metrics.epochs[-1])
+        command = f"python train_final.py --evaluate {shlex.quote(str(folder))}"
+        commands += [["measure the test accuracy again", command]] if metrics.test else []
+    untested = isinstance(config, FinalConfig) and not config.training.skip_test and not metrics.test
+    finished = metrics.epochs[-1] == num_epochs and not untested
+    if not finished:
+        commands.append(["go on", f"python {file.script} --resume {shlex.quote(str(folder))}"])
+    if environment.command[:1] == [file.script]:  # else somebody has made it up
+        commands.append(["how it was begun", "python " + shlex.join(environment.command)])
+    return run | {
+        "finished": finished,
+        "cells": {cell: [getattr(genotype, cell) for genotype in history] for cell in CELLS},
+        "concat": {cell: getattr(history[-1], f"{cell}_concat") for cell in CELLS},
+        "genotype": history[-1].to_text(),
+        "size": {"weights": size.weights, "multiply_adds": size.multiply_adds},
+        "commands": commands,
+    }
+
+
+def _answers(path: Path, classes: tuple[str, ...], epoch: int) -> dict[str, Any] | None:
+    """What accuracy.json says, with what follows from it; None where there is none of the last epoch."""
+    if not path.exists():
+        return None
+    file = AccuracyFile.load(path, len(classes))
+    if file.epoch != epoch:
+        return None
+    measured = file.measured
+    figures = ("accuracy", "balanced_accuracy", "majority_accuracy", "largest_class")
+    return {
+        "measured_on": file.measured_on,
+        "classes": classes,
+        "num_images": file.num_images,
+        "num_correct": file.num_correct,
+        "confusion": file.confusion,
+    } | {name: getattr(measured, name) for name in figures}
+
+
+def changes(history: Sequence[Genotype], epochs: Sequence[int]) -> list[dict[str, Any]]:
+    """Which edges each epoch's genotype has, where that of the epoch before has others.
+
+    Args:
+        history: the genotype of each epoch.
+        epochs: their numbers.
+
+    Returns:
+        One an edge, by epoch, cell and node: the (primitive, source) that went, and the one that came. An edge that
+        changed only its primitive is paired with itself.
+    """
+    found = []
+    for index, (before, after) in enumerate(itertools.pairwise(history), 1):
+        for cell in CELLS:
+            for node, (old, new) in enumerate(
+                zip(_by_node(getattr(before, cell)), _by_node(getattr(after, cell)), strict=True), NUM_INPUTS
+            ):
+                gone, come = [edge for edge in old if edge not in new], [edge for edge in new if edge not in old]
+                gone.sort(key=lambda edge: edge[1] not in {source for _, source in come})
+                for edge in gone:
+                    to = next((other for other in come if other[1] == edge[1]), come[0])
+                    come.remove(to)
+                    found.append({"epoch": epochs[index], "cell": cell, "node": node, "from": edge, "to": to})
+    return found
+
+
+def _by_node(cell: Cell) -> list[Cell]:
+    return [cell[index : index + EDGES_PER_NODE] for index in range(0, len(cell), EDGES_PER_NODE)]
+
+
+def _read_metrics(folder: Path, names: Sequence[str], num_epochs: int, num_nodes: int) -> _Metrics:
+    path = folder / "metrics.jsonl"
+    columns = {
+        cell: [
+            [f"edge_weights_{cell}/{source}-{node}_{primitive}" for primitive in PRIMITIVES]
+            for source, node in edges(num_nodes)
+        ]
+        for cell in CELLS
+    }
+    expected = {name for rows in columns.values() for row in rows for name in row}
+    found = _Metrics(
+        [], {name: [] for name in (*names, "speed/epoch_s", "speed/images_per_s", "speed/peak_memory_gb")}, [], {}, 0.0
+    )
+    rates: list[float] = []
+    time_s = 0.0
+    for number, record in _records(path):
+        where = f"{path}, line {number}"
+        epoch = record.get("epoch", 0.0)
+        if not (epoch.is_integer() and max([1, *found.epochs[-1:]]) <= epoch <= num_epochs):
+            raise InputError(
+                f"{where}: epoch is {epoch:g}, but must be one of 1 to {num_epochs}, and none that is over."
+            )
+        if any(name.endswith("accuracy") and not 0 <= value <= 1 for name, value in record.items()):
+            raise InputError(f"{where}: an accuracy is no fraction.")
+        time_s = record.get("time_s", time_s)
+        if "speed/images_per_s" in record:
+            rates.append(record["speed/images_per_s"])
+        if "test/accuracy" in record:
+            found.test.update(
+                {name: record[f"test/{name}"] for name in ("loss", "accuracy") if f"test/{name}" in record}
+            )
+        if "speed/epoch_s" not in record:  # which the last record of an epoch has
+            continue
+        if found.epochs[-1:] == [int(epoch)]:
+            raise InputError(f"{where}: epoch {epoch:g} a second time.")
+        if {name for name in record if name.startswith("edge_weights_")} != expected:
+            raise InputError(f"{where}: not the edge weights of cells of {count(num_nodes, 'node')}.")
+        weights = {cell: [[record[name] for name in row] for row in rows] for cell, rows in columns.items()}
+        for row in (row for rows in weights.values() for row in rows):
+            if min(row) < 0 or abs(sum(row) - 1) > 1e-3:
+                raise InputError(f"{where}: the weights of an edge do not add up to 1.")
+        if rates:
+            record["speed/images_per_s"] = sum(rates) / len(rates)
+        rates.clear()
+        found.test.clear()  # it was of an epoch before
+        found.epochs.append(int(epoch))
+        found.edge_weights.append(weights)
+        for name, values in found.series.items():
+            values.append(record.get(name))
+    if not found.epochs:
+        raise InputError(f"{folder}: no epoch is finished yet, so there is nothing to report.")
+    return found._replace(time_s=time_s)
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """The lines of a metrics.jsonl, each with its number; one that is still being written is left out."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, so no epoch is finished yet.")
+    try:
+        if path.stat().st_size > MAX_METRICS_BYTES:
+            raise InputError(f"{path}: larger than {MAX_METRICS_BYTES >> 20} MiB.")
+        with path.open("rb") as file:
+            number = 0
+            while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
+                number += 1
+                try:
+                    yield number, _RECORD.validate_json(line)
+                except ValidationError:
+                    raise InputError(f"{path}, line {number}: not a record; remove the line.") from None
+            if len(line) == MAX_LINE_BYTES:
+                raise InputError(f"{path}, line {number + 1}: longer than {MAX_LINE_BYTES >> 20} MiB.")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def _flags(config: SearchConfig | FinalConfig, default: SearchConfig | FinalConfig) -> list[list[Any]]:
+    """[title, [[flag, value, default], …]] of each group of flags."""
+    found = []
+    for group in dataclasses.fields(default):
+        if group.name == "several":  # each of them is a run, and a page, of its own
+            continue
+        values, defaults = getattr(config, group.name), getattr(default, group.name)
+        names = [field.name for field in dataclasses.fields(defaults) if field.name not in HOW_CALLED]
+        rows = [[flag_of(name), _text(getattr(values, name)), _text(getattr(defaults, name))] for name in names]
+        found.append([type(defaults).__doc__, rows])
+    return found
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _lines(environment: _Environment, times_resumed: int) -> list[list[str]]:
+    """[what, value] of each thing that is known."""
+    threads = "" if environment.num_threads is None else str(environment.num_threads)
+    rows = [
+        ["resumed", f"{times_resumed} ×" if times_resumed else ""],
+        ["processor", environment.processor],
+        ["threads", threads],
+        ["GPUs", ", ".join(environment.gpus)],
+        ["system", environment.platform],
+        *([name, version] for name, version in environment.versions.items()),
+    ]
+    return [row for row in rows if row[1]]

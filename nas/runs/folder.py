@@ -1,0 +1,352 @@
+"""The folder of one run: its config, lock and log, its checkpoints, and its records."""
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from nas import files
+from nas.config.file import CONFIG_VERSION, MAY_CHANGE, ConfigFile, read_config
+from nas.config.flags import FinalConfig, Run, SearchConfig, TrainedOn
+from nas.errors import InputError, Stopped, count, printable
+from nas.machine.environment import environment
+from nas.runs import checkpoint
+from nas.runs.checkpoint import Manifest, Progress
+from nas.runs.metrics import Records
+
+BITS_DEPEND_ON = ("versions", "num_threads", "num_processes")
+# TensorBoard takes the columns of its table from any one of the runs: so all have all.
+COMPARED = ("test/accuracy", "upper/accuracy", "upper/loss", "lower/accuracy", "train/accuracy")
+
+# Where the file system knows no locks, filelock keeps a file that names the process, and finds at a first try that the
+# process is gone, at its second one that the lock is free.
+LOCK_WAIT_S = 0.2
+
+WRITTEN_ASIDE = (
+    *("config.json", "genotype.json", "weights.safetensors", "accuracy.json"),
+    *("report.html", "retrained.html", "table.json", "pid"),
+    checkpoint.CURRENT,
+)
+
+
+def folder_of_run(options: Run, default: str) -> Path:
+    """Of --resume, else of --run-dir and --name, else with a name of `default`, seed and time."""
+    if options.resume is not None:
+        return Path(options.resume)
+    return Path(options.run_dir, options.name or f"{default}-seed{options.seed}-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def is_finished(path: Path, epochs: int) -> bool:
+    """Whether nothing of so many epochs is left to do in a run folder; if so, it is said."""
+    manifest = checkpoint.finished(path)
+    if manifest is None or manifest.progress.epochs < epochs:
+        return False
+    print(f"{path}: finished after {count(manifest.progress.epochs, 'epoch')}; --epochs with a larger number goes on.")
+    return True
+
+
+class RunFolder:
+    """Where one run writes, made by `create` or `reopen`; nobody else writes there until `close`.
+
+    As a context it ends in `Stopped` where the disk fails or Ctrl-C is pressed twice, with the command to go on.
+
+    Attributes:
+        path: the folder.
+        started: when the run began, ISO 8601.
+        go_on: the command that goes on with the run.
+        saved_at: when the last checkpoint was written or read, by the monotonic clock.
+    """
+
+    def __init__(self, path: Path, lock: FileLock, file: ConfigFile):
+        self.path = path
+        self.started: str = file.environment["date"]
+        self.go_on = f"python {file.script} --resume {shlex.quote(str(path))}"
+        self.saved_at = time.monotonic()
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._file = file
+        self._lock = lock
+        self._saved_step: int | None = None
+        self._log = (path / "log.txt").open("a", encoding="utf-8", buffering=1)
+        self._records: Records | None = None  # from `restore` on
+
+    @classmethod
+    def create(cls, path: Path, config: SearchConfig | FinalConfig, trained_on: TrainedOn | None = None) -> Self:
+        """Make the folder of a new run, with its config.json, in one step.
+
+        Args:
+            path: a folder that exists is refused, as it may hold another run.
+
+        Raises:
+            InputError: the folder exists, or cannot be made.
+        """
+        if os.path.lexists(path):
+            quoted = shlex.quote(str(path))
+            raise InputError(f"--name {path.name}: {path} exists already; choose another --name, or --resume {quoted}.")
+        file = ConfigFile(
+            format_version=CONFIG_VERSION,
+            config=_plain(config),
+            trained_on=None if trained_on is None else dataclasses.asdict(trained_on),
+            environment=environment(),
+        )
+        made = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            made.mkdir(parents=True)
+            files.write_json(made / "config.json", file.model_dump(exclude_defaults=True))
+            os.rename(made, path)
+            made = path
+            return cls(path, _lock(path), file)  # only now, as Windows renames no folder with an open file in it
+        except InputError:  # another process has taken the folder up already
+            raise
+        except BaseException as error:
+            shutil.rmtree(made, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise InputError(f"--run-dir: {path} cannot be made ({error.strerror}).") from None
+            raise
+
+    @classmethod
+    def reopen(cls, path: Path, config: SearchConfig | FinalConfig) -> Self:
+        """Open the folder of a run to go on with it.
+
+        Args:
+            config: with which it goes on; it replaces the one in config.json once `restore` has found nothing amiss.
+
+        Raises:
+            InputError: another process goes on with it, it holds a link, or it cannot be written.
+        """
+        _refuse_links(path)
+        file = read_config(path)
+        now = {name: environment()[name] for name in ("command", "date", *BITS_DEPEND_ON)}
+        file = file.model_copy(update={"config": _plain(config), "resumed": [*file.resumed, now]})
+        try:
+            lock = _lock(path)
+            for name in WRITTEN_ASIDE:
+                files.remove_asides(path / name)
+            return cls(path, lock, file)
+        except OSError as error:
+            raise InputError(f"--resume {path}: cannot be written ({error.strerror}).") from None
+
+    def restore(self, tensors: Mapping[str, Tensor], data: str, genotype: str | None = None) -> Progress:
+        """Read the last checkpoint into the tensors of the run, and forget what was recorded after it.
+
+        Args:
+            data: fingerprint of the images.
+            genotype: of the run, as text, where it is given from the start.
+
+        Raises:
+            InputError: no checkpoint can be read, all are gone, or it is of another config or of other images.
+        """
+        manifest, problems = checkpoint.load_newest(self.path, tensors)
+        if manifest is None:
+            records = self.path / "metrics.jsonl"
+            if records.exists() and records.stat().st_size:  # the first checkpoint comes before the first record
+                raise InputError(
+                    f"--resume {self.path}: its checkpoints are gone, though {records} holds records; begin a new run."
+                )
+            with self._stopped_by_failures():
+                self._begin({}, 0.0)
+                if self._file.resumed:
+                    self.write_config()
+                    self.log("there is no checkpoint yet: from the start")
+            return Progress()
+        if manifest.data != data:
+            raise InputError(
+                f"--resume {self.path}: the images are not those of the run (fingerprint {data}, then {manifest.data})."
+            )
+        if genotype is not None and manifest.genotype != genotype:
+            raise InputError(f"--resume {self.path}: genotype.json is not the genotype of the checkpoint.")
+        changed = {
+            name: (before, self._file.config.get(group, {}).get(name))
+            for group, flags in manifest.config.items()
+            for name, before in flags.items()
+            if before != self._file.config.get(group, {}).get(name)
+        }
+        for name, (before, now) in changed.items():
+            if name not in MAY_CHANGE:
+                raise InputError(f"--resume {self.path}: {name} is {now} in config.json, {before} in the checkpoint.")
+        progress = manifest.progress
+        self._saved_step = progress.steps
+        with self._stopped_by_failures():
+            self.write_config()
+            self._begin(manifest.sizes, manifest.elapsed_s)
+            for problem in problems:
+                self.log(f"{problem} Going on from the checkpoint before it.")
+            self.log(f"resumed after step {progress.steps}, {count(progress.epochs, 'epoch')} finished")
+            for name, (before, now) in changed.items():
+                if name != "threads":  # of which the number counts, not whether it was given
+                    self.log(f"{name}: {before} until here, {now} from here on")
+            first, last = self._file.environment, self._file.resumed[-1]
+            for name in BITS_DEPEND_ON:
+                if first.get(name, 1) != last[name]:
+                    self.log(f"{name} were {first.get(name)}, are {last[name]}: bits may differ")
+        return progress
+
+    def save(
+        self, tensors: Mapping[str, Tensor], data: str, genotype: str, progress: Progress, finished: bool = False
+    ) -> None:
+        """Write a checkpoint; arguments as in `checkpoint.Manifest`."""
+        assert self._records is not None
+        manifest = Manifest(
+            config=self._file.config,
+            data=data,
+            genotype=genotype,
+            progress=progress,
+            elapsed_s=self.elapsed_s(),
+            sizes=self._records.sizes(),
+            finished=finished,
+        )
+        checkpoint.save(self.path, tensors, manifest)
+        self._saved_step, self.saved_at = progress.steps, time.monotonic()
+
+    def bad_step(self, progress: Progress, problem: str) -> None:
+        """Count a step that was not applied, and say why."""
+        progress.bad_step()
+        self.log(f"step {progress.steps} is not applied: {problem}")
+
+    def write_config(self) -> None:
+        """Replace config.json by that with which the run goes on."""
+        files.write_json(self.path / "config.json", self._file.model_dump(exclude_defaults=True))
+
+    def _begin(self, sizes: Mapping[str, int], elapsed_s: float) -> None:
+        self._began = time.monotonic() - elapsed_s
+        config = self._file.config
+        flags = {
+            name: value
+            for group, values in config.items()
+            for name, value in values.items()
+            if (group not in ("run", "several") or name == "seed") and value is not None
+        }
+        began = datetime.fromisoformat(self.started).timestamp()
+        self._records = Records(self.path, sizes, began, flags, COMPARED, self.log)
+
+    def log(self, line: str) -> None:
+        """Print a line, and keep it in log.txt; what it quotes of files from elsewhere gives a terminal no orders."""
+        line = printable(line, 100_000)
+        self.console.print(line, markup=False)
+        self._keep(line)
+
+    def _keep(self, line: str) -> None:
+        self._log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}\n")
+
+    def elapsed_s(self) -> float:
+        """Seconds that the run has taken, without those between an end and going on."""
+        return time.monotonic() - self._began
+
+    def record(self, epoch: int, step: int, scalars: Mapping[str, float]) -> None:
+        """See `Records.write`."""
+        assert self._records is not None
+        self._records.write(epoch, step, self.elapsed_s(), scalars)
+
+    def picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """A picture in TensorBoard."""
+        assert self._records is not None
+        self._records.picture(name, picture, step)
+
+    def close(self) -> None:
+        """Give the folder free."""
+        for file in (self._log, self._records):
+            with contextlib.suppress(OSError):  # on a full disk closing fails as writing did
+                if file is not None:
+                    file.close()
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        try:
+            with self._stopped_by_failures():
+                if isinstance(error, Stopped):
+                    self._keep(f"stopped: {error}")  # the script prints it
+                if isinstance(error, OSError | KeyboardInterrupt | RuntimeError):
+                    raise error
+        finally:
+            self.close()
+
+    @contextlib.contextmanager
+    def _stopped_by_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = error.filename or self.path
+            raise Stopped(f"{where}: {error.strerror or error}; {self._what_is_kept()}") from None
+        except KeyboardInterrupt:
+            raise Stopped(f"at once; {self._what_is_kept()}", 130) from None
+        except RuntimeError as error:
+            if "does not have a deterministic implementation" not in str(error):
+                raise
+            operation = str(error).partition(" ")[0]
+            raise Stopped(
+                f"{operation} is not deterministic; leave out --deterministic, or take --device cpu."
+            ) from None
+
+    def _what_is_kept(self) -> str:
+        if not (self.path / "config.json").exists():
+            return "the run folder is gone"
+        if self._records is None and self._saved_step is None:  # such as one of several searches
+            return f"go on: {self.go_on}"
+        step = "no step" if self._saved_step is None else f"the checkpoint of step {self._saved_step}"
+        return f"{step} is kept; then go on: {self.go_on}"
+
+
+def _plain(config: SearchConfig | FinalConfig) -> dict[str, Any]:
+    """As a dictionary; how the run was begun or resumed is no part of it."""
+    content = dataclasses.asdict(config)
+    content["run"] |= {"resume": None, "config": None}
+    return content
+
+
+def is_at_work(path: Path) -> bool:
+    """Whether a process holds the lock of a run folder, on whichever machine."""
+    if not (path / "lock").is_file() or _is_link(path / "lock"):  # to ask would make it, or change what it leads to
+        return False
+    try:
+        with FileLock(path / "lock", timeout=LOCK_WAIT_S):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # such as one that may not be written
+        return False
+
+
+def _lock(path: Path) -> FileLock:
+    """Take the lock of a run folder, which ends with the process that holds it, however that ends."""
+    lock, holder = FileLock(path / "lock", timeout=LOCK_WAIT_S), path / "pid"
+    try:
+        lock.acquire()
+    except Timeout:
+        who = "another process"
+        if holder.is_file():
+            who = f"process {holder.read_bytes()[:20].decode(errors='replace').strip()}"
+        raise InputError(f"--resume {path}: {who} is at work in it; wait for it, or stop it.") from None
+    # Not in the locked file, which nobody else can read on Windows.
+    files.replace(holder, lambda aside: aside.write_text(f"{os.getpid()}\n", encoding="ascii"))
+    return lock
+
+
+def _refuse_links(path: Path) -> None:
+    """A run goes on writing into what it finds, and by a link that could be any file.
+
+    Raises:
+        InputError: there is a link in the folder, or something else that is neither a file nor a folder.
+    """
+    for parent, folders, names in os.walk(path):
+        for entry in (Path(parent, name) for name in folders + names):
+            if _is_link(entry):
+                raise InputError(f"--resume {path}: {entry} is a link or no regular file; remove it.")
+
+
+def _is_link(path: Path) -> bool:
+    """Whether it is a symbolic link, one of several hard links, or neither a file nor a folder."""
+    return path.is_symlink() or not (path.is_dir() or (path.is_file() and path.stat().st_nlink == 1))

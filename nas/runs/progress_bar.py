@@ -1,0 +1,91 @@
+"""How far a loop is: a bar on a terminal, a line now and then in a notebook, a pipe or a file."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nas import errors
+from nas.machine.threads import Pace, slow_line
+
+PLAIN_LINE_EVERY_S = 60.0
+TIMED_STEPS = 10
+
+
+def can_draw(console: Console) -> bool:
+    """Whether it is a terminal in which lines can be drawn over; that of a command in a notebook is none."""
+    return console.is_terminal and "JPY_PARENT_PID" not in os.environ
+
+
+@contextlib.contextmanager
+def progress_bar(
+    console: Console, log: Callable[[str], None], num_steps: int, done: int, images_a_step: int, go_on: str
+) -> Iterator[Callable[[str], None]]:
+    """Hands out what to call after each step, with what to show beside the time left, such as accuracies.
+
+    After a few steps a line says how quick they are and when the last one will have been taken, and another one, when
+    they come to take three times as long, what to do.
+
+    Args:
+        log: prints a line, and keeps it.
+        done: steps of `num_steps` that were taken before.
+        go_on: the command that goes on with the run.
+    """
+    drawn = can_draw(console)
+    began = said = last = time.monotonic()
+    step, pace = done, Pace()
+
+    def advance(status: str) -> None:
+        nonlocal began, said, last, step
+        step += 1
+        now = time.monotonic()
+        if step == done + 1:
+            began = said = now  # the first step of a process is slower than the others
+        elif step == done + 1 + TIMED_STEPS and step < num_steps:
+            log(outlook((now - began) / TIMED_STEPS, num_steps - step, images_a_step))
+        elif not drawn and now - said >= PLAIN_LINE_EVERY_S:
+            said = now
+            left = (now - began) / (step - done - 1) * (num_steps - step)
+            log(f"step {step} of {num_steps}, {duration(left)} left; {status}")
+        if step > done + 1 and (slow := pace.see(now - last)) is not None:
+            log(slow_line(*slow, go_on))
+        last = time.monotonic()
+
+    if not drawn:
+        yield advance
+        return
+    columns = (
+        BarColumn(bar_width=16),
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left; {task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=num_steps, completed=done)
+
+        def advance_with_bar(status: str) -> None:
+            advance(status)
+            bar.update(task, advance=1, description=status)
+
+        yield advance_with_bar
+
+
+def outlook(step_s: float, num_steps: int, images_a_step: int) -> str:
+    """How quick the steps are, how long so many of them take, and when they will have been taken."""
+    left_s = step_s * num_steps
+    end = datetime.now().astimezone() + timedelta(seconds=left_s)
+    return (
+        f"{images_a_step / step_s:.1f} images a second, {step_s:.3g} s a step: {duration(left_s)} for "
+        f"{errors.count(num_steps, 'step', ',')}, until {end:%Y-%m-%d %H:%M}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Such as 1:02:03 (hours, minutes, seconds)."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

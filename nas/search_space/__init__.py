@@ -1,0 +1,1 @@
+"""What can be searched and what is found: primitives, edges, genotypes, their forms and pictures."""

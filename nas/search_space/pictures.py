@@ -1,0 +1,172 @@
+"""Cells as Graphviz source, SVG and PNG, and edge weights as a heat map.
+
+Pictures need Graphviz: the one inside pygraphviz's wheel, else a `dot` on the PATH. The source needs neither.
+"""
+
+import functools
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import graphviz
+from PIL import Image, ImageDraw, ImageFont
+
+from nas.search_space.space import NUM_INPUTS
+
+HOW_TO_GET_PICTURES = (
+    "no pictures, only the .gv files: Graphviz is missing or failed here; pip install 'pygraphviz>=2.0' brings it."
+)
+
+# Fill of the label and colour of the arrow, by kind of primitive.
+KINDS = {
+    "sep": ("#d6e4f7", "#2f6db5"),
+    "dil": ("#d3efe9", "#15806d"),
+    "conv": ("#e4dcf5", "#6a4bb0"),
+    "max": ("#fbe3cd", "#c4660f"),
+    "avg": ("#fbf0c4", "#9c7a00"),
+    "skip": ("#ececec", "#6b6b6b"),
+}
+
+
+def cell_source(edges: Sequence[tuple[str, int]], concat: Sequence[int], name: str) -> str:
+    """Graphviz source of one cell.
+
+    Args:
+        edges: (primitive, source state) of each edge, two a node, nodes in order.
+        concat: the states whose concatenation is the cell's output c_k.
+        name: written above the cell.
+    """
+    font = {"fontname": "Aileron, Helvetica, Arial, sans-serif"}
+    graph = graphviz.Digraph(
+        name,
+        graph_attr=font
+        | {
+            "rankdir": "LR",
+            "bgcolor": "white",
+            "label": f"{name} cell",
+            "labelloc": "t",
+            "fontsize": "20",
+            "fontcolor": "#333333",
+            "nodesep": "0.18",
+            "ranksep": "0.35",
+            "pad": "0.25",
+            "dpi": "110",
+            "outputorder": "edgesfirst",
+        },
+        node_attr=font | {"shape": "box", "style": "rounded,filled", "penwidth": "1.2", "fontsize": "16"},
+        edge_attr=font | {"color": "#9a9a9a", "arrowsize": "0.7"},
+    )
+    inputs = ('<c<SUB><FONT POINT-SIZE="12">k-2</FONT></SUB>>', '<c<SUB><FONT POINT-SIZE="12">k-1</FONT></SUB>>')
+    for state, label in enumerate(inputs):
+        graph.node(f"s{state}", label, fillcolor="#cfe8cf", color="#3b7d3b")
+    above = graphviz.Digraph(graph_attr={"rank": "same"})
+    above.edge("s0", "s1", style="invis")  # keeps the first input above the second
+    graph.subgraph(above)
+    num_nodes = len(edges) // 2
+    for node in range(num_nodes):
+        graph.node(f"s{node + NUM_INPUTS}", str(node), fillcolor="#dfe3ea", color="#4a5568", shape="circle")
+    graph.node("output", '<c<SUB><FONT POINT-SIZE="12">k</FONT></SUB>>', fillcolor="#f6dfa8", color="#a87b12")
+    for index, (primitive, source) in enumerate(edges):
+        node = index // 2 + NUM_INPUTS
+        fill, line = KINDS[primitive.split("_")[0]]
+        label = f"e{index}"
+        # The label is a node of its own on the edge: dot then routes around it, and nothing overlaps.
+        graph.node(
+            label, primitive.replace("_", " "), fillcolor=fill, color=fill, fontcolor=line, fontsize="14", height="0.3"
+        )
+        graph.edge(f"s{source}", label, color=line, penwidth="1.6", arrowhead="none")
+        graph.edge(label, f"s{node}", color=line, penwidth="1.6")
+    for state in concat:
+        graph.edge(f"s{state}", "output", style="dashed")
+    return graph.source
+
+
+def draw_cells(cells: dict[str, str], folder: Path) -> bool:
+    """Write `<name>.gv` for each cell and, where there is Graphviz, `<name>.svg` and `<name>.png`.
+
+    Args:
+        cells: Graphviz source by name.
+        folder: made if it is missing.
+
+    Returns:
+        Whether the pictures were drawn.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = True
+    for name, source in cells.items():
+        (folder / f"{name}.gv").write_text(source, encoding="utf-8")
+        for suffix in ("svg", "png"):
+            picture = _render(source, suffix)
+            if picture is None:
+                drawn = False
+            else:
+                (folder / f"{name}.{suffix}").write_bytes(picture)
+    return drawn
+
+
+_PYGRAPHVIZ = (
+    "import sys, pygraphviz;"
+    "sys.stdout.buffer.write(pygraphviz.AGraph(string=sys.stdin.read()).draw(format=sys.argv[1], prog='dot'))"
+)
+
+
+def _render(source: str, suffix: str) -> bytes | None:
+    if importlib.util.find_spec("pygraphviz") is not None:
+        command = [sys.executable, "-c", _PYGRAPHVIZ, suffix]
+    elif dot := shutil.which("dot"):
+        command = [dot, f"-T{suffix}"]
+    else:
+        return None
+    # A process of its own: Graphviz and fontconfig warn on standard error about other people's font settings.
+    environment = os.environ | {"FONTCONFIG_FILE": str(_font_config())}
+    done = subprocess.run(command, input=source.encode(), capture_output=True, env=environment, start_new_session=True)
+    return done.stdout if done.returncode == 0 else None
+
+
+@functools.cache
+def _font_folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="nas-fonts-")
+
+
+@functools.cache
+def _font_config() -> Path:
+    """A fontconfig file that knows one font, Pillow's own.
+
+    A bare machine has no fonts (a PNG would show boxes), and other fonts would lay the cell out differently.
+    """
+    folder = Path(_font_folder().name)
+    font = ImageFont.load_default(12)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    (folder / "aileron.ttf").write_bytes(font.font_bytes)
+    config = folder / "fonts.conf"
+    config.write_text(
+        '<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd"><fontconfig>'
+        f"<dir>{folder}</dir><cachedir>{folder / 'cache'}</cachedir></fontconfig>",
+        encoding="utf-8",
+    )
+    return config
+
+
+def heat_map(weights: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
+    """Weights in [0, 1] as an RGB picture, one labelled cell a weight, white for 0 and dark blue for 1."""
+    font = ImageFont.load_default(12)
+    left, top, width, height = 70, 92, 56, 22
+    picture = Image.new("RGB", (left + width * len(columns), top + height * len(rows)), "white")
+    pen = ImageDraw.Draw(picture)
+    for column, name in enumerate(columns):
+        label = Image.new("RGBA", (top, height))
+        ImageDraw.Draw(label).text((2, 3), name.replace("_", " "), fill="#333333", font=font)
+        picture.paste(label := label.rotate(90, expand=True), (left + column * width + 16, 0), label)
+    for row, (name, values) in enumerate(zip(rows, weights, strict=True)):
+        pen.text((4, top + row * height + 3), name, fill="#333333", font=font)
+        for column, value in enumerate(values):
+            x, y = left + column * width, top + row * height
+            colour = tuple(round(255 + value * (dark - 255)) for dark in (8, 48, 107))
+            pen.rectangle((x, y, x + width - 2, y + height - 2), fill=colour)
+            pen.text((x + 12, y + 3), f"{value:.2f}", fill="white" if value > 0.5 else "#333333", font=font)
+    return picture

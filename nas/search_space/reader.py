@@ -1,0 +1,198 @@
+"""The one reader of genotypes, for all commands; and where these write to."""
+
+import codecs
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from nas import files
+from nas.errors import InputError, printable
+from nas.search_space import conversions
+from nas.search_space.genotype import (
+    FORMAT_VERSION,
+    Genotype,
+    GenotypeFile,
+    Provenance,
+    find,
+    first_problem,
+    known_names,
+)
+from nas.search_space.text import Found, choose, find_all
+
+Form = Literal["json", "text", "nni", "nasbench301"]
+
+FORMS = (
+    "What can be read: a genotype file; Genotype(normal=…, …), also in a log or a Python module; "
+    "JSON or a printed dictionary of NNI or NAS-Bench-301; a run folder; a name"
+)
+_IS_TEXT = re.compile(r".*\bGenotype\s*\(|\s*(?:\w+\s*=\s*)?[{\[|]", re.DOTALL)
+_IS_NAS_BENCH_201 = re.compile(r"\|\w{1,40}~[0-9]\|")
+
+
+@dataclass(frozen=True)
+class Read:
+    """A genotype that was read.
+
+    Attributes:
+        where: it was, for people to read.
+        name: for what is made of it, such as a run.
+        file: its cells, and where they come from.
+        notes: sentences on what was chosen or left out, to be printed.
+    """
+
+    where: str
+    name: str
+    file: GenotypeFile
+    notes: list[str]
+
+    @property
+    def genotype(self) -> Genotype:
+        """The cells."""
+        return Genotype(**self.file.cells())
+
+
+def read(source: str) -> Read:
+    """The genotype that a user means.
+
+    Args:
+        source: a path in any form, `PATH:NAME` or `PATH:LINE` of one among several, the folder of a run, the name of a
+            cell, the text itself, or "-" for standard input.
+
+    Raises:
+        InputError: there is none, or it is wrong; what can be read is said.
+    """
+    if source == "-":
+        return _read(sys.stdin.buffer.read(files.MAX_JSON_BYTES + 1), "standard input", "genotype", "")
+    if _IS_TEXT.match(source) and not os.path.exists(source):
+        return _read(source.encode(errors="surrogatepass"), "text", "genotype", "")
+    path, _, name = source.rpartition(":")
+    if os.path.exists(source) or not os.path.isfile(path):
+        path, name = source, ""
+    own = os.path.join(path, "genotype.json")
+    if os.path.isfile(own):
+        path, stem = own, Path(path).resolve().name
+    elif os.path.isdir(path) and path not in known_names():  # a folder of images may be called like a cell
+        raise InputError(f"genotype {printable(path, 400)}: a folder without genotype.json, so no run folder.")
+    else:
+        path = find(path)
+        stem = path.stem
+    stem = re.sub(r"[^\w.-]", "-", name if name and not name.isdigit() else stem)
+    return _read(files.read_small(Path(path), "genotype"), printable(path, 400), stem, name)
+
+
+def _read(data: bytes, where: str, stem: str, name: str) -> Read:
+    try:
+        if len(data) > files.MAX_JSON_BYTES:
+            raise InputError("larger than 1 MiB, so it is no genotype.")
+        file, notes = _file_in(data, name)
+    except ValidationError as error:
+        raise InputError(f"genotype {where}: {first_problem(error)}") from None
+    except InputError as error:
+        raise InputError(f"genotype {where}: {error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"genotype {where}: not text, as it is neither UTF-8 nor UTF-16. {FORMS}.") from None
+    except RecursionError:
+        raise InputError(f"genotype {where}: nested too deeply.") from None
+    return Read(where, stem, file, notes)
+
+
+def _file_in(data: bytes, name: str) -> tuple[GenotypeFile, list[str]]:
+    is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # the > of PowerShell writes it
+    text = data.decode("utf-16" if is_utf_16 else "utf-8-sig")
+    content, not_json = None, ""
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            content = json.loads(text, object_pairs_hook=files.each_key_once)
+        except (ValueError, RecursionError) as error:
+            not_json = f"not JSON ({printable(error, 200)}), and "
+    if isinstance(content, dict) and "format_version" in content:
+        if problem := files.too_new(content, FORMAT_VERSION):
+            raise InputError(problem)
+        if name:
+            raise InputError(f"a genotype file has one genotype, which has no name: leave out {name!r:.60}.")
+        return GenotypeFile.model_validate_json(text), []
+    found = _found_in(text, content)
+    if not found:
+        if _IS_NAS_BENCH_201.search(text):
+            raise InputError(f"a cell of NAS-Bench-201, which is another search space than that of DARTS. {FORMS}.")
+        raise InputError(f"{not_json}no genotype in it. {FORMS}.")
+    chosen, notes = choose(found, name)
+    if chosen.problem:
+        raise InputError(chosen.problem)
+    genotype, further = conversions.genotype_of(chosen.value)
+    if further:
+        notes.append(f"further fields, which are left out: {printable(', '.join(further), 200)}.")
+    return GenotypeFile.of(genotype, Provenance()), notes
+
+
+def _found_in(text: str, content: Any) -> list[Found]:
+    """All cells in a text, or in the JSON in it."""
+    if content is not None:
+        return list(conversions.cells_in(content, "", 1))
+    found = []
+    for item in find_all(text):
+        found += [item] if item.problem else conversions.cells_in(item.value, item.name, item.line)
+    return found
+
+
+def path_of_new(name: str) -> str:
+    """Where a cell of that name belongs, in a folder that is there.
+
+    Raises:
+        InputError: it is no name, or that of another cell.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name.endswith(".json"):
+        raise InputError(
+            "--name: must be up to 100 letters, digits, '.', '_' or '-', begin with a letter or digit, and not end in "
+            f".json, got {name!r:.60}."
+        )
+    if name in known_names():
+        raise InputError(f"--name {name}: there is a cell of that name already.")
+    Path("genotypes").mkdir(exist_ok=True)
+    return f"genotypes/{name}.json"
+
+
+def written_as(form: Form, genotype: Genotype, provenance: Provenance) -> str:
+    """What a file in that form holds.
+
+    Raises:
+        InputError: the form cannot express the cells.
+    """
+    match form:
+        case "json":
+            return files.json_text(GenotypeFile.of(genotype, provenance).model_dump(exclude_none=True))
+        case "text":
+            return f"{genotype.to_text()}\n"
+        case "nni":
+            return files.json_text(conversions.to_nni(genotype))
+        case "nasbench301":
+            return files.json_text(conversions.to_nasbench301(genotype))
+
+
+def write(text: str, output: str | None) -> None:
+    """To a new file, in a folder that is made where there is none, or without a file to standard output.
+
+    Raises:
+        InputError: the file exists, or cannot be written; nothing of it is left.
+    """
+    if output is None:
+        print(text, end="")
+        return
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file = open(output, "x", encoding="utf-8")  # noqa: SIM115, as only a file made here may be removed
+    except FileExistsError:
+        raise InputError(f"{output}: exists already, and is left as it is.") from None
+    try:
+        with file:
+            file.write(text)
+    except OSError as error:
+        os.unlink(output)
+        raise InputError(f"{output}: {error.strerror}.") from None
+    print(f"wrote {output}")

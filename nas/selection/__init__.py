@@ -1,0 +1,1 @@
+"""Several searches: their jobs, the training of their cells, and the choice of the best one."""

@@ -1,0 +1,278 @@
+"""Runs of the two scripts as jobs: each a process of its own, begun, gone on with or left alone as its folder says.
+
+A job may be run any number of times, by one process after another: what it has reached lies in its folder. So whoever
+runs jobs may die at any moment, and need not remember anything.
+"""
+
+import contextlib
+import functools
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from nas.errors import InputError, printable
+from nas.machine.threads import usable_cores
+from nas.runs import checkpoint
+from nas.runs.folder import is_at_work
+
+POLL_S = 0.5
+CONNECT_S = 10.0
+MAX_RESTARTS = 3  # in a row, without a step between them that was kept
+ASKED_TO_STOP = (130, 143)
+
+# On Linux the kernel then sends SIGTERM to the script when whoever started it dies, however that happens: a script that
+# nobody waits for ends with a checkpoint. 1 is PR_SET_PDEATHSIG.
+DIE_WITH_PARENT = (
+    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
+    "os.getppid() == int(sys.argv[1]) or sys.exit(143); "  # it may have died before
+    "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a script.
+
+    Attributes:
+        script: the file.
+        folder: its run folder, seen from `cwd`.
+        begin: flags that begin it.
+        go_on: flags that may be given again with --resume.
+        epochs: after which it is finished.
+        cwd: where it runs.
+    """
+
+    script: Path
+    folder: Path
+    begin: tuple[str, ...]
+    go_on: tuple[str, ...]
+    epochs: int
+    cwd: Path
+
+    @property
+    def path(self) -> Path:
+        """The run folder, wherever this process is."""
+        return self.cwd / self.folder
+
+    @property
+    def output(self) -> Path:
+        """What the script prints."""
+        return self.path.with_name(f"{self.path.name}.out")
+
+
+class Ending(NamedTuple):
+    """How a job ended: 0 where it is finished, 2 where its input is wrong, or another code; and why, in a sentence."""
+
+    code: int
+    why: str
+
+
+def is_done(job: Job) -> bool:
+    """Whether nothing is left to do."""
+    manifest = checkpoint.finished(job.path)
+    return manifest is not None and manifest.progress.epochs >= job.epochs
+
+
+def run_job(job: Job, tick: Callable[[], None] = lambda: None, threads: int | None = None) -> Ending:
+    """Run a job to its end, from wherever it is; one that dies is started again.
+
+    Args:
+        tick: called about twice a second.
+        threads: the job's share of the cores; None where it runs alone and may ask which are free.
+
+    Raises:
+        KeyboardInterrupt: it was raised here, as by `tick`: the script was asked to stop, and has ended.
+    """
+    restarts = 0
+    while not is_done(job):
+        while is_at_work(job.path):  # the script outlived whoever started it
+            time.sleep(POLL_S)
+            tick()
+        before = _steps(job)
+        code = _run_once(job, tick, threads)
+        if code == 2 and is_at_work(job.path):
+            continue
+        if code == 2:
+            return Ending(code, _last_line(job.output).removeprefix("error: "))
+        if code in ASKED_TO_STOP:
+            return Ending(code, f"{job.folder} was asked to stop, and did")
+        restarts = 0 if _steps(job) > before else restarts + 1
+        if restarts > MAX_RESTARTS:
+            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            return Ending(1, f"{job.folder} ended {restarts} times in a row {how}: {_last_line(job.output)}")
+    return Ending(0, "")
+
+
+def _steps(job: Job) -> int:
+    """That are kept and were applied; -1 where there is no checkpoint yet."""
+    manifest = checkpoint.newest(job.path)
+    return manifest.progress.steps - manifest.progress.bad_steps if manifest else -1
+
+
+def _run_once(job: Job, tick: Callable[[], None], threads: int | None) -> int:
+    """The exit code of the script, negative where a signal ended it."""
+    flags = ("--resume", str(job.folder), *job.go_on) if job.path.exists() else job.begin
+    prelude = ("-c", DIE_WITH_PARENT, str(os.getpid())) if sys.platform == "linux" else ()
+    command = (sys.executable, *prelude, str(job.script), *flags)
+    share = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    with job.output.open("ab") as output:
+        # In a session of its own Ctrl-C does not reach it, so that it is asked to stop once, by us.
+        script = subprocess.Popen(
+            command,
+            cwd=job.cwd,
+            env=os.environ | share,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        while True:
+            try:
+                return script.wait(POLL_S)
+            except subprocess.TimeoutExpired:
+                tick()
+    except BaseException:
+        script.terminate()
+        try:
+            script.wait()
+        except KeyboardInterrupt:  # asked once more: at once
+            script.terminate()
+            script.wait()
+        raise
+
+
+def _last_line(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        lines = file.read().decode(errors="replace").split("\n")
+    return printable(next((line for line in reversed(lines) if line.strip()), "it printed nothing"), 1000)
+
+
+# Where the jobs run. Both return how those ended that are not finished; wrong input ends the other jobs as well.
+
+RunAll = Callable[[Sequence[Job], Callable[[], None]], list[Ending]]
+
+
+def in_turn(jobs: Sequence[Job], tick: Callable[[], None]) -> list[Ending]:
+    """One after another, here."""
+    endings = []
+    for job in jobs:
+        endings.append(run_job(job, tick))
+        if endings[-1].code == 2:
+            break
+    return [ending for ending in endings if ending.code]
+
+
+def on_ray(jobs: Sequence[Job], tick: Callable[[], None], resources: Mapping[str, float]) -> list[Ending]:
+    """Side by side, as tasks of the Ray that this process is connected to; those of a node that dies run elsewhere.
+
+    Raises:
+        InputError: a node cannot run them.
+    """
+    import ray
+
+    task = ray.remote(_run_as_task).options(max_retries=-1, **resources)
+    # Ray sets OMP_NUM_THREADS itself where it is not set; here a job has its share even so.
+    threads = max(1, int(resources["num_cpus"]))
+    waiting = [task.remote(job, threads) for job in jobs if not is_done(job)]
+    endings: list[Ending] = []
+    try:
+        while waiting and not any(ending.code == 2 for ending in endings):
+            ready, waiting = ray.wait(waiting, timeout=POLL_S)
+            endings += ray.get(ready)
+            tick()
+    except ray.exceptions.RaySystemError as error:  # such as a node without nas
+        why = printable(str(error).strip().rpartition("\n")[2].strip(), 300)
+        raise InputError(f"--ray: a node cannot run the jobs ({why}); it has to have nas and this folder.") from None
+    finally:
+        for one in waiting:
+            ray.cancel(one)
+        if waiting:
+            ray.wait(waiting, num_returns=len(waiting))
+    return [ending for ending in endings if ending.code]
+
+
+def _run_as_task(job: Job, threads: int) -> Ending:
+    asked: list[int] = []
+
+    def stop_if_asked() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    # Ray cancels a task by SIGINT, as Python handles it: not at all where a shell began this command in the background,
+    # as its children ignore SIGINT, and theirs. So there is a handler, and one that does not hurry what is stopping.
+    before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    try:
+        return run_job(job, stop_if_asked, threads)
+    except OSError as error:
+        return Ending(1, f"{error.filename or job.folder}: {error.strerror}.")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def runner(address: str | None, share: float, device: str, threads: int | None = None) -> Iterator[RunAll]:
+    """Hands out `in_turn` or, where there is an address, `on_ray`, connected to it until the end.
+
+    Args:
+        address: local begins a Ray on this machine.
+        share: GPUs that a job takes; CPU cores where the cluster has no GPU, or `device` is cpu.
+        threads: of a job, by --threads; it then takes this many cores at least.
+
+    Raises:
+        InputError: Ray is not installed or does not answer, or no node has as much as a job takes.
+    """
+    if address is None:
+        yield in_turn
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else a Ray begun here gives way to whatever else runs
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--ray: the package is missing; install it with: pip install '.[ray]'") from None
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        if address not in ("local", "auto"):  # where nobody listens Ray itself would try for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), CONNECT_S).close()
+        # A Ray that begins here would count cores that this process may not use; another one has counted its own.
+        cores = usable_cores() if address == "local" else None
+        ray.init(address, num_cpus=cores, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    except Exception as error:  # as Ray raises that very class where a busy machine is too slow for it
+        why = printable(str(error).strip().partition("\n")[0], 300)
+        raise InputError(f"--ray {address}: no Ray can be reached or begun there ({why}).") from None
+    try:
+        signal.signal(signal.SIGTERM, before)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield functools.partial(on_ray, resources=resources_of_job(nodes, share, device, threads))
+    finally:
+        ray.shutdown()
+
+
+def resources_of_job(
+    nodes: Sequence[Mapping[str, float]], share: float, device: str, threads: int | None = None
+) -> dict[str, float]:
+    """What a job takes of what the nodes have, as options of a task of Ray's; see `runner`."""
+    with_gpus = device in ("auto", "cuda") and any(node.get("GPU") for node in nodes)
+    kind = "GPU" if with_gpus else "CPU"
+    most = max((node.get(kind, 0.0) for node in nodes), default=0.0)
+    if not with_gpus and threads is not None and threads > share:
+        if most < threads:
+            raise InputError(f"--threads {threads}: no node has as many cores; the largest has {most:g}.")
+        share = threads
+    if most < share:
+        raise InputError(f"--devices-per-search {share:g}: no node has as many; the largest has {most:g} {kind}.")
+    share = math.floor(round(share * 10_000, 6)) / 10_000  # as exactly as Ray counts
+    # Beside a GPU no core is asked for: there may be fewer of them than searches that share GPUs.
+    return {"num_gpus": share, "num_cpus": 0.0} if with_gpus else {"num_cpus": share}

@@ -1,0 +1,116 @@
+"""How far several jobs are, in one view: a bar each on a terminal, else a line now and then."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from nas.errors import count
+from nas.runs import checkpoint
+from nas.runs.progress_bar import PLAIN_LINE_EVERY_S, can_draw, duration
+from nas.selection.jobs import Job, is_done
+
+TAIL_BYTES = 128 << 10  # of metrics.jsonl: some epochs
+_RECORD = TypeAdapter(dict[str, float])
+
+
+@contextlib.contextmanager
+def jobs_view(console: Console, log: Callable[[str], None], jobs: Sequence[Job]) -> Iterator[Callable[[], None]]:
+    """Hands out what to call again and again while the jobs run, here or elsewhere: their folders say how far they are.
+
+    Args:
+        log: prints a line, and keeps it.
+    """
+    drawn = can_draw(console)
+    before = {job: _modified(job.output) for job in jobs}
+    left = [job for job in jobs if not is_done(job)]
+    at_work: list[Job] = []
+    said = time.monotonic()
+
+    def look() -> None:
+        nonlocal said
+        for job in list(left):
+            if job not in at_work and _modified(job.output) != before[job]:
+                at_work.append(job)
+                log(f"{job.path.name}: {'goes on' if _epochs(job) else 'begins'}")
+            if is_done(job):
+                left.remove(job)
+                if job in at_work:
+                    at_work.remove(job)
+                log(f"{job.path.name}: finished; {status(job.path)}")
+        if not drawn and time.monotonic() - said >= PLAIN_LINE_EVERY_S:
+            said = time.monotonic()
+            for job in at_work:
+                log(f"{job.path.name}: {_epochs(job)} of {count(job.epochs, 'epoch')}; {status(job.path)}")
+
+    if not drawn:
+        yield look
+        look()
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=16),
+        TextColumn("epoch"),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks = {job: bars.add_task(job.path.name, total=job.epochs, status="") for job in jobs}
+        to_draw = list(jobs)
+
+        def look_and_draw() -> None:
+            look()
+            for job in list(to_draw):
+                # Where there is no room for all, there is for those at work.
+                visible = job in at_work or len(jobs) < console.height - 2
+                how = "waits" if job in left and job not in at_work else status(job.path)
+                bars.update(tasks[job], completed=_epochs(job), status=how, visible=visible)
+                if job not in left:
+                    to_draw.remove(job)
+
+        yield look_and_draw
+        look_and_draw()
+
+
+def status(folder: Path) -> str:
+    """What the last finished epoch of a run brought: its accuracy, and the skip connections of a search's cells."""
+    for record in _last_records(folder / "metrics.jsonl"):
+        if "upper/accuracy" in record:
+            skips = [f"{record.get(f'cells/skip_connections_{cell}', 0):.0f}" for cell in ("normal", "reduce")]
+            what = f"upper {record['upper/accuracy']:.1%}, skips {' + '.join(skips)}"
+        elif "holdout/accuracy" in record:
+            what = f"held out {record['holdout/accuracy']:.1%}"
+        else:
+            continue
+        return f"{what}; {duration(record.get('time_s', 0))}"
+    return "no epoch yet"
+
+
+def _last_records(path: Path) -> Iterator[dict[str, float]]:
+    """Backwards; what is no record is left out."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read(TAIL_BYTES).split(b"\n")
+    except OSError:
+        return
+    for line in reversed(lines):
+        with contextlib.suppress(ValidationError):
+            yield _RECORD.validate_json(line)
+
+
+def _epochs(job: Job) -> int:
+    """That are finished."""
+    manifest = checkpoint.newest(job.path)
+    return min(manifest.progress.epochs, job.epochs) if manifest else 0
+
+
+def _modified(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

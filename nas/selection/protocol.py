@@ -1,0 +1,237 @@
+"""Several searches: each cell that they find is trained shortly, beside random ones, and the best one exported."""
+
+import dataclasses
+import os
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from nas import files
+from nas.config.cli import begun_before, data_flags, flags
+from nas.config.flags import FinalConfig, Network, Run, SearchConfig, SearchRun, Several, Training
+from nas.data import datasets
+from nas.errors import InputError, Stopped, count
+from nas.report import page as report
+from nas.runs.folder import RunFolder, folder_of_run
+from nas.runs.interrupts import Interrupts
+from nas.search_space.genotype import Genotype, GenotypeFile, Provenance
+from nas.search_space.random_cells import random_genotype
+from nas.selection import ranking
+from nas.selection.jobs import Job, RunAll, is_done, runner
+from nas.selection.progress import jobs_view
+from nas.selection.ranking import Cell
+
+
+def run_searches(config: SearchConfig, scripts: Path) -> None:
+    """Run all searches and trainings, from wherever they are; print the table, and export the best searched cell.
+
+    Args:
+        scripts: folder of search.py and train_final.py.
+
+    Raises:
+        InputError: the run cannot be begun, or gone on with, with these flags.
+        Stopped: it was asked to stop, or some of its jobs cannot be finished.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("--searches: goes without torchrun; with --ray searches run side by side, a device each.")
+    path = folder_of_run(config.run, f"searches-{config.data.dataset}")
+    is_new = not (path / "config.json").exists()
+    if config.run.resume is None and not is_new:
+        config = begun_before(config, path)
+    name = config.run.name or path.name
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
+    several = config.several
+    with runner(several.ray, several.devices_per_search, config.run.device, config.run.threads) as run_all:
+        run = create(path, config) if is_new else RunFolder.reopen(path, config)
+        try:
+            with run, Interrupts() as interrupts:
+                search_and_choose(config, scripts, run, run_all, interrupts)
+        except InputError:
+            if is_new and not any(path.glob("*/config.json")):  # no job could be begun: as if nothing had been
+                shutil.rmtree(path)
+            raise
+
+
+def create(path: Path, config: SearchConfig) -> RunFolder:
+    """The folder of a new run.
+
+    Raises:
+        InputError: the name is taken, or the images cannot be read.
+    """
+    data, options = config.data, config.run
+    for name in (path.name, *(search_name(config, seed) for seed in seeds(config))):
+        if (exported := Path("genotypes", f"{name}.json")).exists():
+            raise InputError(f"--name {path.name}: {exported} exists already; choose another --name.")
+    # Read once here, where that is possible: several at once would download the same files.
+    images = datasets.load(
+        data.dataset,
+        Path(data.data_dir),
+        "train",
+        data.image_size,
+        data.train_limit,
+        options.seed,
+        data.skip_bad_images,
+        resize=data.resize,
+        test_fraction=data.test_fraction,
+    )
+    run = RunFolder.create(path, config)
+    for note in images.notes:
+        run.log(note)
+    return run
+
+
+def search_and_choose(
+    config: SearchConfig, scripts: Path, run: RunFolder, run_all: RunAll, interrupts: Interrupts
+) -> None:
+    exported = Path("genotypes", f"{config.run.name}.json")
+    if exported.exists() and GenotypeFile.load(exported).provenance.date != run.started:
+        raise InputError(f"--resume {run.path}: {exported} comes from another run; move it away.")
+    run.write_config()
+    for line in plan(config):
+        run.log(line)
+    run.log(f"{run.path}: tensorboard --logdir {shlex.quote(str(run.path))} shows all of them as they go")
+
+    def run_jobs(jobs: Sequence[Job], what: str) -> None:
+        try:
+            with jobs_view(run.console, run.log, jobs) as look:
+
+                def tick() -> None:
+                    if interrupts.received is not None:
+                        raise KeyboardInterrupt
+                    look()
+
+                endings = run_all(jobs, tick)
+        except KeyboardInterrupt:
+            done = sum(map(is_done, jobs))
+            sentence = f"finished {done} of {count(len(jobs), what)}; go on: {run.go_on}"
+            raise Stopped(sentence, interrupts.exit_code) from None
+        for ending in endings:
+            if ending.code == 2:
+                raise InputError(ending.why)
+        if endings:
+            others = f" (and {len(endings) - 1} more)" if len(endings) > 1 else ""
+            raise Stopped(f"{endings[0].why.rstrip('.')}{others}; then go on: {run.go_on}")
+
+    run_jobs([search_job(config, scripts, run.path, seed) for seed in seeds(config)], "search")
+    cells = distinct_cells(config, run.path)
+    run_jobs([training_job(config, scripts, run.path, cell) for cell in cells], "training")
+
+    candidates = ranking.candidates(
+        [(cell, run.path / training_name(cell)) for cell in cells], balanced=config.data.balanced
+    )
+    for line in (*ranking.table(candidates), *ranking.verdict(candidates)):
+        run.log(line)
+    best = next(candidate for candidate in candidates if candidate.seeds)
+    found = GenotypeFile.load(run.path / search_name(config, best.seeds[0]) / "genotype.json")
+    provenance = found.provenance.model_copy(update={"date": run.started, "candidates": tuple(candidates)})
+    Genotype(**found.cells()).save(exported, provenance)
+    rows = [candidate.model_dump() for candidate in candidates]
+    files.write_json(run.path / "table.json", {"format_version": ranking.TABLE_VERSION, "cells": rows})
+    names = ["table.json"]
+    pages = {
+        "report.html": [run.path / search_name(config, seed) for seed in seeds(config)],
+        "retrained.html": [run.path / training_name(cell) for cell in cells],
+    }
+    for name, folders in pages.items():
+        try:
+            report.write(folders, run.path / name)
+            names.append(name)
+        except InputError as error:  # such as somebody else's page in that place: no reason not to finish
+            run.log(f"no {name}: {error}")
+    run.log(f"written: {exported} (found with seed {best.seeds[0]}), and in {run.path}: {', '.join(names)}")
+    how = f"--genotype {shlex.quote(str(exported))}{data_flags(config.data, config.run.seed, config.supernet.stem)}"
+    run.log(f"train it in full: python train_final.py {how}")
+
+
+def plan(config: SearchConfig) -> list[str]:
+    """What will be done, in lines."""
+    several, (first, last) = config.several, (seeds(config)[0], seeds(config)[-1])
+    where = "one after another" if several.ray is None else f"side by side by Ray ({several.ray})"
+    which = f"seed {first}" if first == last else f"seeds {first} to {last}"
+    drawn = f", and {several.random_baseline} drawn at random," if several.random_baseline else ""
+    return [
+        f"{count(several.searches, 'search')}, {which}, {where}",
+        f"then each distinct cell{drawn} is trained (epochs: {several.selection_epochs}, channels: "
+        f"{several.selection_channels}, cells: {several.selection_cells}) on the images of the weights of seed "
+        f"{first}, and judged by those of its alphas, held out; the test set is left alone",
+    ]
+
+
+def seeds(config: SearchConfig) -> range:
+    """Of the searches."""
+    return range(config.run.seed, config.run.seed + config.several.searches)
+
+
+def search_name(config: SearchConfig, seed: int) -> str:
+    """Of the run folder of a search, and of the genotype that it exports."""
+    return f"{config.run.name}-seed{seed}"
+
+
+def training_name(cell: Cell) -> str:
+    """Of the run folder of a cell's short training."""
+    return f"retrained-{cell.name}"
+
+
+def search_job(config: SearchConfig, scripts: Path, path: Path, seed: int) -> Job:
+    """The search of a seed, as the command line that would run it alone."""
+    own = run_options(config, path, search_name(config, seed)) | {"seed": seed}
+    alone = dataclasses.replace(config, several=Several(), run=SearchRun(**own))
+    return job(scripts / "search.py", alone, config.lower.epochs)
+
+
+def training_job(config: SearchConfig, scripts: Path, path: Path, cell: Cell) -> Job:
+    """The short training of a cell: as published but for its epochs, and for half of the images being held out."""
+    several = config.several
+    own = FinalConfig(
+        data=config.data,
+        network=Network(
+            genotype=str(cell.file),
+            init_channels=several.selection_channels,
+            num_cells=several.selection_cells,
+            stem=config.supernet.stem,
+        ),
+        training=Training(
+            epochs=several.selection_epochs, holdout_fraction=config.upper.upper_fraction, skip_test=True
+        ),
+        run=Run(**run_options(config, path, training_name(cell))),
+    )
+    return job(scripts / "train_final.py", own, several.selection_epochs)
+
+
+def run_options(config: SearchConfig, path: Path, name: str) -> dict:
+    kept = ("seed", "device", "threads", "checkpoint_minutes", "max_bad_steps", "deterministic")
+    return {option: getattr(config.run, option) for option in kept} | {"run_dir": str(path), "name": name}
+
+
+def job(script: Path, config: SearchConfig | FinalConfig, epochs: int) -> Job:
+    assert config.run.name is not None
+    values = {"data_dir": config.data.data_dir} | dataclasses.asdict(config.run)
+    names = ("data_dir", "device", "threads", "checkpoint_minutes", "max_bad_steps")
+    go_on = [f"--{name.replace('_', '-')}={values[name]}" for name in names if values[name] is not None]
+    return Job(
+        script=script.resolve(),
+        folder=Path(config.run.run_dir, config.run.name),
+        begin=flags(config),
+        go_on=(*go_on, *["--deterministic"] * config.run.deterministic),
+        epochs=epochs,
+        cwd=Path.cwd(),
+    )
+
+
+def distinct_cells(config: SearchConfig, path: Path) -> list[Cell]:
+    """The cells of all searches, and random ones, each once; random ones are written to files."""
+    cells: dict[object, Cell] = {}
+    for seed in seeds(config):
+        file = path / search_name(config, seed) / "genotype.json"
+        found = GenotypeFile.load(file)
+        genotype = Genotype(**found.cells())
+        cell = cells.setdefault(ranking.key(genotype), Cell(genotype, file))
+        cell.seeds.append(seed)
+        if found.provenance.supernet_accuracy is not None:
+            cell.supernet_accuracies.append(found.provenance.supernet_accuracy)
+    for seed in range(config.run.seed, config.run.seed + config.several.random_baseline):
+        file, genotype = path / f"random{seed}.json", random_genotype(seed, config.supernet.num_nodes)
+        genotype.save(file, Provenance(method="random", seed=seed))
+        cells.setdefault(ranking.key(genotype), Cell(genotype, file)).random_seeds.append(seed)
+    return list(cells.values())

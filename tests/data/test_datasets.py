@@ -1,0 +1,397 @@
+import gzip
+import hashlib
+import pickle
+import shutil
+import socket
+import tarfile
+import urllib.error
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nas.data import datasets
+from nas.errors import InputError
+
+
+def test_digits_are_split_without_overlap():
+    train, test = (datasets.load("digits", None, part) for part in ("train", "test"))
+    assert train.images.shape == (1437, 1, 8, 8)
+    assert test.images.shape == (360, 1, 8, 8)
+    assert train.images.dtype == torch.uint8
+    assert train.images.max() == 255
+    assert train.classes == tuple("0123456789")
+    assert sorted(test.targets.unique().tolist()) == list(range(10))
+    seen = {image.numpy().tobytes() for image in train.images}
+    assert sum(image.numpy().tobytes() in seen for image in test.images) == 0
+
+
+def test_limit_is_drawn_by_the_seed():
+    def draw(seed):
+        return datasets.load("digits", None, "train", limit=200, seed=seed)
+
+    assert len(draw(0).targets) == 200
+    assert torch.equal(draw(0).images, draw(0).images)
+    assert not torch.equal(draw(0).images, draw(1).images)
+    assert len(draw(0).targets.unique()) == 10
+    assert len(datasets.load("digits", None, "train", limit=10**6).targets) == 1437
+
+
+@given(st.integers(4, 3000), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
+def test_halves_are_disjoint_and_complete(num_images, fraction, seed):
+    lower, upper = datasets.halves(num_images, fraction, seed)
+    assert sorted([*lower.tolist(), *upper.tolist()]) == list(range(num_images))
+    assert abs(len(upper) - fraction * num_images) <= 0.5
+    assert torch.equal(datasets.halves(num_images, fraction, seed)[1], upper)
+
+
+@given(st.integers(2, 700), st.integers(2, 100), st.integers(0, 5), st.integers(0, 3))
+def test_each_image_occurs_once_a_pass_and_no_batch_is_tiny(num_images, batch_size, seed, passes):
+    count = datasets.num_batches(num_images, batch_size)
+    steps = range(passes * count, (passes + 1) * count)
+    batches = [datasets.batch(num_images, batch_size, seed, "lower", step) for step in steps]
+    assert sorted(torch.cat(batches).tolist()) == list(range(num_images))
+    sizes = [len(batch) for batch in batches]
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_batches_are_shuffled_anew_by_pass_seed_and_purpose():
+    def first_pass(seed, purpose, start=0):
+        return torch.cat([datasets.batch(100, 10, seed, purpose, start + step) for step in range(10)]).tolist()
+
+    orders = [first_pass(0, "lower"), first_pass(0, "lower", 10), first_pass(1, "lower"), first_pass(0, "upper")]
+    assert len({tuple(order) for order in orders}) == 4
+    assert first_pass(0, "lower") == orders[0]
+    assert all(order != sorted(order) for order in orders)
+
+
+def balanced(targets, batch_size, seed=0, purpose="lower", num_steps=None, start=0):
+    """Batches of a balanced series."""
+    steps = range(start, start + (num_steps or datasets.num_batches(len(targets), batch_size)))
+    return [datasets.balanced_batch(targets, batch_size, seed, purpose, step) for step in steps]
+
+
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=200), st.integers(2, 50), st.integers(0, 5))
+def test_balanced_batches_draw_each_class_and_each_of_its_images_alike(labels, batch_size, seed):
+    targets = torch.tensor(labels)
+    batches = balanced(targets, batch_size, seed, num_steps=3 * datasets.num_batches(len(labels), batch_size))
+    sizes = [len(datasets.batch(len(labels), batch_size, seed, "lower", step)) for step in range(len(batches))]
+    assert [len(batch) for batch in batches] == sizes
+    drawn = torch.cat(batches).bincount(minlength=len(labels))
+    of_classes = [drawn[targets == target] for target in targets.unique()]
+    for of_class in of_classes:
+        assert of_class.max() - of_class.min() <= 1
+    sums = [int(of_class.sum()) for of_class in of_classes]
+    assert max(sums) - min(sums) <= 1
+
+
+def test_each_balanced_batch_is_balanced_though_one_class_has_a_single_image():
+    targets = torch.tensor([0] * 90 + [3] * 9 + [7])
+    for batch in balanced(targets, 10, num_steps=25):
+        counts = targets[batch].bincount(minlength=8)
+        present = counts[[0, 3, 7]]
+        assert present.sum() == 10
+        assert present.max() - present.min() <= 2  # a batch may begin and end within a round
+    seen = torch.cat(balanced(targets, 10, num_steps=27)).unique()  # 27 batches of 10: 90 images a class
+    assert len(seen) == 100
+
+
+def test_balanced_batches_are_shuffled_anew_by_pass_seed_and_purpose():
+    targets = torch.arange(100) % 4
+
+    def first_pass(*arguments, **options):
+        return torch.cat(balanced(targets, 10, *arguments, **options))
+
+    orders = [first_pass(), first_pass(start=10), first_pass(1), first_pass(0, "upper")]
+    assert len({tuple(order.tolist()) for order in orders}) == 4
+    assert torch.equal(first_pass(), orders[0])
+    assert sorted(orders[0].tolist()) == list(range(100))  # classes of one size: each image once a pass
+    rounds = {tuple(targets[order][4 * turn : 4 * turn + 4].tolist()) for order in orders for turn in range(25)}
+    assert len(rounds) == 24  # all orders of four classes
+    members = [order[targets[order] == 2].tolist() for order in orders]
+    assert len({tuple(images) for images in members}) == 4
+
+
+def test_a_thousand_classes_take_turns():
+    targets = torch.arange(3000) % 1000
+    drawn = targets[torch.cat(balanced(targets, 64, num_steps=16)[:16])]
+    assert drawn.bincount(minlength=1000).max() <= 2
+    assert drawn[:64].tolist() != sorted(drawn[:64].tolist())
+
+
+def test_a_fingerprint_tells_apart_whatever_a_run_depends_on():
+    split = datasets.load("digits", None, "test")
+    others = [
+        split._replace(images=split.images.flip(0)),
+        split._replace(images=split.images.reshape(-1, 1, 16, 4)),
+        split._replace(targets=split.targets.flip(0)),
+        split._replace(classes=split.classes[::-1]),
+        split._replace(mirror=False),
+    ]
+    assert len({datasets.fingerprint(other) for other in [split, *others]}) == 6
+    assert datasets.fingerprint(split.select(torch.arange(360))) == datasets.fingerprint(split)
+
+
+def test_generators_of_different_keys_differ():
+    keys = [("a", 1, 2), ("a", 2, 1), ("a", 12), ("a", 1, "2"), ("b", 1, 2)]
+    draws = {torch.rand(1, generator=datasets.generator(*key)).item() for key in keys}
+    assert len(draws) == len(keys)
+    assert torch.rand(1, generator=datasets.generator("a", 1)) == torch.rand(1, generator=datasets.generator("a", 1))
+
+
+def no_network(*_, **__):
+    raise urllib.error.URLError("no network in this test")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "kmnist", "fashion-mnist", "svhn"])
+def test_without_network_and_data_one_sentence_and_nothing_left_behind(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    timeout = socket.getdefaulttimeout()
+    with pytest.raises(InputError) as error:
+        datasets.load(name, tmp_path / "data" / "images", "train")
+    sentence = str(error.value)
+    assert "\n" not in sentence
+    for part in (
+        f"--dataset {name}",
+        "data/images",
+        datasets.EXPECTED_FILES[name],
+        "no network in this test",
+        "digits",
+    ):
+        assert part in sentence
+    assert list(tmp_path.iterdir()) == []
+    assert socket.getdefaulttimeout() == timeout
+
+
+def test_a_download_that_breaks_off_leaves_nothing_behind(tmp_path, monkeypatch):
+    def half(self):
+        (type(self).filename and (np.zeros(3).tofile(f"{self.root}/cifar-10-python.tar.gz")))
+        raise urllib.error.URLError("connection reset")
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", half)
+    with pytest.raises(InputError, match="connection reset"):
+        datasets.load("cifar10", tmp_path, "train")
+    assert list(tmp_path.iterdir()) == []
+
+
+def write_cifar(root, kind, monkeypatch, num_images=4):
+    """Files in CIFAR's own format, with their checksums in the place of the published ones."""
+    folder = root / kind.base_folder
+    folder.mkdir(parents=True)
+    label = "labels" if kind is torchvision.datasets.CIFAR10 else "fine_labels"
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    generator = np.random.default_rng(0)
+    files = {}
+    for name, _ in [*kind.train_list, *kind.test_list]:
+        pixels = generator.integers(0, 256, (num_images, 3072), dtype=np.uint8)
+        files[name] = write(name, {"data": pixels, label: list(range(num_images))})
+    meta = write(kind.meta["filename"], {kind.meta["key"]: [f"class {index}" for index in range(10)]})
+    monkeypatch.setattr(kind, "train_list", [[name, files[name]] for name, _ in kind.train_list])
+    monkeypatch.setattr(kind, "test_list", [[name, files[name]] for name, _ in kind.test_list])
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": meta})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_in_its_own_format(tmp_path, monkeypatch, name):
+    kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    write_cifar(tmp_path, kind, monkeypatch)
+    train, test = (datasets.load(name, tmp_path, part) for part in ("train", "test"))
+    assert train.images.shape == (4 * len(kind.train_list), 3, 32, 32)
+    assert test.images.shape == (4, 3, 32, 32)
+    assert train.images.dtype == torch.uint8
+    assert train.targets[:4].tolist() == [0, 1, 2, 3]
+    first = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)[0]
+    assert torch.equal(train.images[0].flatten(), torch.from_numpy(first))
+
+
+def test_a_pickle_with_another_checksum_is_never_opened(tmp_path, monkeypatch):
+    folder = write_cifar(tmp_path, torchvision.datasets.CIFAR10, monkeypatch)
+    mark = tmp_path / "executed"
+
+    class Hostile:
+        def __reduce__(self):
+            return (open, (str(mark), "w"))
+
+    (folder / "data_batch_1").write_bytes(pickle.dumps(Hostile()))
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises(InputError, match=r"data_batch_1: damaged, or not of cifar10: its checksum is not"):
+        datasets.load("cifar10", tmp_path, "train")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\0" * 100])
+def test_damaged_fashion_mnist_is_one_sentence(tmp_path, content):
+    folder = tmp_path / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (folder / f"{part}-{kind}-ubyte").write_bytes(content)
+    with pytest.raises(InputError, match=r"the files of fashion-mnist are damaged \(.+\); remove FashionMNIST/raw/"):
+        datasets.load("fashion-mnist", tmp_path, "train")
+
+
+MNISTS = {"mnist": "MNIST", "kmnist": "KMNIST", "fashion-mnist": "FashionMNIST"}
+
+
+def write_mnist(folder, suffix="", num_train=5):
+    """Files in MNIST's own format, by name their checksums."""
+    folder.mkdir(parents=True, exist_ok=True)
+    compress = gzip.compress if suffix else bytes
+    checksums = {}
+    for prefix, count in (("train", num_train), ("t10k", 3)):
+        pixels = np.array([0x803, count, 28, 28], ">i4").tobytes() + bytes(range(16)) * (49 * count)
+        labels = np.array([0x801, count], ">i4").tobytes() + bytes(range(count))
+        for kind, content in (("images-idx3", pixels), ("labels-idx1", labels)):
+            path = folder / f"{prefix}-{kind}-ubyte{suffix}"
+            path.write_bytes(compress(content))
+            checksums[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
+    return checksums
+
+
+@pytest.mark.parametrize("name", MNISTS)
+def test_mnist_and_the_like_in_their_own_format(tmp_path, name):
+    write_mnist(tmp_path / MNISTS[name] / "raw")
+    train = datasets.load(name, tmp_path, "train")
+    assert train.images.shape == (5, 1, 28, 28)
+    assert train.images[0, 0, 0, :17].tolist() == [*range(16), 0]
+    assert train.targets.tolist() == [0, 1, 2, 3, 4]
+    assert len(train.classes) == 10
+    assert len(datasets.load(name, tmp_path, "test").targets) == 3
+    (tmp_path / MNISTS[name] / "processed").mkdir()
+    (tmp_path / MNISTS[name] / "processed/training.pt").touch()
+    with pytest.raises(InputError, match=r"training\.pt: a file of an old torchvision, which is not opened here"):
+        datasets.load(name, tmp_path, "train")
+
+
+def test_svhn_in_its_own_format(tmp_path, monkeypatch):
+    from scipy.io import savemat
+
+    split_list = dict(torchvision.datasets.SVHN.split_list)
+    for part in ("train", "test"):
+        path = tmp_path / f"{part}_32x32.mat"
+        pixels = np.arange(32 * 32 * 3 * 3, dtype=np.uint8).reshape(32, 32, 3, 3)
+        savemat(path, {"X": pixels, "y": np.array([[1], [10], [3]])})
+        split_list[part] = [split_list[part][0], path.name, hashlib.md5(path.read_bytes()).hexdigest()]
+    monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", split_list)
+    train = datasets.load("svhn", tmp_path, "train")
+    assert train.images.shape == (3, 3, 32, 32)
+    assert train.targets.tolist() == [1, 0, 3]
+    assert train.images[0, 1, 2, 3] == pixels[2, 3, 1, 0]
+    assert train.classes == tuple("0123456789")
+
+
+def test_a_download_that_arrives_is_moved_to_its_place(tmp_path, monkeypatch):
+    kind = torchvision.datasets.CIFAR10
+    source = write_cifar(tmp_path / "elsewhere", kind, monkeypatch)
+
+    def arrive(self):
+        if not self._check_integrity():
+            target = f"{self.root}/{kind.base_folder}"
+            shutil.copytree(source, target)
+            np.zeros(3).tofile(f"{self.root}/{kind.filename}")
+
+    monkeypatch.setattr(kind, "download", arrive)
+    data_dir = tmp_path / "data"
+    assert len(datasets.load("cifar10", data_dir, "train").targets) == 20
+    assert [path.name for path in data_dir.iterdir()] == [kind.base_folder]
+
+
+# Archives that lie in the folder
+
+
+def cifar_archive(folder, monkeypatch):
+    kind = torchvision.datasets.CIFAR10
+    write_cifar(folder / "elsewhere", kind, monkeypatch)
+    path = folder / kind.filename
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(folder / "elsewhere" / kind.base_folder, kind.base_folder)
+    shutil.rmtree(folder / "elsewhere")
+    monkeypatch.setattr(kind, "tgz_md5", hashlib.md5(path.read_bytes()).hexdigest())
+    return path, [kind.base_folder]
+
+
+def mnist_archives(folder, monkeypatch, where="KMNIST/raw"):
+    checksums = write_mnist(folder / where, ".gz")
+    monkeypatch.setattr(torchvision.datasets.KMNIST, "resources", list(checksums.items()))
+    return folder / where / "train-images-idx3-ubyte.gz", ["KMNIST"]
+
+
+ARCHIVES = {
+    "cifar10": cifar_archive,
+    "kmnist": mnist_archives,
+    "kmnist beside": lambda *arguments: mnist_archives(*arguments, where="."),
+}
+
+
+@pytest.fixture
+def no_downloads(monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+
+
+@pytest.mark.usefixtures("no_downloads")
+@pytest.mark.parametrize("case", ARCHIVES)
+def test_an_archive_in_the_folder_is_used(case, tmp_path, monkeypatch, capsys):
+    archive, unpacked = ARCHIVES[case](tmp_path, monkeypatch)
+    (tmp_path / "train").mkdir()  # which else stands for images of one's own
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    name = case.split()[0]
+    sizes = [len(datasets.load(name, tmp_path, part).targets) for part in ("train", "test", "train")]
+    assert sizes == ([20, 4, 20] if name == "cifar10" else [5, 3, 5])
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"Unpacking {archive}")
+    assert printed.count("\n") == 1
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
+    names = {path.relative_to(tmp_path).parts[0] for path in [*before, tmp_path / "train", tmp_path / unpacked[0]]}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+@pytest.mark.usefixtures("no_downloads")
+@pytest.mark.parametrize("case", [*ARCHIVES, "svhn"])
+def test_a_damaged_archive_is_named_and_left_alone(case, tmp_path, monkeypatch):
+    path = tmp_path / "train_32x32.mat" if case == "svhn" else ARCHIVES[case](tmp_path, monkeypatch)[0]
+    path.write_bytes(b"not what was published")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError) as error:
+        datasets.load(case.split()[0], tmp_path, "train")
+    assert str(error.value).startswith(
+        f"{path}: damaged, or not of {case.split()[0]}: its checksum is not the published"
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+    assert path.read_bytes() == b"not what was published"
+
+
+@pytest.mark.usefixtures("no_downloads")
+def test_archives_of_another_set_beside_the_right_ones_do_not_matter(tmp_path, monkeypatch):
+    write_mnist(tmp_path, ".gz", num_train=7)
+    mnist_archives(tmp_path, monkeypatch)
+    assert len(datasets.load("kmnist", tmp_path, "train").targets) == 5
+
+
+@pytest.mark.usefixtures("no_downloads")
+def test_half_of_the_archives_want_a_download(tmp_path, monkeypatch):
+    archive, _ = mnist_archives(tmp_path, monkeypatch)
+    archive.unlink()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"and the download failed \(.*no network in this test"):
+        datasets.load("kmnist", tmp_path, "train")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("no_downloads")
+def test_a_folder_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    archive, (folder,) = cifar_archive(tmp_path, monkeypatch)
+    (tmp_path / folder).touch()  # where the files should go
+    with pytest.raises(InputError) as error:
+        datasets.load("cifar10", tmp_path, "train")
+    assert str(error.value).startswith(f"--data-dir {tmp_path}: {archive} cannot be unpacked there (")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [folder, archive.name]

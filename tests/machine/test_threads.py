@@ -1,0 +1,258 @@
+"""The number of threads: its choice by made-up figures, what is asked of this machine, and what runs keep of it."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from nas.errors import InputError
+from nas.machine import threads
+from nas.machine.threads import Pace, advice, choose, hold, threads_told, unused_of
+from nas.runs.progress_bar import progress_bar
+from tests.in_process import call
+
+ROOT = Path(__file__).parents[2]
+linux = pytest.mark.skipif(sys.platform != "linux", reason="holds and pins cores as Linux does")
+
+
+@pytest.mark.parametrize(
+    ("said", "free", "processes", "number", "line"),
+    [
+        ((None, None, None), 2, 1, 2, "2 threads: 2 of 4 cores are free; --threads N takes another number"),
+        ((None, None, None), 1, 1, 1, "1 thread: 1 of 4 cores is free; --threads N takes another number"),
+        ((None, None, None), 0, 1, 1, "1 thread: 0 of 4 cores are free; --threads N takes another number"),
+        ((None, None, None), 3, 2, 1, "1 thread in each of 2 processes: 3 of 4 cores are free; --threads N takes "),
+        ((None, None, None), 4, 2, 2, "2 threads in each of 2 processes: 4 of 4 cores are free; "),
+        ((7, 3, 5), None, 1, 7, "7 threads: --threads says so"),
+        ((None, 3, 5), None, 1, 3, "3 threads: the run had this number before"),
+        ((None, 9, 5), None, 1, 9, "9 threads: the run had this number before, though only 4 cores can be used here; "),
+        ((None, None, 5), None, 2, 5, "5 threads in each of 2 processes: OMP_NUM_THREADS says so"),
+    ],
+)
+def test_flag_then_the_run_itself_then_environment_then_free_cores(said, free, processes, number, line):
+    def ask():
+        assert free is not None, "takes time, and nobody needs it"
+        return free
+
+    chosen, why = choose(*said, lambda: 4, ask, processes)
+    assert (chosen, why[: len(line)]) == (number, line)
+
+
+@pytest.mark.parametrize(("variable", "number"), [("", None), (" ", None), ("3", 3), (" 4,2 ", 4), ("1024", 1024)])
+def test_what_the_environment_says(variable, number):
+    assert threads_told(variable) == number
+
+
+@pytest.mark.parametrize("variable", ["0", "-1", "two", "1025", "1.5", ",2", "²", 99 * "9"])
+def test_what_the_environment_cannot_say(variable):
+    with pytest.raises(InputError, match=r"OMP_NUM_THREADS: must be a whole number from 1 to 1024, got '"):
+        threads_told(variable)
+
+
+@pytest.mark.parametrize(
+    ("percent", "allowed", "unused"),
+    [([0, 100, 50, 0], [0, 1, 2, 3], 2.5), ([0, 100, 50, 0], [1, 2], 0.5), ([0, 100, 0], [0, 3], 2), ([100], [0], 0)],
+)
+def test_cores_count_as_far_as_they_are_unused_and_allowed(percent, allowed, unused):
+    assert unused_of(percent, allowed) == unused
+
+
+# This machine
+
+BUSY = "print(flush=True)\nwhile True: pass"
+
+
+@contextlib.contextmanager
+def process(code, core=None):
+    """Another process that has begun; all that it does is done on one core, where one is given."""
+    command = [sys.executable, "-c", code]
+    pin = None if core is None else (lambda: os.sched_setaffinity(0, [core]))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    other = subprocess.Popen(command, cwd=ROOT, preexec_fn=pin, **pipes)
+    try:
+        yield other.stdout.readline().strip()
+    finally:
+        other.kill()
+        other.communicate()
+
+
+@pytest.fixture
+def core():
+    """The one core that this process may use for the time of a test."""
+    before = os.sched_getaffinity(0)
+    core = min(before)
+    os.sched_setaffinity(0, [core])
+    yield core
+    os.sched_setaffinity(0, before)
+
+
+@linux
+def test_a_busy_core_is_not_free(core):
+    with process(BUSY, core):
+        assert threads.usable_cores() == 1
+        assert threads.unused_cores() == 0
+        assert threads.free_cores() == 0
+
+
+@linux
+def test_in_a_container_all_that_runs_there_shares_its_quota(monkeypatch, tmp_path):
+    monkeypatch.setattr(threads, "CPU_MAX", tmp_path / "cpu.max")
+    threads.CPU_MAX.write_text("max 100000\n")
+    assert threads.usable_cores() >= 1
+    threads.CPU_MAX.write_text("60000 100000\n")  # a part of a core is one that can be used
+    idle = 64 * [0.0]  # percent of each core of the whole machine
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval, **_: [time.sleep(interval), idle][1])
+    with process(BUSY):
+        assert (threads.usable_cores(), threads.unused_cores()) == (1, 0)
+
+
+@linux
+def test_runs_that_start_together_share_the_cores():
+    cores = [f"of a test {number}" for number in range(4)]
+    try:
+        assert hold(1, cores) == 1
+        with process(f"from nas.machine.threads import hold; print(hold(9, {cores})); input()") as held:
+            assert held == "3"
+            assert hold(4, cores) == 1
+        assert hold(3, cores) == 3
+        assert hold(2, cores) == 2
+    finally:
+        hold(0, ())
+
+
+# Runs
+
+SMALL = ["--dataset=digits", "--train-limit=32", "--init-channels=2", "--num-cells=3", "--batch-size=16", "--name=run"]
+FLAGS = {"search": [*SMALL, "--num-nodes=1"], "train_final": ["--genotype=DARTS_V2", *SMALL]}
+CHOSEN = re.compile(r"^(\d+) threads?: (\d+) of (\d+) cores? (?:is|are) free; --threads N takes another number$", re.M)
+
+
+@pytest.fixture(autouse=True)
+def computes_with_one_thread(monkeypatch):
+    """torch takes note of the number, but a second thread would wait for the cores of other tests."""
+    numbers = [1]
+    monkeypatch.setattr(torch, "set_num_threads", numbers.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: numbers[-1])
+
+
+def numbers(folder):
+    """The flag of the run in a folder, and the number at its start and each time that it went on."""
+    content = json.loads((folder / "runs" / "run" / "config.json").read_text())
+    times = [content["environment"], *content.get("resumed", [])]
+    return content["config"]["run"]["threads"], [environment["num_threads"] for environment in times]
+
+
+@pytest.mark.parametrize("script", FLAGS)
+def test_a_run_takes_the_free_cores_and_a_dry_one_says_the_same(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    for more in (["--dry-run", "--epochs=1"], ["--epochs=1"]):
+        assert call(script, tmp_path, *FLAGS[script], *more) == 0
+        number, free, usable = map(int, CHOSEN.search(capsys.readouterr().out).groups())
+        assert number == torch.get_num_threads() == max(1, free) <= usable
+    assert numbers(tmp_path) == (None, [number])
+
+
+@pytest.mark.parametrize("script", FLAGS)
+def test_the_number_is_kept_until_another_one_is_given(script, tmp_path, capsys):
+    def go_on(*flags):
+        assert call(script, tmp_path, "--resume=runs/run", *flags) == 0
+        return capsys.readouterr().out
+
+    assert call(script, tmp_path, *FLAGS[script], "--epochs=1", "--threads=3") == 0
+    assert "3 threads: --threads says so\n" in capsys.readouterr().out
+    said = go_on("--epochs=2")
+    assert "3 threads: " in said
+    assert "bits may differ" not in said
+    said = go_on("--epochs=3", "--threads=2")
+    assert "2 threads: " in said
+    assert "num_threads were 3, are 2: bits may differ" in said
+    assert "until here, 2 from here on" not in said
+    go_on("--epochs=4")
+    assert numbers(tmp_path) == (2, [3, 3, 2, 2])
+
+
+def test_a_number_that_was_chosen_is_kept_and_one_that_is_none_is_refused(tmp_path, capsys):
+    assert call("search", tmp_path, *FLAGS["search"], "--epochs=1") == 0  # by OMP_NUM_THREADS
+    file = tmp_path / "runs" / "run" / "config.json"
+    for number, code, said in (
+        (3, 0, "3 threads: the run had this number before"),
+        (0, 2, "environment: num_threads: must be a whole number from 1 to 1024"),
+        ("3", 2, "environment: num_threads: must be a whole number from 1 to 1024"),
+    ):
+        content = json.loads(file.read_text()) | {"resumed": []}
+        content["environment"]["num_threads"] = number
+        file.write_text(json.dumps(content))
+        assert call("search", tmp_path, "--resume=runs/run", "--epochs=2") == code
+        assert said in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("given", ["0", "1025"])
+def test_a_flag_that_is_no_number_of_threads(given, tmp_path, capsys):
+    assert call("search", tmp_path, "--dataset=digits", f"--threads={given}") == 2
+    assert re.match(r"error: --threads: must be (greater|less) than or equal to 10?2?4?, got ", capsys.readouterr().err)
+
+
+def test_a_trained_network_is_measured_with_the_number_that_is_given(tmp_path, capsys):
+    assert call("train_final", tmp_path, *FLAGS["train_final"], "--epochs=1", "--threads=3") == 0
+    for flags, said in ((["--threads=2"], "2 threads: --threads"), ([], "1 thread: OMP_NUM_THREADS")):
+        capsys.readouterr()
+        assert call("train_final", tmp_path, "--evaluate=runs/run", *flags) == 0
+        assert capsys.readouterr().out.startswith(said)
+
+
+# Steps that become slow
+
+
+@pytest.mark.parametrize(
+    ("steps", "notices"),
+    [
+        pytest.param(30 * [4.6], [], id="even"),
+        pytest.param([60, *20 * [4.6]], [], id="a first step that is slower"),
+        pytest.param(10 * [4.6] + 10 * [13.0], [], id="not three times"),
+        pytest.param(10 * [4.6] + 20 * [16.0], [(16.0, 4.6)], id="once, though it goes on"),
+        pytest.param(10 * [16.0] + 10 * [4.6] + 5 * [16.0], [(16.0, 4.6)], id="slow at first, as before"),
+        pytest.param(4 * [4.6, 4.6, 60.0, 4.6, 60.0], [], id="pauses"),
+        pytest.param(10 * [2.0] + 5 * [7.0] + 5 * [5.0] + 5 * [7.0], [(7.0, 2.0)], id="almost quick between"),
+        pytest.param(10 * [2.0] + 5 * [7.0] + 5 * [2.1] + 5 * [8.0], [(7.0, 2.0), (8.0, 2.0)], id="quick between"),
+        pytest.param(2000 * [0.01] + 100 * [0.03], [], id="some quick steps"),
+        pytest.param(2000 * [0.01] + 1000 * [0.03], [(0.03, 0.01)], id="many quick steps"),
+        pytest.param(4 * [1.0] + 4 * [9.0], [], id="on the first steps"),
+    ],
+)
+def test_steps_that_take_three_times_as_long_are_noticed_once(steps, notices):
+    pace = Pace()
+    assert [notice for step_s in steps if (notice := pace.see(step_s)) is not None] == notices
+
+
+@pytest.mark.parametrize(
+    ("count", "unused", "processes", "said"),
+    [
+        (2, 1, 1, "other processes use 1 of 2 cores. Stop those, or stop this run and go on with fewer threads"),
+        (2, 0, 1, "other processes use 2 of 2 cores. Stop those, or stop this run and go on with fewer threads"),
+        (1, 0, 1, "other processes use 2 of 2 cores. Stop those, or wait for their end."),
+        (1, 1, 2, "other processes use 1 of 2 cores. Stop those, or wait for their end."),
+        (2, 2, 1, "2 of 2 cores are free, so the cause is another one, such as too little memory or heat."),
+    ],
+)
+def test_what_to_do_when_steps_are_slow(count, unused, processes, said):
+    line = advice(count, 2, unused, processes, "python search.py --resume runs/a")
+    assert line.startswith(said)
+    assert line.endswith(" (bits may differ): python search.py --resume runs/a --threads 1") == ("fewer" in said)
+
+
+def test_the_bar_says_it_once(monkeypatch):
+    now, lines = [0.0], []
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with progress_bar(Console(quiet=True), lines.append, 40, 0, 8, "python search.py --resume runs/a") as advance:
+        for step_s in [50, *9 * [4], *20 * [20]]:
+            now[0] += step_s
+            advance("")
+    assert sum(line.startswith("steps take 20 s, 5.0 times as long as before (4 s): ") for line in lines) == 1

@@ -1,0 +1,544 @@
+"""Reports: what is read of a run, what may stand in a page, and the page itself in a browser where there is one."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from nas.errors import InputError
+from nas.models.size import network_size
+from nas.models.supernet import Alphas
+from nas.report import page as report
+from nas.report import run_data
+from nas.search_space.genotype import SHIPPED, Genotype, GenotypeFile
+from nas.search_space.space import PRIMITIVES
+from nas.training.accuracy import Measured, count_answers
+from tests.bad_calls import content, fault
+from tests.in_process import call
+
+SMALL = ["--dataset=digits", "--train-limit=48", "--init-channels=2", "--num-cells=3", "--batch-size=12"]
+SEARCH = [*SMALL, "--epochs=3", "--alpha-lr=0.1"]
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\u2028"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with two searches and a final network in runs/: a, b, final."""
+    folder = tmp_path_factory.mktemp("reported")
+    assert call("search", folder, *SEARCH, "--name=a") == 0
+    assert call("search", folder, *SEARCH, "--name=b", "--seed=1") == 0
+    assert call("train_final", folder, *SMALL, "--epochs=2", "--genotype=a", "--name=final") == 0
+    return folder
+
+
+@pytest.fixture
+def copy(runs, tmp_path, monkeypatch):
+    """The same folder, to be changed, and to be called in."""
+    shutil.copytree(runs / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def edit_config(run, change):
+    config = json.loads((run / "config.json").read_text())
+    change(config)
+    (run / "config.json").write_text(json.dumps(config))
+
+
+def data_of(page):
+    """What a page holds as data."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*)</script>', page)[1])
+
+
+def by_node(cell):
+    return [set(map(tuple, cell[index : index + 2])) for index in range(0, len(cell), 2)]
+
+
+def test_the_history_ends_in_the_genotype_of_the_run(runs):
+    run = run_data.read_run(runs / "runs" / "a")
+    stored = Genotype.load(runs / "runs" / "a" / "genotype.json")
+    assert run["epochs"] == [1, 2, 3]
+    assert {cell: run["cells"][cell][-1] for cell in ("normal", "reduce")} == {
+        "normal": stored.normal,
+        "reduce": stored.reduce,
+    }
+    assert Genotype.from_text(run["genotype"]) == stored
+
+
+def test_the_changes_lead_from_the_first_genotype_to_the_last(runs):
+    run = run_data.read_run(runs / "runs" / "a")
+    assert run["changes"]
+    for cell in ("normal", "reduce"):
+        nodes = by_node(run["cells"][cell][0])
+        for index, epoch in enumerate(run["epochs"]):
+            for change in run["changes"]:
+                if (change["epoch"], change["cell"]) == (epoch, cell):
+                    nodes[change["node"] - 2].remove(change["from"])
+                    nodes[change["node"] - 2].add(change["to"])
+            assert nodes == by_node(run["cells"][cell][index])
+
+
+def test_an_edge_with_another_primitive_is_paired_with_itself_and_order_is_no_change():
+    concat = {"normal_concat": (2,), "reduce_concat": (2,)}
+    kept = (("skip_connect", 0), ("sep_conv_3x3", 1))
+    before = Genotype(normal=(("skip_connect", 0), ("max_pool_3x3", 1)), reduce=kept, **concat)
+    after = Genotype(normal=(("dil_conv_3x3", 1), ("sep_conv_5x5", 0)), reduce=kept[::-1], **concat)
+    first, second = run_data.changes([before, after], [4, 7])
+    assert first == {
+        "epoch": 7,
+        "cell": "normal",
+        "node": 2,
+        "from": ("skip_connect", 0),
+        "to": ("sep_conv_5x5", 0),
+    }
+    assert (second["from"], second["to"]) == (("max_pool_3x3", 1), ("dil_conv_3x3", 1))
+
+
+def test_where_one_source_goes_it_is_not_paired_with_the_edge_that_stays_at_its_source():
+    concat = {"normal_concat": (2, 3), "reduce_concat": (2, 3)}
+    cell = (("skip_connect", 0), ("skip_connect", 1))
+    before = Genotype(normal=(*cell, ("skip_connect", 0), ("skip_connect", 1)), reduce=(*cell, *cell), **concat)
+    after = Genotype(normal=(*cell, ("sep_conv_3x3", 1), ("sep_conv_3x3", 2)), reduce=(*cell, *cell), **concat)
+    pairs = [(change["from"], change["to"]) for change in run_data.changes([before, after], [1, 2])]
+    assert (("skip_connect", 1), ("sep_conv_3x3", 1)) in pairs
+    assert (("skip_connect", 0), ("sep_conv_3x3", 2)) in pairs
+
+
+def test_edge_weights_lead_to_the_cells_of_their_alphas():
+    torch.manual_seed(0)
+    alphas = Alphas()
+    for parameter in alphas.parameters():
+        parameter.data *= 1000
+    weights = alphas()
+    found = Genotype.from_edge_weights(weights.normal.tolist(), weights.reduce.tolist())
+    assert found == Genotype.derive(alphas)
+    with pytest.raises(ValueError, match="zip"):
+        Genotype.from_edge_weights(weights.normal.tolist()[:-1], weights.reduce.tolist())
+
+
+def test_edge_weights_of_exactly_zero_lead_to_a_cell():
+    only = [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    none = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    found = Genotype.from_edge_weights([none, only], [none, none])
+    assert found.normal == (("skip_connect", 1), ("max_pool_3x3", 0))  # of equal weights the first
+
+
+def test_the_numbers_are_those_of_the_run(runs):
+    path = runs / "runs" / "a"
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    epochs = [record for record in records if "upper/loss" in record]
+    run = run_data.read_run(path)
+    for name in ("lower/loss", "upper/accuracy", "cells/entropy_reduce_nats", "speed/epoch_s"):
+        assert run["series"][name] == [record[name] for record in epochs]
+    edge = epochs[1]["edge_weights_reduce/2-5_dil_conv_3x3"]
+    assert run["edge_weights"]["reduce"][1][11][6] == pytest.approx(edge, abs=1e-5)
+    size = network_size(Genotype.load(path / "genotype.json"))
+    assert run["size"] == {"weights": size.weights, "multiply_adds": size.multiply_adds}
+    differ = {flag for _, flags in run["config"] for flag, value, default in flags if value != default}
+    assert differ == {
+        *("--dataset", "--train-limit", "--init-channels", "--num-cells", "--batch-size"),
+        *("--epochs", "--alpha-lr", "--name"),
+    }
+
+
+def test_the_command_of_the_page_trains_the_cell(copy):
+    (_, command), _ = run_data.read_run(Path("runs/a"))["commands"]
+    assert command == "python train_final.py --genotype runs/a/genotype.json --dataset digits --train-limit 48"
+    assert call("train_final", copy, *command.split()[2:], *SMALL[2:], "--epochs=1", "--name=again") == 0
+
+
+def test_a_search_leaves_the_page_that_the_command_writes(copy, capsys):
+    path = copy / "runs" / "a" / "report.html"
+    before = path.read_text(encoding="utf-8")
+    path.unlink()
+    assert report.main(["runs/a"]) == 0
+    assert path.read_text(encoding="utf-8") == before
+    assert capsys.readouterr().out == "written: runs/a/report.html\n"
+
+
+def test_a_search_ends_well_where_a_page_of_somebody_else_is(runs, copy, capfd):
+    (copy / "runs" / "a" / "report.html").write_text("mine")
+    assert call("search", copy, "--resume=runs/a", "--epochs=4") == 0
+    out = capfd.readouterr().out
+    assert "no report: runs/a/report.html: exists and is no report" in out
+    assert "written: genotypes/a.json, and in runs/a: genotype.json" in out
+    assert (copy / "runs" / "a" / "report.html").read_text() == "mine"
+
+
+def test_a_run_that_is_still_at_work_is_reported_as_far_as_it_is(copy):
+    path = copy / "runs" / "a" / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    second = next(index for index, line in enumerate(lines) if '"epoch": 2' in line and "upper/loss" in line)
+    path.write_text("".join(lines[: second + 1]) + lines[second + 1][:30])  # the next one is being written
+    run = run_data.read_run(Path("runs/a"))
+    assert (run["epochs"], run["num_epochs"]) == ([1, 2], 3)
+    assert ["go on", "python search.py --resume runs/a"] in run["commands"]
+
+
+def test_several_runs_make_one_page(copy):
+    assert report.main(["runs/a", "runs/b"]) == 0
+    data = data_of(Path("report.html").read_text(encoding="utf-8"))
+    assert [(run["name"], run["seed"]) for run in data["runs"]] == [("a", 0), ("b", 1)]
+    assert all(len(run["cells"]["normal"][-1]) == 8 for run in data["runs"])
+    assert report.main(["runs/a", "runs/b", "--output=deep/page.html"]) == 0
+    assert Path("deep/page.html").read_bytes() == Path("report.html").read_bytes()
+
+
+def test_what_a_run_holds_stays_text(copy):
+    run = copy / "runs" / "a<img src=x onerror=alert(3)>"
+    (copy / "runs" / "a").rename(run)
+
+    def change(config):
+        config["config"]["data"]["data_dir"] = HOSTILE
+        config["environment"] |= {
+            "platform": HOSTILE,
+            "command": ["search.py", HOSTILE],
+            "versions": {HOSTILE: HOSTILE},
+        }
+
+    edit_config(run, change)
+    report.write([run], copy / "page.html")
+    page = (copy / "page.html").read_text(encoding="utf-8")
+    assert page.count("<script") == page.count("</script") == 3
+    assert "<img" not in page
+    assert "&amp;" not in page
+    assert "\u2028" not in page
+    data = data_of(page)["runs"][0]
+    assert data["name"] == run.name
+    assert [HOSTILE, HOSTILE] in data["environment"]
+    assert ["--data-dir", HOSTILE, "data"] in data["config"][0][1]
+
+
+def test_nothing_is_loaded_from_elsewhere(runs):
+    page = (runs / "runs" / "a" / "report.html").read_text(encoding="utf-8")
+    assert page.startswith(report.MARKER)
+    assert "content=\"default-src 'none'; " in page
+    assert not re.search(
+        r"unsafe|<link|<iframe|<img|\bsrc=|\bhref=|url\(|@import|fetch\(|XMLHttp|import\(|eval\(", page
+    )
+    # Named in a comment of uPlot's, and the name space of SVG.
+    assert set(re.findall(r"https?://[^\s\"')]+", page)) == {
+        "https://github.com/leeoniya/uPlot",
+        "http://www.w3.org/2000/svg",
+    }
+
+
+def damage(name, edit, run="a"):
+    def change(folder):
+        path = folder / "runs" / run / name
+        path.write_bytes(edit(path.read_bytes()))
+
+    return change
+
+
+def with_line(text):
+    return damage("metrics.jsonl", lambda data: data + text.encode() + b"\n")
+
+
+def linked(name):
+    def change(folder):
+        path = folder / "runs" / name
+        path.rename(folder / "elsewhere")
+        path.symlink_to(folder / "elsewhere")
+
+    return change
+
+
+def set_in_config(*keys, value):
+    def change(folder):
+        def put(config):
+            for key in keys[:-1]:
+                config = config[key]
+            config[keys[-1]] = value
+
+        edit_config(folder / "runs" / "a", put)
+
+    return change
+
+
+WRONG = [
+    ([], None, "RUN_DIR: missing"),
+    (["nowhere"], None, "nowhere: no run folder, as it holds no config.json"),
+    (["runs"], None, "runs: no run folder"),
+    (["runs/a", "--out=x"], None, "Unrecognized options: --out=x"),
+    (["runs/a", "runs/final"], None, "runs of search.py and of train_final.py"),
+    (["runs/a", "--output=runs/a/config.json"], None, "runs/a/config.json: exists and is no report"),
+    (["runs/a", "--output=runs"], None, "runs: exists and is no report"),
+    (["runs/a", "--output=runs/a/log.txt/page.html"], None, "runs/a/log.txt/page.html: cannot be written"),
+    (["runs/a"], linked("a/metrics.jsonl"), "runs/a/metrics.jsonl: a link"),
+    (["runs/final"], linked("final/accuracy.json"), "runs/final/accuracy.json: a link"),
+    (
+        ["runs/final"],
+        damage("accuracy.json", lambda data: data[:-9], "final"),
+        "accuracy runs/final/accuracy.json: not",
+    ),
+    (
+        ["runs/final"],
+        damage("accuracy.json", lambda data: data.replace(b'"num_images": [', b'"num_images": [1, '), "final"),
+        "accuracy runs/final/accuracy.json: its counts do not fit one another, or not 10 classes",
+    ),
+    (["runs/a"], damage("metrics.jsonl", lambda data: b""), "runs/a: no epoch is finished yet"),
+    (["runs/a"], lambda folder: (folder / "runs/a/metrics.jsonl").unlink(), "no epoch is finished yet"),
+    (["runs/a"], damage("metrics.jsonl", lambda data: b"{}}\n" + data), "runs/a/metrics.jsonl, line 1: not a record"),
+    (["runs/a"], damage("metrics.jsonl", lambda data: b"\xff\n" + data), "runs/a/metrics.jsonl, line 1: not a record"),
+    (["runs/a"], with_line('{"epoch": 3, "step": 9, "lower/loss": "1"}'), "not a record"),
+    (["runs/a"], with_line('{"epoch": 3, "step": 9, "lower/loss": NaN}'), "not a record"),
+    (["runs/a"], with_line('{"epoch": 4, "step": 9}'), "epoch is 4, but must be one of 1 to 3"),
+    (["runs/a"], with_line('{"epoch": 2, "step": 9}'), "epoch is 2, but"),
+    (["runs/a"], with_line('{"epoch": 2.5, "step": 9}'), "epoch is 2.5, but"),
+    (["runs/a"], with_line('{"step": 9}'), "epoch is 0, but"),
+    (["runs/a"], with_line('{"epoch": 3, "upper/accuracy": 1.5}'), "an accuracy is no fraction"),
+    (["runs/a"], with_line('{"epoch": 3, "upper/balanced_accuracy": -1}'), "an accuracy is no fraction"),
+    (["runs/a"], with_line('{"epoch": 3, "speed/epoch_s": 1}'), "epoch 3 a second time"),
+    (["runs/a"], damage("metrics.jsonl", lambda data: data.replace(b"_none", b"_nine", 1)), "not the edge weights"),
+    (
+        ["runs/a"],
+        damage("metrics.jsonl", lambda data: re.sub(rb'(normal/0-2_none": )[^,]*', rb"\g<1>0.99", data, count=1)),
+        "the weights of an edge do not add up to 1",
+    ),
+    (["runs/a"], set_in_config("config", "supernet", "num_nodes", value=3), "not the edge weights of cells of 3 nodes"),
+    (["runs/a"], set_in_config("config", "data", "dataset", value="<b>"), "config runs/a/config.json: data.dataset"),
+    (["runs/a"], set_in_config("environment", "versions", value={"torch": 2}), "environment.versions"),
+    (["runs/a"], set_in_config("format_version", value=99), "install a newer nas"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "change", "sentence"), WRONG)
+def test_what_is_wrong_is_one_sentence_and_nothing_is_written(copy, capsys, arguments, change, sentence):
+    if change is not None:
+        change(copy)
+    before = content(copy)
+    code = report.main(arguments)
+    assert fault(code, capsys.readouterr().err, sentence) is None
+    assert content(copy) == before
+
+
+def test_limits_hold_before_anything_is_parsed(copy, monkeypatch, capsys):
+    path = copy / "runs" / "a" / "metrics.jsonl"
+    with path.open("ab") as file:
+        file.truncate(run_data.MAX_METRICS_BYTES + 1)  # a hole takes no room
+    assert report.main(["runs/a"]) == 2
+    assert capsys.readouterr().err == "error: runs/a/metrics.jsonl: larger than 256 MiB.\n"
+    path.write_bytes(b"{" + b" " * run_data.MAX_LINE_BYTES)
+    assert report.main(["runs/a"]) == 2
+    assert capsys.readouterr().err == "error: runs/a/metrics.jsonl, line 1: longer than 1 MiB.\n"
+
+
+PUBLISHED = {row["name"]: row for row in json.loads((report.ASSETS / "published.json").read_text(encoding="utf-8"))}
+
+
+def test_all_published_cells_are_in_the_table():
+    files = {path.stem: GenotypeFile.load(path).provenance for path in SHIPPED.glob("*.json")}
+    assert {name: row["test_error_percent"] for name, row in PUBLISHED.items()} == {
+        name: provenance.reported_cifar10_test_error_percent
+        for name, provenance in files.items()
+        if provenance.source is not None
+    }
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_sizes_of_published_cells_are_as_counted(name):
+    size = network_size(Genotype.load(SHIPPED / f"{name}.json"))
+    assert (PUBLISHED[name]["weights"], PUBLISHED[name]["multiply_adds"]) == (size.weights, size.multiply_adds)
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH")
+
+
+def drawn(page, profile, *flags):
+    """The page as a browser has it after its scripts, which must not have complained."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--enable-logging=stderr"]
+    command = [CHROMIUM, *options, f"--user-data-dir={profile}", *flags, "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    assert re.search(r"<html[^>]* data-ready", done.stdout), done.stderr
+    return done.stdout
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_draws_the_page_of_a_search(runs, tmp_path, scheme):
+    preference = f"--blink-settings=preferredColorScheme={['dark', 'light'].index(scheme)}"
+    dom = drawn(runs / "runs" / "a" / "report.html", tmp_path, preference)
+    other = "dark" if scheme == "light" else "light"
+    assert f">{other}</button>" in dom  # the one that the button changes to
+    assert dom.count('<svg class="cell"') == 2
+    assert len(re.findall(r'<g class="kept kind-[a-z]+( changed)?"><g class="pill">', dom)) == 2 * 8
+    last = run_data.read_run(runs / "runs" / "a")["cells"]["normal"][-1]
+    first = (
+        f"{last[0][0].replace('_', ' ').replace('3x3', '3×3').replace('5x5', '5×5')} from c(k−{2 - last[0][1]}) to 0"
+    )
+    assert f'aria-label="Normal cell: {first};' in dom
+    assert dom.count("<canvas") == 7
+    assert len(re.findall(r'<table class="heat">', dom)) == 1
+    assert re.search(r'<tr class="own"><th scope="row">a</th>', dom)
+
+
+@needs_chromium
+def test_a_browser_draws_several_runs_and_final_networks(copy):
+    report.write([Path("runs/a"), Path("runs/b")], Path("several.html"))
+    dom = drawn(copy / "several.html", copy / "profile")
+    assert dom.count("<canvas") == 8
+    assert re.search(r"<h1>2 runs compared</h1>", dom)
+    assert dom.count('<table class="heat">') == 2
+    accuracies = [run_data.read_run(Path("runs", name))["series"]["upper/accuracy"][-1] for name in "ab"]
+    mean, spread = sum(accuracies) / 2, abs(accuracies[0] - accuracies[1]) / 2**0.5
+    assert f"{100 * mean:.1f} ± {100 * spread:.1f} %" in dom
+    report.write([Path("runs/final")], Path("final.html"))
+    dom = drawn(copy / "final.html", copy / "profile")
+    accuracy = run_data.read_run(Path("runs/final"))["test"]["accuracy"]
+    assert f"<dt>test accuracy</dt><dd>{100 * accuracy:.1f} %" in dom
+    report.write([Path("runs/final"), Path("runs/final")], Path("finals.html"))
+    assert "final (2)" in drawn(copy / "finals.html", copy / "profile")
+
+
+@needs_chromium
+@pytest.mark.parametrize("num_classes", [10, 30])
+def test_a_final_network_is_shown_class_by_class(copy, num_classes):
+    names = [HOSTILE, *map(str, range(1, num_classes))]
+    edit_config(Path("runs/final"), lambda config: config["trained_on"].update(classes=names))
+    targets = torch.cat([torch.arange(num_classes), torch.zeros(1000, dtype=int)])
+    Measured(1.0, *count_answers(targets, targets * (targets == 0), num_classes)).save(Path("runs/final"), "test", 2)
+    report.write([Path("runs/final")], Path("page.html"))
+    dom = drawn(copy / "page.html", copy / "profile")
+    share = 100 * 1001 / len(targets)
+    assert f"<dt>balanced accuracy</dt><dd>{100 / num_classes:.1f} %" in dom
+    assert f"<dt>always guessing the largest class</dt><dd>{share:.1f} %" in dom
+    assert "<img" not in dom
+    assert f"would reach {share:.1f} %: this network is no better." in dom
+    assert re.search(
+        r'<th scope="row">1</th><td class="num">0.0 %</td><td class="num">0</td><td class="num">1</td>', dom
+    )
+    squares = re.search(r'<table class="heat confusion( dense)?">(.*?)</table>', dom)
+    assert (squares[1] is not None) == (num_classes > 25)
+    assert squares[2].count("<td") == num_classes**2
+    assert squares[2].count('class="kept"') == num_classes
+    assert 'title="“1” answered as “2”: 0 of 1"' in squares[2]
+    report.write([Path("runs/final"), Path("runs/final")], Path("page.html"))
+    assert f"{100 / num_classes:.1f} ± 0.0 %" in drawn(copy / "page.html", copy / "profile")
+
+
+def test_answers_of_an_epoch_before_and_of_runs_without_them_are_left_out(copy):
+    path = Path("runs/final/accuracy.json")
+    assert run_data.read_run(path.parent)["answers"]["accuracy"] == run_data.read_run(path.parent)["test"]["accuracy"]
+    path.write_text(path.read_text().replace('"epoch": 2', '"epoch": 1'))
+    assert run_data.read_run(path.parent)["answers"] is None
+    path.unlink()  # as before it was kept
+    assert run_data.read_run(path.parent)["answers"] is None
+
+
+@needs_chromium
+def test_a_comparison_says_what_differs_and_leaves_unfinished_runs_out_of_the_mean(copy):
+    edit_config(Path("runs/b"), lambda config: config["config"]["lower"].update(momentum=0.5, epochs=9))
+    report.write([Path("runs/a"), Path("runs/b")], Path("page.html"))
+    dom = drawn(copy / "page.html", copy / "profile")
+    differing = re.search(r"<h2>What differs</h2>.*?<thead>(.*?)</thead>", dom)[1]
+    assert re.findall(r">(--[a-z-]+)<", differing) == ["--epochs", "--momentum"]
+    accuracy = run_data.read_run(Path("runs/a"))["series"]["upper/accuracy"][-1]
+    assert f'mean ± spread of 1</th><td class="num">{100 * accuracy:.1f} %<' in dom
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", ["NASNet", "AmoebaNet"])
+def test_both_edges_from_one_state_to_a_node_are_drawn(copy, name):
+    genotype = Genotype.load(SHIPPED / f"{name}.json")
+    genotype.save("runs/final/genotype.json")
+    report.write([Path("runs/final")], Path("page.html"))
+    dom = drawn(copy / "page.html", copy / "profile").split("</main>")[0]
+    labels = re.findall(r'<tspan x="[^"]*" dy="[^"]*">([^<]*)</tspan>', dom)
+    edges = [primitive for cell in (genotype.normal, genotype.reduce) for primitive, _ in cell]
+    assert sorted(labels) == sorted(re.sub(r"(\d)x(\d)", r"\1×\2", edge.replace("_", " ")) for edge in edges)
+
+
+def test_the_test_accuracy_of_an_epoch_before_is_not_that_of_the_last_one(copy):
+    edit_config(Path("runs/final"), lambda config: config["config"]["training"].update(epochs=3))
+    path = Path("runs/final/metrics.jsonl")
+    lines = path.read_text().splitlines(True)
+    last = json.loads(next(line for line in lines if "speed/epoch_s" in line))
+    path.write_text("".join(lines) + json.dumps(last | {"epoch": 3}) + "\n")
+    run = run_data.read_run(Path("runs/final"))
+    assert (run["test"], run["finished"]) == ({}, False)
+    assert ["go on", "python train_final.py --resume runs/final"] in run["commands"]
+
+
+def test_a_command_that_is_none_of_ours_is_not_there_to_be_copied(copy):
+    assert any(label == "how it was begun" for label, _ in run_data.read_run(Path("runs/a"))["commands"])
+    edit_config(Path("runs/a"), lambda config: config["environment"].update(command=["-c", "import os"]))
+    assert not any(label == "how it was begun" for label, _ in run_data.read_run(Path("runs/a"))["commands"])
+
+
+def test_a_folder_of_several_searches_is_no_run(copy):
+    edit_config(Path("runs/a"), lambda config: config["config"]["several"].update(searches=2))
+    with pytest.raises(InputError, match="runs/a: several searches; name one of the run folders in it"):
+        run_data.read_run(Path("runs/a"))
+
+
+@needs_chromium
+def test_a_training_that_leaves_the_test_set_alone_can_be_finished(copy):
+    edit_config(
+        Path("runs/final"), lambda config: config["config"]["training"].update(skip_test=True, holdout_fraction=0.5)
+    )
+    path = Path("runs/final/metrics.jsonl")
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "test/accuracy" not in line))
+    report.write([Path("runs/final")], Path("page.html"))
+    dom = drawn(copy / "page.html", copy / "profile").split("</main>")[0]
+    assert "2 of 2 epochs<" in dom
+    assert "test accuracy" not in dom
+    assert "--resume" not in dom
+    report.write([Path("runs/final"), Path("runs/final")], Path("page.html"))
+    assert "mean ± spread of 2</th>" in drawn(copy / "page.html", copy / "profile")
+
+
+@needs_chromium
+def test_each_of_many_runs_has_a_line_of_its_own(copy):
+    report.write([Path("runs/a")] * 28, Path("page.html"))
+    dom = drawn(copy / "page.html", copy / "profile")
+    lines = re.findall(r'<svg class="swatch"[^>]*><line ([^>]*)>', dom)
+    assert len(lines) == 28 + 8 * 28  # of the table, and of eight legends
+    assert len(set(lines)) == 28
+
+
+@needs_chromium
+def test_the_memory_of_a_run_is_shown_where_it_was_recorded(copy):
+    assert "<dt>memory, peak</dt>" in drawn(copy / "runs" / "a" / "report.html", copy / "profile")
+    path = Path("runs/a/metrics.jsonl")
+    without = re.sub(r', "speed/peak_memory_gb": [0-9.]+', "", path.read_text())  # as before it was recorded
+    path.write_text(without)
+    assert report.main(["runs/a"]) == 0
+    assert "memory" not in drawn(copy / "runs" / "a" / "report.html", copy / "profile").split("</main>")[0]
+    path.write_text(without.replace('"speed/epoch_s"', '"speed/peak_memory_gb": 1.234, "speed/epoch_s"'))
+    assert report.main(["runs/a"]) == 0
+    assert "<dt>memory, peak</dt><dd>1.23<small> GB" in drawn(copy / "runs" / "a" / "report.html", copy / "profile")
+    report.write([Path("runs/a"), Path("runs/b")], Path("page.html"))
+    assert "peak memory, GB</th>" in drawn(copy / "page.html", copy / "profile")
+
+
+@needs_chromium
+def test_a_browser_runs_nothing_of_a_hostile_run(copy):
+    def change(config):
+        config["config"]["data"]["data_dir"] = HOSTILE
+        config["environment"] |= {"platform": HOSTILE, "versions": {HOSTILE: "1"}}
+
+    edit_config(copy / "runs" / "a", change)
+    report.write([Path("runs/a")], Path("page.html"))
+    dom = drawn(copy / "page.html", copy / "profile")
+    assert "<img" not in dom
+    assert dom.count("<script") == 3
+    assert html.escape(HOSTILE, quote=False) in dom
+
+
+def test_primitives_have_a_colour():
+    style = (report.ASSETS / "report.css").read_text(encoding="utf-8")
+    for name in (*PRIMITIVES, "conv_7x1_1x7"):
+        assert f".kind-{name.split('_')[0]} {{" in style
+
+
+def test_each_script_is_in_the_page():
+    own = {path.name for path in report.ASSETS.glob("*.js")} - {"uPlot.iife.min.js"}
+    assert own == set(report.SCRIPTS)

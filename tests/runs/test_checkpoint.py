@@ -1,0 +1,493 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from torch import nn
+
+from nas import files
+from nas.errors import InputError
+from nas.runs import checkpoint
+from nas.runs.checkpoint import CURRENT, MAX_HEADER_BYTES, PREVIOUS, Manifest, Progress
+from tests.damaged_json import damaged, spliced
+
+
+def manifest(**changed):
+    fields = {
+        "config": {"lower": {"epochs": 2, "lower_lr": 0.1}, "run": {"name": None, "deterministic": False}},
+        "data": "0123456789abcdef" * 2,
+        "genotype": "Genotype(…)",
+        "progress": Progress(epochs=1, steps=12, loss=0.1 + 0.2, num_images=8, peaks={"upper/loss": 1.25}),
+        "elapsed_s": 17.3,
+        "sizes": {"metrics.jsonl": 300, "tensorboard/events.out.tfevents.17.0": 20},
+        "finished": False,
+    }
+    return Manifest(**fields | changed)
+
+
+def tensors(seed=0):
+    """One of each kind: a convolution's channels_last, a batch norm's count without dimensions, special values."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "supernet.0.weight": torch.randn(4, 3, 3, 3, generator=generator).to(memory_format=torch.channels_last),
+        "supernet.1.num_batches_tracked": torch.tensor(7 + seed),
+        "supernet.1.running_var": torch.tensor([torch.inf, -0.0, 1e-45, torch.nan]),
+        "alphas.normal": torch.randn(2, 8, generator=generator, dtype=torch.float64),
+        "network.empty": torch.zeros(0, 3),
+    }
+
+
+def bits(these):
+    return {name: (tensor.dtype, tensor.shape, tensor.numpy().tobytes()) for name, tensor in these.items()}
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def rebuilt(whole, **changed):
+    """A checkpoint file with other metadata, its checksum right unless given."""
+    size = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + size])
+    metadata = header["__metadata__"] | changed
+    if "checksum" not in changed:
+        metadata["checksum"] = checkpoint._checksum(tensors(), metadata.get("manifest") or "")
+    header["__metadata__"] = {name: value for name, value in metadata.items() if value is not None}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + whole[8 + size :]
+
+
+def with_manifest(whole, **changed):
+    return rebuilt(whole, manifest=json.dumps(manifest().model_dump(mode="json") | changed))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    checkpoint.save(tmp_path, tensors(), manifest())
+    return tmp_path / CURRENT
+
+
+def refusal(path, into=None):
+    """The sentence by which a file is refused; the run's tensors are as they were."""
+    into = tensors(1) if into is None else into
+    before = bits(into)
+    with pytest.raises(InputError) as error:
+        checkpoint.load(path, into)
+    assert bits(into) == before
+    assert str(error.value).isprintable()
+    return str(error.value)
+
+
+# Writing
+
+
+def test_tensors_and_manifest_round_trip_bit_for_bit(saved):
+    loaded = tensors(1)
+    assert checkpoint.load(saved, loaded) == manifest()
+    assert bits(loaded) == bits(tensors())
+    assert loaded["supernet.0.weight"].is_contiguous(memory_format=torch.channels_last)
+    assert os.listdir(saved.parent) == [CURRENT]
+
+
+def test_the_checkpoint_before_is_kept(saved):
+    for seed in (1, 2):
+        checkpoint.save(saved.parent, tensors(seed), manifest(elapsed_s=float(seed)))
+    loaded = tensors()
+    for name, seed in ((CURRENT, 2), (PREVIOUS, 1)):
+        assert checkpoint.load(saved.with_name(name), loaded).elapsed_s == seed
+        assert bits(loaded) == bits(tensors(seed))
+    assert set(os.listdir(saved.parent)) == {CURRENT, PREVIOUS}
+
+
+@pytest.mark.parametrize("call", ["write", "half a write", "sync", "swap"])
+def test_a_write_that_fails_leaves_the_last_two_as_they_are(saved, monkeypatch, call):
+    checkpoint.save(saved.parent, tensors(1), manifest())
+    before = contents(saved.parent)
+
+    def fail(*arguments, **options):
+        if call == "half a write":
+            arguments[0].open("wb").write(b"half")
+        raise OSError(28, "No space left on device")
+
+    owner, name = {"sync": (os, "fsync"), "swap": (os, "replace")}.get(call, (Path, "write_bytes"))
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(saved.parent, tensors(2), manifest())
+    assert contents(saved.parent) == before
+
+
+def test_the_state_of_a_run_is_named_and_not_copied():
+    network = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state = checkpoint.state_tensors({"network": network}, {"optimizer": optimizer})
+    assert sorted(state) == [
+        *["network.bias", "network.weight"],
+        *["optimizer.0.momentum_buffer", "optimizer.1.momentum_buffer"],
+    ]
+    assert state["network.weight"].data_ptr() == network.weight.data_ptr()
+    assert state["optimizer.0.momentum_buffer"] is optimizer.state[network.weight]["momentum_buffer"]
+
+
+def test_a_module_and_its_optimizer_go_on_as_if_never_stopped(tmp_path):
+    def made():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+        step(network, optimizer, 0)
+        return network, optimizer
+
+    def step(network, optimizer, seed):
+        optimizer.zero_grad()
+        images = torch.rand(4, 2, generator=torch.Generator().manual_seed(seed))
+        network(images).pow(3).sum().backward()
+        optimizer.step()
+
+    def state(run):
+        return checkpoint.state_tensors({"network": run[0]}, {"optimizer": run[1]})
+
+    whole, resumed = made(), made()
+    step(*whole, 1)
+    checkpoint.save(tmp_path, state(whole), manifest())
+    checkpoint.load(tmp_path / CURRENT, state(resumed))
+    for run in (whole, resumed):
+        step(*run, 2)
+    assert bits({name: tensor.detach() for name, tensor in state(resumed).items()}) == bits(
+        {name: tensor.detach() for name, tensor in state(whole).items()}
+    )
+
+
+def test_finished_is_said_of_a_finished_run_alone(saved):
+    assert checkpoint.finished(saved.parent) is None
+    checkpoint.save(saved.parent, tensors(), manifest(finished=True))
+    assert checkpoint.finished(saved.parent) == manifest(finished=True)
+    saved.write_bytes(b"")
+    assert checkpoint.finished(saved.parent) is None
+    assert checkpoint.finished(saved.parent / "nowhere") is None
+
+
+# Damage
+
+
+def test_a_checkpoint_that_was_cut_is_refused(saved):
+    whole = saved.read_bytes()
+    for length in (*range(40), *range(40, len(whole), 13), len(whole) - 1):
+        saved.write_bytes(whole[:length])
+        assert "damaged" in refusal(saved)
+    saved.write_bytes(whole + b"\0")
+    assert "damaged" in refusal(saved)
+
+
+def test_a_bit_that_flipped_is_found_or_changes_nothing(saved):
+    whole, num_refused = saved.read_bytes(), 0
+    flips = [(index, index // 2 % 8) for index in range(0, len(whole), 2)]
+    for index, bit in flips:
+        saved.write_bytes(whole[:index] + bytes([whole[index] ^ 1 << bit]) + whole[index + 1 :])
+        loaded = tensors(1)
+        try:
+            read = checkpoint.load(saved, loaded)
+        except InputError:
+            num_refused += 1
+            assert bits(loaded) == bits(tensors(1))
+        else:
+            assert read == manifest()
+            assert bits(loaded) == bits(tensors())
+    assert num_refused > 0.95 * len(flips)
+
+
+@pytest.mark.parametrize("size", [2**60, 2**63, 2**64 - 1, MAX_HEADER_BYTES + 1])
+def test_a_header_that_would_fill_the_memory_is_refused(saved, size):
+    whole = saved.read_bytes()
+    saved.write_bytes(size.to_bytes(8, "little") + whole[8:])
+    assert "damaged" in refusal(saved)
+    assert checkpoint.finished(saved.parent) is None
+
+
+def test_what_a_damaged_header_says_gives_a_terminal_no_orders(saved):
+    """Found by `tests.fuzz_atheris`: the reader quotes the file."""
+    whole = saved.read_bytes()
+    for orders in (b"F\x1b[31m2", b"F\\u00002", b"F\x0a2"):
+        size = int.from_bytes(whole[:8], "little")
+        header = whole[8 : 8 + size].replace(b'"F32"', b'"' + orders + b'"', 1)
+        saved.write_bytes(len(header).to_bytes(8, "little") + header + whole[8 + size :])
+        assert refusal(saved).isprintable()
+
+
+def test_what_could_run_code_is_refused(saved):
+    torch.save(tensors(), saved)
+    assert "damaged" in refusal(saved)
+    torch.save(tensors(), saved, _use_new_zipfile_serialization=False)
+    assert "damaged" in refusal(saved)
+
+
+def test_a_folder_or_nothing_in_place_of_a_checkpoint(saved):
+    saved.unlink()
+    assert "No such file" in refusal(saved)
+    saved.mkdir()
+    assert "no regular file" in refusal(saved)
+
+
+@pytest.mark.parametrize("checksum", ["", "0" * 32, None])
+def test_another_checksum_is_refused(saved, checksum):
+    saved.write_bytes(rebuilt(saved.read_bytes(), checksum=checksum))
+    assert "its checksum is another one" in refusal(saved)
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", "null", "[" * 1000, "1" * 5000])
+def test_a_file_without_a_manifest_is_refused(saved, text):
+    saved.write_bytes(rebuilt(saved.read_bytes(), manifest=text))
+    assert "its manifest cannot be read" in refusal(saved)
+
+
+def test_weights_are_no_checkpoint(saved):
+    save_file(tensors() | {"supernet.0.weight": torch.zeros(4, 3, 3, 3)}, saved)
+    assert "its manifest cannot be read" in refusal(saved)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"alphas.normal": None}, "another network's; 'alphas.normal' is in one of the two alone"),
+        ({"surplus": torch.zeros(1)}, "another network's; 'surplus' is in one of the two alone"),
+        ({"alphas.normal": torch.zeros(8, 2).double()}, "alphas.normal has the shape (2, 8), not (8, 2)"),
+        ({"alphas.normal": torch.zeros(2, 8)}, "alphas.normal is of dtype F64, not F32"),
+    ],
+)
+def test_tensors_of_another_network_are_refused_before_any_is_read(saved, monkeypatch, changed, sentence):
+    into = {name: tensor for name, tensor in (tensors(1) | changed).items() if tensor is not None}
+    monkeypatch.setattr(checkpoint, "_checksum", lambda *_: pytest.fail("the tensors were read"))
+    assert sentence in refusal(saved, into)
+
+
+# The newest that can be read
+
+
+def test_no_checkpoint_yet(tmp_path):
+    assert checkpoint.load_newest(tmp_path, tensors()) == (None, [])
+
+
+def test_a_damaged_checkpoint_is_passed_over(saved):
+    checkpoint.save(saved.parent, tensors(1), manifest(elapsed_s=99.0))
+    saved.write_bytes(saved.read_bytes()[:-1])
+    loaded = tensors(2)
+    read, problems = checkpoint.load_newest(saved.parent, loaded)
+    assert (read, bits(loaded)) == (manifest(), bits(tensors()))
+    assert len(problems) == 1
+    assert str(saved) in problems[0]
+    saved.with_name(PREVIOUS).unlink()
+    with pytest.raises(InputError, match=r"damaged.*begin a new run"):
+        checkpoint.load_newest(saved.parent, loaded)
+
+
+def test_the_one_before_is_taken_after_a_kill_between_two_swaps(saved):
+    saved.rename(saved.with_name(PREVIOUS))
+    assert checkpoint.load_newest(saved.parent, tensors(1)) == (manifest(), [])
+
+
+def test_two_damaged_checkpoints_are_both_named(saved):
+    checkpoint.save(saved.parent, tensors(), manifest())
+    for name in (CURRENT, PREVIOUS):
+        saved.with_name(name).write_bytes(b"damaged")
+    with pytest.raises(InputError) as error:
+        checkpoint.load_newest(saved.parent, tensors())
+    assert str(saved) in str(error.value)
+    assert str(saved.with_name(PREVIOUS)) in str(error.value)
+
+
+def test_a_checkpoint_of_a_newer_version_is_named_and_the_one_before_is_taken(saved):
+    checkpoint.save(saved.parent, tensors(1), manifest())
+    saved.write_bytes(with_manifest(saved.read_bytes(), format_version=checkpoint.FORMAT_VERSION + 1))
+    assert "format_version" in refusal(saved)
+    read, problems = checkpoint.load_newest(saved.parent, tensors(2))
+    assert read == manifest()
+    assert "format_version" in problems[0]
+
+
+# The manifest
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["../x", "/etc/passwd", "tensorboard/../../x", "tensorboard/events.out.tfevents./../x", "config.json", ""],
+        *["metrics.jsonl\n", "./metrics.jsonl", "metrics.jsonl/../x", "tensorboard/events.out.tfevents." + "1" * 41],
+    ],
+)
+def test_no_other_file_gets_a_size(saved, name):
+    with pytest.raises(ValidationError):
+        manifest(sizes={name: 0})
+    saved.write_bytes(with_manifest(saved.read_bytes(), sizes={name: 0}))
+    assert "sizes" in refusal(saved)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "null", "true", '"1"'])
+@pytest.mark.parametrize("place", ["elapsed_s", "loss", "num_correct", "epoch_began_s", "upper/loss"])
+def test_a_number_that_is_none_is_refused(saved, value, place):
+    text = manifest().model_dump_json()
+    start = text.index(f'"{place}":') + len(place) + 3
+    end = min(text.index(sign, start) for sign in ",}")
+    saved.write_bytes(rebuilt(saved.read_bytes(), manifest=text[:start] + value + text[end:]))
+    assert place in refusal(saved)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("format_version", 0),
+        ("format_version", True),
+        ("data", "0" * 31),
+        ("data", "0" * 32 + "\n"),
+        ("genotype", "x" * 100_001),
+        ("config", []),
+        ("config", {"lower": 1.0}),
+        ("config", {"lower": {"epochs": [1]}}),
+        ("config", {"lower": {"epochs": {}}}),
+        ("finished", 1),
+        ("elapsed_s", -1.0),
+        ("sizes", {"metrics.jsonl": -1}),
+        ("sizes", {"metrics.jsonl": 10**16}),
+        ("progress", {"steps": 1.0}),
+        ("progress", {"steps": -1}),
+        ("progress", {"surplus": 1}),
+        ("surplus", 1),
+        ("\x1b[31m\n", 1),
+    ],
+)
+def test_a_field_out_of_its_range_is_named(saved, field, value):
+    saved.write_bytes(with_manifest(saved.read_bytes(), **{field: value}))
+    assert repr(field)[1:-1] in refusal(saved)
+
+
+def test_progress_counts_steps_and_keeps_sums():
+    progress = Progress()
+    progress.good_step(2.0, 3.0, 4)
+    progress.good_step(1.0, 1.0, 4)
+    progress.bad_step()
+    assert (progress.steps, progress.bad_steps, progress.bad_steps_in_a_row) == (3, 1, 1)
+    assert progress.means() == (1.5, 0.5)
+    assert progress.scalars("lower") == {"lower/loss": 1.5, "lower/accuracy": 0.5}
+    assert (progress.line("lower "), progress.status("lower")) == ("lower loss 1.500, accuracy 50.0%", "lower 50.0%")
+    progress.good_step(1.0, 1.0, 4)
+    assert (progress.bad_steps, progress.bad_steps_in_a_row) == (1, 0)
+    progress.see({"a": 1.0, "b": -2.0})
+    progress.see({"a": 0.5, "b": -1.0})
+    assert progress.take_peaks() == {"a": 1.0, "b": -1.0, "steps/bad": 1}
+    assert progress.take_peaks() == {"steps/bad": 1}
+    progress.begin_epoch(9.0)
+    assert (progress.num_images, progress.loss, progress.epoch_began_s, progress.steps) == (0, 0.0, 9.0, 4)
+    assert (progress.means(), progress.scalars("lower")) == (None, {})
+    assert {progress.line("lower "), progress.status("lower")} == {"no step was applied"}
+
+
+# Anything at all
+
+COUNTS = st.integers(0, 10**15)
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+NOT_NEGATIVE = st.floats(0, allow_infinity=False)
+TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
+PROGRESS = st.builds(
+    Progress,
+    *[COUNTS] * 4,
+    loss=FINITE,
+    num_correct=FINITE,
+    num_images=COUNTS,
+    peaks=st.dictionaries(TEXT, FINITE, max_size=3),
+    epoch_began_s=NOT_NEGATIVE,
+)
+EVENTS = st.text("0123456789.", min_size=1, max_size=40).map("tensorboard/events.out.tfevents.".__add__)
+MANIFESTS = st.builds(
+    Manifest,
+    config=st.dictionaries(
+        TEXT, st.dictionaries(TEXT, st.none() | st.booleans() | st.integers() | FINITE | TEXT, max_size=3), max_size=3
+    ),
+    data=st.text("0123456789abcdef", min_size=32, max_size=32),
+    genotype=TEXT,
+    progress=PROGRESS,
+    elapsed_s=NOT_NEGATIVE,
+    sizes=st.dictionaries(EVENTS | st.just("metrics.jsonl"), COUNTS, max_size=3),
+    finished=st.booleans(),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of one checkpoint; a test replaces it."""
+    path = tmp_path_factory.mktemp("checkpoint")
+    checkpoint.save(path, tensors(), manifest())
+    return path
+
+
+@pytest.fixture(scope="module")
+def unsynced(tmp_path_factory):
+    """A folder for many checkpoints; no power cut is to be survived here, and a disk's sync takes most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "sync", lambda path: None)
+        yield tmp_path_factory.mktemp("unsynced")
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    return (folder / CURRENT).read_bytes()
+
+
+@pytest.mark.fuzz
+@given(written=MANIFESTS)
+def test_any_manifest_round_trips(unsynced, written):
+    folder = unsynced
+    checkpoint.save(folder, {"a": torch.ones(2)}, written)
+    loaded = {"a": torch.zeros(2)}
+    assert checkpoint.load(folder / CURRENT, loaded) == written
+    assert loaded["a"].tolist() == [1, 1]
+    assert checkpoint.finished(folder) == (written if written.finished else None)
+
+
+WORDS = ("sizes",)
+WRITTEN = manifest().model_dump_json()
+
+
+def check(path):
+    """Either a sentence, with the tensors as they were, or a manifest that is one."""
+    loaded = tensors(1)
+    try:
+        read = checkpoint.load(path, loaded)
+    except InputError as error:
+        sentence = str(error)
+    else:
+        assert Manifest.model_validate_json(read.model_dump_json()) == read
+        assert all(name == "metrics.jsonl" or name.count("/") == 1 for name in read.sizes)
+        assert bits(loaded) == bits(tensors())
+        return read
+    assert sentence.isprintable()
+    assert bits(loaded) == bits(tensors(1))
+    return None
+
+
+@pytest.mark.fuzz
+@given(text=damaged(json.loads(WRITTEN), WORDS).map(json.dumps) | spliced(WRITTEN, WORDS))
+def test_any_manifest_is_read_or_refused_by_a_sentence(folder, whole, text):
+    path = folder / "mutated.safetensors"
+    path.write_bytes(rebuilt(whole, manifest=text))
+    check(path)
+
+
+@pytest.mark.fuzz
+@given(data=st.data())
+def test_any_bytes_are_the_same_checkpoint_or_refused_by_a_sentence(folder, whole, data):
+    content = data.draw(spliced(whole, WORDS))
+    path = folder / "spliced.safetensors"
+    path.write_bytes(content)
+    assert check(path) in (None, manifest())
+
+
+def test_a_pipe_in_the_place_of_a_checkpoint_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / checkpoint.CURRENT)
+    assert checkpoint.finished(tmp_path) is None
+    with pytest.raises(InputError, match=r"damaged \(no regular file\)"):
+        checkpoint.load(tmp_path / checkpoint.CURRENT, {})

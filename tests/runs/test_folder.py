@@ -1,0 +1,305 @@
+import dataclasses
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from unittest import mock
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from nas.config.cli import parse
+from nas.config.file import read_config
+from nas.config.flags import FinalConfig, Run, SearchConfig, TrainedOn
+from nas.errors import InputError, Stopped
+from nas.runs import folder
+from nas.runs.checkpoint import Progress
+from nas.runs.folder import RunFolder, folder_of_run, is_at_work, is_finished
+
+IMAGES = "0" * 32  # a fingerprint
+CONFIG = SearchConfig(run=Run(seed=3))
+
+
+def begun(path, config=CONFIG):
+    """A new run, as a script begins it."""
+    run = RunFolder.create(path, config)
+    run.restore({}, IMAGES)
+    return run
+
+
+def save(run, steps, tensor, **more):
+    run.save({"w": tensor}, IMAGES, "a genotype", Progress(steps=steps, **more))
+
+
+def curves(path, name):
+    events = EventAccumulator(str(path / "tensorboard"), {"scalars": 0, "images": 0}).Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_a_run_leaves_its_config_metrics_log_and_curves(tmp_path, capsys):
+    folder = tmp_path / "runs" / "a"
+    run = begun(folder)
+    run.log("begun [bold]plainly[/bold]")
+    run.record(1, 10, {"lower/loss": 0.5, "upper/loss": 0.25, "lower/accuracy": float("nan")})
+    run.record(2, 20, {"lower/loss": 0.4})
+    run.picture("cells/normal", Image.new("L", (9, 7)), 20)
+    run.close()
+
+    config = json.loads((folder / "config.json").read_text())
+    assert config["format_version"] == 1
+    assert config["config"] == dataclasses.asdict(CONFIG)
+    assert {"nas", "python", "torch", "higher"} <= set(config["environment"]["versions"])
+    assert config["environment"]["processor"]
+    file = read_config(folder)
+    assert (file.config["run"]["seed"], file.script, file.resumed) == (3, "search.py", [])
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["step"], line["lower/loss"]) for line in lines] == [(1, 10, 0.5), (2, 20, 0.4)]
+    assert "lower/accuracy" not in lines[0]  # what is not finite is no JSON
+    assert "begun [bold]plainly[/bold]" in capsys.readouterr().out
+    assert re.fullmatch(r"\S+\+00:00 begun \[bold\]plainly\[/bold\]\n", (folder / "log.txt").read_text())
+    assert curves(folder, "lower/loss") == [(10, 0.5), (20, pytest.approx(0.4))]
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert events.Images("cells/normal")[0].width == 9
+    assert sorted(os.listdir(tmp_path / "runs")) == ["a"]
+
+
+def test_a_final_network_knows_what_it_is_trained_on(tmp_path):
+    trained_on = TrainedOn(("ant", "bee"), 1, 8, (0.5,), (0.25,))
+    run = RunFolder.create(tmp_path / "a", FinalConfig(), trained_on)
+    run.restore({}, IMAGES)
+    run.close()
+    assert read_config(tmp_path / "a").script == "train_final.py"
+    assert read_config(tmp_path / "a").trained_on["classes"] == ["ant", "bee"]
+    assert run.go_on == f"python train_final.py --resume {tmp_path / 'a'}"
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.symlink_to("nowhere")])
+def test_a_folder_that_exists_is_refused(tmp_path, make):
+    make(tmp_path / "a")
+    with pytest.raises(InputError, match=r"--name a: .* exists already; choose another --name, or --resume"):
+        RunFolder.create(tmp_path / "a", CONFIG)
+    assert os.listdir(tmp_path) == ["a"]
+    assert not (tmp_path / "a").exists() or os.listdir(tmp_path / "a") == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--run-dir: .*cannot be made"):
+        RunFolder.create(tmp_path / "file" / "a", CONFIG)
+
+
+def test_where_a_run_writes(tmp_path):
+    assert str(folder_of_run(Run(name="mine", run_dir="elsewhere"), "search-digits")) == "elsewhere/mine"
+    assert re.fullmatch(r"runs/search-digits-seed7-\d{8}-\d{6}", str(folder_of_run(Run(seed=7), "search-digits")))
+    assert folder_of_run(Run(resume=str(tmp_path)), "search-digits") == tmp_path
+
+
+BAD_CONFIGS = [
+    (None, "no run folder, as it holds no config.json"),
+    ("{", "config .*: not JSON"),
+    ("[]", "config .*: '?.*must be an object"),
+    ('{"format_version": 1}', "config .*: config: Field required"),
+    ('{"format_version": 99, "config": {}}', "format_version is 99, this nas reads 1: install a newer nas"),
+    ('{"format_version": 1, "config": {}, "environment": {"date": "x\\n"}}', "environment: .*date: missing, or not"),
+    ('{"format_version": 1, "config": {}, "environment": {"date": "2026-01-01"}, "surplus": 1}', "surplus: "),
+]
+
+
+@pytest.mark.parametrize(("content", "sentence"), BAD_CONFIGS)
+def test_a_bad_config_file(tmp_path, content, sentence):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=sentence) as error:
+        read_config(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_was_recorded_after_the_checkpoint_is_forgotten(tmp_path):
+    path = tmp_path / "a"
+    run, tensor = begun(path), torch.arange(3.0)
+    run.record(1, 1, {"loss": 3.0})
+    save(run, 1, tensor, peaks={"loss": 3.5})
+    run.record(1, 2, {"loss": 2.0})
+    run.close()
+
+    again = RunFolder.reopen(path, CONFIG)
+    read = torch.zeros(3)
+    progress = again.restore({"w": read}, IMAGES)
+    assert (progress.steps, progress.peaks) == (1, {"loss": 3.5})
+    assert torch.equal(read, tensor)
+    again.record(1, 2, {"loss": 1.0})
+    again.close()
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 3.0), (2, 1.0)]
+    assert curves(path, "loss") == [(1, 3.0), (2, 1.0)]
+    assert len(read_config(path).resumed) == 1
+
+
+def test_time_goes_on_without_the_pause(tmp_path, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(folder.time, "monotonic", lambda: now)
+    run = begun(tmp_path / "a")
+    now = 130.0
+    save(run, 1, torch.zeros(1))
+    run.close()
+    now = 5000.0
+    again = RunFolder.reopen(tmp_path / "a", CONFIG)
+    again.restore({"w": torch.zeros(1)}, IMAGES)
+    now = 5001.0
+    assert again.elapsed_s() == 31.0
+    again.close()
+
+
+def test_two_do_not_write_in_one_folder(tmp_path):
+    run = begun(tmp_path / "a")
+    with pytest.raises(InputError, match=rf"process {os.getpid()} is at work in it"):
+        RunFolder.reopen(tmp_path / "a", CONFIG)
+    assert is_at_work(tmp_path / "a")
+    run.close()
+    assert not is_at_work(tmp_path / "a")
+    RunFolder.reopen(tmp_path / "a", CONFIG).close()
+
+
+def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
+    RunFolder.create(tmp_path / "a", CONFIG).close()
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from nas.config.flags import *; from nas.runs.folder import RunFolder\n"
+        "run = RunFolder.reopen(Path('a'), SearchConfig(run=Run(seed=3)))\n"
+        "print('at work', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "at work\n"
+        assert is_at_work(tmp_path / "a")
+        with pytest.raises(InputError, match=rf"process {process.pid} is at work in it"):
+            RunFolder.reopen(tmp_path / "a", CONFIG)
+        assert is_at_work(tmp_path / "a")
+        process.kill()
+    assert not is_at_work(tmp_path / "a")
+    RunFolder.reopen(tmp_path / "a", CONFIG).close()
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_lock_that_is_a_link_is_not_followed_by_who_asks(tmp_path, link):
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    (tmp_path / "a").mkdir()
+    link(precious, tmp_path / "a" / "lock")
+    assert not is_at_work(tmp_path / "a")
+    assert precious.read_text() == "precious"
+    if link is os.symlink:
+        precious.unlink()
+        assert not is_at_work(tmp_path / "a")
+        assert not precious.exists()
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    run = RunFolder.create(tmp_path / "b", CONFIG)
+    run.close()
+    for number in (errno.ENOLCK, errno.EOPNOTSUPP):
+        refuse = mock.Mock(side_effect=OSError(number, os.strerror(number)))
+        monkeypatch.setattr("fcntl.flock", refuse)
+        with pytest.raises(InputError, match=rf"--run-dir: .*a cannot be made \({os.strerror(number)}\)"):
+            RunFolder.create(tmp_path / "a", CONFIG)
+        with pytest.raises(InputError, match=rf"--resume .*b: cannot be written \({os.strerror(number)}\)"):
+            RunFolder.reopen(tmp_path / "b", CONFIG)
+        assert refuse.called
+    assert os.listdir(tmp_path) == ["b"]
+
+
+def test_a_folder_whose_resumption_is_refused_is_as_it_was_and_free_again(tmp_path):
+    path = tmp_path / "a"
+    run = begun(path)
+    save(run, 1, torch.zeros(1))
+    run.close()
+    before = (path / "config.json").read_bytes()
+    for tensors, images, config, sentence in (
+        ({"w": torch.zeros(1)}, "1" * 32, CONFIG, "the images are not those of the run"),
+        ({"w": torch.zeros(2)}, IMAGES, CONFIG, "w has the shape"),
+        ({"w": torch.zeros(1)}, IMAGES, SearchConfig(run=Run(seed=4)), "seed is 4 in config.json, 3 in the checkpoint"),
+    ):
+        with pytest.raises(InputError, match=sentence), RunFolder.reopen(path, config) as again:
+            again.restore(tensors, images)
+        assert (path / "config.json").read_bytes() == before
+    again = RunFolder.reopen(path, CONFIG)
+    again.restore({"w": torch.zeros(1)}, IMAGES)
+    again.close()
+
+
+@pytest.mark.parametrize("when", ["before a record", "before a picture", "before a checkpoint", "after the end"])
+def test_curves_come_again_from_the_metrics_after_tensorboards_folder_was_deleted(tmp_path, when):
+    path = tmp_path / "a"
+    run = begun(path)
+    run.record(1, 1, {"loss": 3.0})
+    save(run, 1, torch.zeros(1))
+    run.record(1, 2, {"loss": 2.0})
+    if when != "after the end":
+        shutil.rmtree(path / "tensorboard")
+    if when == "before a picture":
+        run.picture("cells/normal", Image.new("L", (9, 7)), 2)
+    elif when == "before a record":
+        run.record(1, 3, {"loss": 1.0})
+    save(run, 3, torch.zeros(1))
+    run.close()
+    if when == "after the end":
+        shutil.rmtree(path / "tensorboard")
+    again = RunFolder.reopen(path, CONFIG)
+    again.restore({"w": torch.zeros(1)}, IMAGES)
+    again.close()
+    assert curves(path, "loss") == [(1, 3.0), (2, 2.0)] + [(3, 1.0)] * (when == "before a record")
+    assert (path / "log.txt").read_text().count("tensorboard was removed: its curves are those of metrics.jsonl") == 1
+
+
+def test_metrics_that_were_cut_are_said(tmp_path):
+    run = begun(tmp_path / "a")
+    run.record(1, 1, {"loss": 3.0})
+    save(run, 1, torch.zeros(1))
+    run.close()
+    (tmp_path / "a" / "metrics.jsonl").unlink()
+    again = RunFolder.reopen(tmp_path / "a", CONFIG)
+    again.restore({"w": torch.zeros(1)}, IMAGES)
+    again.close()
+    assert "metrics.jsonl was cut or removed" in (tmp_path / "a" / "log.txt").read_text()
+
+
+def test_a_run_is_finished_only_with_all_its_epochs(tmp_path, capsys):
+    run = begun(tmp_path / "a")
+    assert not is_finished(tmp_path / "a", 2)
+    save(run, 6, torch.zeros(1), epochs=2)
+    assert not is_finished(tmp_path / "a", 2)  # something follows the last epoch
+    run.save({"w": torch.zeros(1)}, IMAGES, "a genotype", Progress(steps=6, epochs=2), finished=True)
+    run.close()
+    assert is_finished(tmp_path / "a", 2)
+    assert "finished after 2 epochs; --epochs with a larger number goes on" in capsys.readouterr().out
+    assert not is_finished(tmp_path / "a", 3)
+
+
+def test_a_disk_that_fails_is_one_sentence_with_the_command_to_go_on(tmp_path):
+    run = begun(tmp_path / "a")
+    save(run, 4, torch.zeros(1))
+    with (
+        pytest.raises(
+            Stopped, match=r"metrics: No space left; the checkpoint of step 4 is kept; then go on: python"
+        ) as error,
+        run,
+    ):
+        raise OSError(28, "No space left", "metrics")
+    assert error.value.code == 1
+
+
+def test_a_bug_of_ours_passes_through(tmp_path):
+    with pytest.raises(RuntimeError, match="a bug"), begun(tmp_path / "a"):
+        raise RuntimeError("a bug")
+
+
+def test_what_is_resumed_is_the_config_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    begun(tmp_path / "a", parse(SearchConfig, ["--seed=3", "--epochs=7"])).close()
+    config = parse(SearchConfig, ["--resume=a", "--epochs=9"])
+    assert (config.run.seed, config.lower.epochs, config.run.resume) == (3, 9, "a")

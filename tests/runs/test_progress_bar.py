@@ -1,0 +1,48 @@
+"""A bar on a terminal, plain lines elsewhere."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from nas.runs import progress_bar
+
+
+@pytest.fixture(autouse=True)
+def _no_notebook(monkeypatch):
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+
+
+def steps(terminal: bool, num: int = 5) -> tuple[list[str], str]:
+    """Lines that were logged, and what was drawn."""
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    lines: list[str] = []
+    with progress_bar.progress_bar(console, lines.append, num + 1, done=1, images_a_step=8, go_on="") as advance:
+        for step in range(num):
+            advance(f"lower {step}.0%; skips 2 + 1")
+    return lines, console.file.getvalue()
+
+
+def test_on_a_pipe_a_line_now_and_then_says_what_is_left(monkeypatch):
+    monkeypatch.setattr(progress_bar, "PLAIN_LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(progress_bar, "TIMED_STEPS", 2)
+    lines, drawn = steps(terminal=False)
+    assert lines[0] == "step 3 of 6, 0:00:00 left; lower 1.0%; skips 2 + 1"
+    assert re.search(r"images a second, \S+ s a step: 0:00:00 for 2 steps, until ", lines[1])
+    assert lines[3:] == ["step 6 of 6, 0:00:00 left; lower 4.0%; skips 2 + 1"]
+    assert drawn == ""
+
+
+def test_on_a_terminal_one_line_has_steps_time_accuracies_and_skips():
+    _, drawn = steps(terminal=True)
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn).rstrip().splitlines()[-1].split("\r")[-1]
+    assert re.search(r"step 6/6 .*left; lower 4\.0%; skips 2 \+ 1", last), last
+
+
+def test_a_command_of_a_notebook_gets_lines_though_it_has_a_terminal(monkeypatch):
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    monkeypatch.setattr(progress_bar, "PLAIN_LINE_EVERY_S", 0.0)
+    lines, drawn = steps(terminal=True)
+    assert len(lines) == 4
+    assert drawn == ""

@@ -1,0 +1,269 @@
+"""Several searches run for real at a small size, killed and stopped on the way, and what they leave behind."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import search
+from nas.config.cli import parse
+from nas.config.flags import SearchConfig
+from nas.data import datasets
+from nas.errors import InputError
+from nas.runs import checkpoint
+from nas.search_space.genotype import Genotype, GenotypeFile
+from nas.search_space.random_cells import random_genotype
+from nas.selection import protocol, ranking
+from nas.selection.jobs import Ending, Job
+from nas.selection.protocol import distinct_cells, search_job, training_job
+from nas.selection.ranking import Cell
+from tests.in_process import call
+from tests.torture import SMALL, timed
+
+SEARCH = [*SMALL, "--num-nodes=1", "--epochs=2", "--checkpoint-minutes=0"]
+SEVERAL = ["--searches=2", "--random-baseline=1", "--selection-epochs=1", "--selection-channels=2"]
+COMMAND = [*SEARCH, *SEVERAL, "--selection-cells=3", "--name=m"]
+RAY = ["--ray", "--devices-per-search=0.5"] if importlib.util.find_spec("ray") else []
+
+
+def wait_for_step(run, step):
+    end = time.monotonic() + 120
+    while not ((manifest := checkpoint.newest(run)) and manifest.progress.steps >= step):
+        assert time.monotonic() < end, f"no step in {run}"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run whose first search was killed, and which was stopped in its second one and called again.
+
+    With it: exit codes and standard error of both calls, and when the files of the first search were last written.
+    """
+    folder = tmp_path_factory.mktemp("several")
+    first, second = (folder / "runs" / "m" / f"m-seed{seed}" for seed in (0, 1))
+
+    def disturb():
+        wait_for_step(first, 2)
+        os.kill(int((first / "pid").read_text()), signal.SIGKILL)
+        wait_for_step(second, 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    disturber = threading.Thread(target=disturb)
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        disturber.start()
+        stopped = call("search", folder, *COMMAND)
+        disturber.join()
+        written = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
+        gone_on = call("search", folder, *COMMAND, *RAY)
+    return folder, (stopped, gone_on), errors.getvalue(), written
+
+
+@pytest.mark.slow
+def test_stopped_and_called_again_it_goes_on(finished):
+    folder, codes, errors, _ = finished
+    assert codes == (143, 0)
+    assert errors == "stopped: finished 1 of 2 searches; go on: python search.py --resume runs/m\n"
+    assert {path.name for path in (folder / "runs" / "m").iterdir()} == {
+        *("config.json", "log.txt", "lock", "pid", "report.html", "retrained.html", "table.json", "random0.json"),
+        *("m-seed0", "m-seed0.out", "m-seed1", "m-seed1.out", "retrained-seed0", "retrained-seed0.out"),
+        *("retrained-seed1", "retrained-seed1.out", "retrained-random0", "retrained-random0.out"),
+    }
+    assert {path.name for path in (folder / "genotypes").iterdir()} == {"m.json", "m-seed0.json", "m-seed1.json"}
+
+
+@pytest.mark.slow
+def test_what_was_finished_is_not_touched_again(finished):
+    folder, _, _, written = finished
+    assert written == {path: path.stat().st_mtime_ns for path in (folder / "runs" / "m" / "m-seed0").rglob("*")}
+    resumed = json.loads((folder / "runs" / "m" / "m-seed1" / "config.json").read_text())["resumed"]
+    assert len(resumed) == 1
+
+
+@pytest.mark.slow
+def test_a_search_that_was_killed_is_one_that_was_left_alone(finished, tmp_path):
+    folder = finished[0]
+    assert re.search(r"resumed after step [2-9]", (folder / "runs" / "m" / "m-seed0" / "log.txt").read_text())
+    assert call("search", tmp_path, *SEARCH, "--seed=0", "--name=alone") == 0
+    alone, killed = (
+        [
+            {name: value for name, value in json.loads(line).items() if not timed(name)}
+            for line in (path / "metrics.jsonl").read_text().splitlines()
+        ]
+        for path in (tmp_path / "runs" / "alone", folder / "runs" / "m" / "m-seed0")
+    )
+    assert killed == alone
+    assert Genotype.load(folder / "genotypes" / "m-seed0.json") == Genotype.load(tmp_path / "genotypes" / "alone.json")
+
+
+@pytest.mark.slow
+def test_the_best_searched_cell_is_exported_with_the_table(finished):
+    folder = finished[0]
+    run = folder / "runs" / "m"
+    exported = GenotypeFile.load(folder / "genotypes" / "m.json")
+    rows = exported.provenance.candidates
+    assert rows is not None
+    assert [row.holdout_accuracy for row in rows] == sorted((row.holdout_accuracy for row in rows), reverse=True)
+    assert sorted(seed for row in rows for seed in row.seeds) == [0, 1]
+    assert [row.random_seeds for row in rows if row.random_seeds] == [(0,)]
+    best = next(row for row in rows if row.seeds)
+    assert Genotype(**exported.cells()) == Genotype.from_text(best.genotype)
+    found = GenotypeFile.load(folder / "genotypes" / f"m-seed{best.seeds[0]}.json").provenance
+    assert exported.provenance.seed == best.seeds[0]
+    assert exported.provenance.supernet_accuracy == found.supernet_accuracy == best.supernet_accuracies[0]
+    assert json.loads((run / "table.json").read_text())["cells"] == json.loads(
+        json.dumps([row.model_dump() for row in rows])
+    )
+    log = (run / "log.txt").read_text()
+    for line in (*ranking.table(rows), *ranking.verdict(rows)):
+        assert f" {line}\n" in log
+    assert "train it in full: python train_final.py --genotype genotypes/m.json --dataset digits" in log
+
+
+@pytest.mark.slow
+def test_all_trainings_are_alike_and_none_opens_the_test_set(finished):
+    folder = finished[0]
+    configs = []
+    for name in ("seed0", "seed1", "random0"):
+        path = folder / "runs" / "m" / f"retrained-{name}"
+        config = json.loads((path / "config.json").read_text())["config"]
+        config["network"].pop("genotype")
+        config["run"].pop("name")
+        configs.append(config)
+        assert "test" not in (path / "metrics.jsonl").read_text()
+    assert configs[0] == configs[1] == configs[2]
+    assert configs[0]["training"]["skip_test"]
+    assert configs[0]["training"]["holdout_fraction"] == 0.5
+    assert (configs[0]["run"]["seed"], configs[0]["network"]["init_channels"]) == (0, 2)
+
+
+@pytest.mark.slow
+def test_other_flags_under_the_same_name_are_refused(finished, capfd):
+    folder = finished[0]
+    for more, sentence in (
+        (["--epochs=3"], "--epochs 3: the run in runs/m has 2"),
+        (["--searches=3"], "--searches 3: the run in runs/m has 2"),
+        (["--seed=1"], "--seed 1: the run in runs/m has 0"),
+        (["--lower-lr=0.1"], "--lower-lr 0.1: the run in runs/m has 0.025"),
+    ):
+        assert call("search", folder, *COMMAND, *more) == 2
+        error = capfd.readouterr().err
+        assert error.startswith(f"error: {sentence}; another value would make another run")
+        assert error.count("\n") == 1
+    assert call("search", folder, "--resume=runs/m", "--epochs=3") == 2
+    assert "--epochs 3: the run in runs/m has 2" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_another_cell_in_the_place_of_one_is_refused(finished, tmp_path):
+    shutil.copytree(finished[0] / "runs" / "m", tmp_path, dirs_exist_ok=True)
+    shutil.copy(tmp_path / "random0.json", tmp_path / "retrained-seed1" / "genotype.json")
+    cells = distinct_cells(parse(SearchConfig, COMMAND), tmp_path)
+    with pytest.raises(InputError, match=r"retrained-seed1: trained another cell than that of .*m-seed1/"):
+        ranking.candidates([(cell, tmp_path / f"retrained-{cell.name}") for cell in cells])
+
+
+def test_what_cannot_be_finished_is_one_sentence(tmp_path, monkeypatch, capfd):
+    endings = [Ending(1, "runs/x/x-seed0 ended 4 times in a row by SIGKILL: it printed nothing."), Ending(143, "")]
+    monkeypatch.setattr(protocol, "runner", lambda *_: contextlib.nullcontext(lambda jobs, tick: endings))
+    assert call("search", tmp_path, "--dataset=digits", "--searches=2", "--name=x") == 1
+    assert capfd.readouterr().err == (
+        "stopped: runs/x/x-seed0 ended 4 times in a row by SIGKILL: it printed nothing (and 1 more); then go on: "
+        "python search.py --resume runs/x\n"
+    )
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_wrong_input_that_a_search_notices_leaves_nothing_behind(tmp_path, monkeypatch, capfd, begun):
+    def run_all(jobs, tick):
+        if begun:
+            jobs[0].path.mkdir()
+            (jobs[0].path / "config.json").touch()
+        return [Ending(2, "--device cuda: torch sees no such device here.")]
+
+    monkeypatch.setattr(protocol, "runner", lambda *_: contextlib.nullcontext(run_all))
+    assert call("search", tmp_path, "--dataset=digits", "--searches=2", "--name=x") == 2
+    assert capfd.readouterr().err == "error: --device cuda: torch sees no such device here.\n"
+    assert (tmp_path / "runs" / "x").exists() == begun
+
+
+def test_a_dry_run_says_the_plan_and_writes_nothing(tmp_path, capfd):
+    assert call("search", tmp_path, *SEARCH, *SEVERAL, "--selection-cells=3", "--dry-run") == 0
+    out = capfd.readouterr().out
+    assert "2 searches, seeds 0 to 1, one after another\nthen each distinct cell, and 1 drawn at random," in out
+    assert " for 24 steps, until" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torchrun_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="--searches: goes without torchrun"):
+        search.search(parse(SearchConfig, COMMAND))
+
+
+def test_a_search_is_the_command_that_would_run_it_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = parse(SearchConfig, ["--preset=quick", "--searches=4", "--seed=5", "--name=x", "--dataset=digits"])
+    job = search_job(config, Path("scripts"), Path("runs", "x"), 7)
+    assert isinstance(job, Job)
+    assert job.folder == Path("runs", "x", "x-seed7")
+    alone = parse(SearchConfig, job.begin)
+    expected = parse(SearchConfig, ["--preset=quick", "--seed=7", "--name=x-seed7", "--run-dir=runs/x"])
+    assert (alone.supernet, alone.lower, alone.upper) == (expected.supernet, expected.lower, expected.upper)
+    assert (alone.run.seed, alone.run.name, alone.run.run_dir) == (7, "x-seed7", "runs/x")
+    assert alone.several == SearchConfig().several
+
+
+def test_a_short_training_has_the_stem_of_the_searches(tmp_path):
+    config = parse(SearchConfig, ["--stem=imagenet", "--searches=2", "--name=m"])
+    cell = ranking.Cell(random_genotype(0), tmp_path / "random0.json", random_seeds=[0])
+    assert "--stem=imagenet" in protocol.training_job(config, tmp_path, tmp_path, cell).begin
+
+
+def test_each_job_takes_the_threads_that_are_given_and_else_asks():
+    for given, flags in (([], []), (["--threads=3"], ["--threads=3"])):
+        config = parse(SearchConfig, ["--searches=2", "--name=x", *given])
+        cell = Cell(random_genotype(0), Path("cell.json"), random_seeds=[0])
+        jobs = [search_job(config, Path(), Path("x"), 0), training_job(config, Path(), Path("x"), cell)]
+        for job in jobs:
+            assert [flag for flag in job.begin if "threads" in flag] == flags
+            assert [flag for flag in job.go_on if "threads" in flag] == flags
+
+
+def test_cells_that_were_found_twice_are_trained_once(tmp_path):
+    config = parse(SearchConfig, ["--searches=3", "--random-baseline=2", "--name=x"])
+    for seed, cell in enumerate((1, 2, 1)):
+        (tmp_path / f"x-seed{seed}").mkdir()
+        random_genotype(cell).save(tmp_path / f"x-seed{seed}" / "genotype.json")
+    cells = distinct_cells(config, tmp_path)
+    assert [(cell.seeds, cell.random_seeds) for cell in cells] == [([0, 2], [1]), ([1], []), ([], [0])]
+    assert [cell.name for cell in cells] == ["seed0", "seed1", "random0"]
+
+
+def test_without_the_test_set_its_images_are_not_read(tmp_path, monkeypatch, capfd):
+    load = datasets.load
+
+    def load_but_test(name, folder, part, *more, **others):
+        assert part == "train"
+        return load(name, folder, part, *more, **others)
+
+    monkeypatch.setattr(datasets, "load", load_but_test)
+    flags = [*SMALL, "--genotype=DARTS_V2", "--epochs=1", "--skip-test", "--holdout-fraction=0.5", "--name=a"]
+    assert call("train_final", tmp_path, *flags) == 0
+    lines = [json.loads(line) for line in (tmp_path / "runs" / "a" / "metrics.jsonl").read_text().splitlines()]
+    last = capfd.readouterr().out.splitlines()[-1]
+    accuracy = lines[-1]["holdout/accuracy"]
+    assert last.startswith(f"held-out accuracy after epoch 1: {accuracy:.2%} of 48 images (loss ")
+    assert call("train_final", tmp_path, "--resume=runs/a") == 0
+    monkeypatch.undo()  # now it is asked for
+    assert call("train_final", tmp_path, "--evaluate=runs/a") == 0
+    assert "runs/a: test accuracy " in capfd.readouterr().out

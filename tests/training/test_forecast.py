@@ -1,0 +1,200 @@
+"""What is said of a run before it begins, against what it then takes."""
+
+import re
+
+import pytest
+import torch
+
+import train_final
+from benchmarks.search_step import peak_bytes
+from nas.bilevel import step
+from nas.config.cli import parse
+from nas.config.flags import PRESETS, FinalConfig, SearchConfig, TrainedOn
+from nas.distributed import Processes
+from nas.errors import InputError
+from nas.models.final_network import FinalNetwork
+from nas.search_space.genotype import Genotype
+from nas.training import forecast
+from nas.training.forecast import on_meta
+from nas.training.steps import Target
+from tests.in_process import call
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("step", "channels", "cells", "batch", "size"),
+    [
+        (step.exact_step, 4, 3, 16, 32),
+        (step.exact_step, 8, 3, 4, 48),
+        (step.shared_step, 2, 6, 24, 24),
+    ],
+)
+def test_the_memory_of_a_step_is_what_the_step_then_takes(step, channels, cells, batch, size):
+    config = parse(SearchConfig, [f"--init-channels={channels}", f"--num-cells={cells}", "--num-nodes=3"])
+    models = step.build(config, 3, 10, CPU)
+    train, validate = (
+        (torch.randn(batch, 3, size, size), Target(torch.randint(10, (batch,)), 1.0, batch)) for _ in range(2)
+    )
+    measured = peak_bytes(lambda: step(models, train, validate, 0.025), CPU)
+    supernet, alphas = on_meta(models.supernet), on_meta(models.alphas)
+    needed, an_image = forecast.bytes_of_step(
+        lambda n: supernet(torch.zeros(n, 3, size, size, device="meta"), alphas()), batch
+    )
+    assert needed == pytest.approx(measured, rel=0.05)
+    assert batch * an_image == pytest.approx(needed, rel=0.1)
+
+
+@pytest.mark.parametrize("flags", [["--init-channels=8", "--num-cells=6"], ["--stem=imagenet", "--batch-size=4"]])
+def test_the_memory_of_a_training_step_is_what_the_step_then_takes(flags):
+    config = parse(FinalConfig, ["--genotype=DARTS_V2", "--num-cells=4", "--batch-size=16", *flags])
+    size, batch = (96 if config.network.stem == "imagenet" else 32), config.training.batch_size
+    trained_on = TrainedOn(tuple("0123456789"), 3, size, 3 * (0.5,), 3 * (0.5,))
+    network, optimizer = train_final.build(config, Genotype.load("DARTS_V2"), trained_on, CPU)
+    images, target = torch.randn(batch, 3, size, size), Target(torch.randint(10, (batch,)), 1.0, batch)
+    measured = peak_bytes(lambda: train_final.take_step(config, network, optimizer, images, target, 0, 0.2), CPU)
+    weightless = on_meta(network)
+    needed, _ = forecast.bytes_of_step(lambda n: sum(weightless(torch.zeros(n, 3, size, size, device="meta"))), batch)
+    assert needed == pytest.approx(measured, rel=0.05)
+
+
+def test_a_forecast_takes_no_memory_and_leaves_the_network_as_it_was():
+    network = FinalNetwork(Genotype.load("DARTS_V2"), 3, 8, 3)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+    def forecast_it():
+        weightless = on_meta(network)
+        forecast.bytes_of_step(lambda n: sum(weightless(torch.zeros(n, 3, 224, 224, device="meta"))), 1000)
+
+    assert peak_bytes(forecast_it, CPU) < 1000
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_each_storage_counts_once_and_memory_grows_with_the_images():
+    weight = torch.ones(1000, requires_grad=True)
+
+    def forward(num_images):
+        x = torch.ones(num_images, 1000) * weight  # keeps the ones
+        return (x[:, :500] * x[:, 500:]).sum()  # keeps two views of one tensor
+
+    needed, an_image = forecast.bytes_of_step(forward, 10)
+    assert an_image == round(forecast.STEP_THROUGH_PASS * 2 * 4000)
+    assert needed == 10 * an_image
+
+
+@pytest.mark.parametrize("free", [9_000, 5_500, 2_100])
+def test_the_batch_size_that_would_fit_fits_and_one_more_does_not(free):
+    constant, an_image = 1_000, 100
+    with pytest.raises(InputError) as error:
+        forecast.require_memory(constant + 100 * an_image, an_image, 100, free)
+    fitting = int(re.search(r"--batch-size 100: .*; --batch-size (\d+) would fit\.$", str(error.value))[1])
+    assert constant + fitting * an_image <= free < constant + (fitting + 1) * an_image
+
+
+def test_enough_memory_too_little_for_anything_and_memory_that_cannot_be_asked():
+    assert forecast.require_memory(10**9, 1, 64, 2 * 10**9).endswith("1.00 GB of memory, of 2.00 GB that are free")
+    assert forecast.require_memory(10**9, 1, 64, None) == "a step takes about 1.00 GB of memory"
+    with pytest.raises(InputError, match="not even two images would fit"):
+        forecast.require_memory(10**9, 10**7, 64, 10**6)
+
+
+def test_a_gpu_has_memory_of_its_own(monkeypatch):
+    gpu = torch.device("cuda", 0)
+    figures = {"mem_get_info": (5000, 9000), "memory_reserved": 700, "memory_allocated": 300}
+    for name, figure in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: figure)
+    assert forecast.free_memory(gpu) == 5400
+    weight = torch.ones(1000, requires_grad=True)
+    two_on_two_gpus = Processes(0, 2, local_count=2)
+    with pytest.raises(InputError, match=r"^--batch-size 4: .*; --batch-size 2 would fit\.$"):
+        forecast.memory_of_step(lambda num: torch.ones(num, 1000) * weight, 4, gpu, two_on_two_gpus)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (9000, 9000))
+    assert "0.00 GB that are free" in forecast.memory_of_step(
+        lambda num: torch.ones(num, 1000) * weight, 4, gpu, two_on_two_gpus
+    )
+
+
+def test_each_machine_has_memory_for_its_own_processes(monkeypatch):
+    weight = torch.ones(1000, requires_grad=True)
+    an_image = forecast.STEP_THROUGH_PASS * 4000
+    processes = Processes(0, 4, local_count=2)
+    monkeypatch.setattr(forecast, "free_bytes", lambda: round(10.5 * an_image))
+    with pytest.raises(InputError, match=r"^--batch-size 40: .*; --batch-size 20 would fit\.$"):  # five a process
+        forecast.memory_of_step(lambda num_images: torch.ones(num_images, 1000) * weight, 40, CPU, processes)
+
+
+def test_a_script_that_does_not_fit_ends_before_anything_is_written(tmp_path, monkeypatch, capfd):
+    for script, flags in (("search", ["--num-nodes=1"]), ("train_final", ["--genotype=DARTS_V2"])):
+        monkeypatch.setattr("nas.training.forecast.free_bytes", lambda: 10**6)
+        size = ["--dataset=digits", "--init-channels=2", "--num-cells=3", "--batch-size=64"]
+        assert call(script, tmp_path, *size, *flags) == 2
+        error = capfd.readouterr().err
+        assert error.startswith("error: --batch-size 64: a step takes about 0.")
+        assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_speed_and_end_of_a_run():
+    text = forecast.outlook(0.5, 7200, 64)
+    assert re.fullmatch(
+        r"128\.0 images a second, 0\.5 s a step: 1:00:00 for 7,200 steps, until \d{4}-\d\d-\d\d \d\d:\d\d", text
+    )
+    assert [forecast.duration(seconds) for seconds in (0.4, 59.6, 3723)] == ["0:00:00", "0:01:00", "1:02:03"]
+
+
+@pytest.mark.parametrize(("script", "flags"), [("search", ["--num-nodes=1"]), ("train_final", ["--genotype=DARTS_V2"])])
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(script, flags, tmp_path, capfd):
+    size = ["--dataset=digits", "--train-limit=48", "--init-channels=2", "--num-cells=3", "--batch-size=12"]
+    assert call(script, tmp_path, *size, *flags, "--epochs=3", "--dry-run") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert re.match(r"\d+ threads?: ", lines[0])
+    assert "digits: " in lines[1]
+    assert "weights" in lines[1]
+    assert re.match(r"a step takes about \d+\.\d\d GB of memory", lines[-2])
+    steps = {"search": 6, "train_final": 12}[script]
+    assert re.search(rf"images a second, [\d.]+ s a step: \d+:\d\d:\d\d for {steps} steps, until ", lines[-1])
+    assert list(tmp_path.iterdir()) == []
+
+
+# --config and --preset
+
+
+def test_a_preset_is_what_is_not_given():
+    assert parse(SearchConfig, []) == parse(SearchConfig, ["--preset=paper"]) == SearchConfig()
+    quick = parse(SearchConfig, ["--preset=quick", "--epochs=3"])
+    assert (quick.supernet.init_channels, quick.upper.alpha_lr, quick.lower.epochs) == (8, 0.01, 3)
+    assert quick.run.preset == "quick"
+    assert parse(SearchConfig, ["--preset=paper-first-order"]).upper.hypergradient == "first-order"
+    assert set(PRESETS) == {"paper", "paper-first-order", "quick"}
+
+
+def test_flags_of_another_run_and_what_is_given_beside_them(tmp_path, capfd):
+    size = ["--dataset=digits", "--train-limit=48", "--init-channels=2", "--num-cells=3", "--batch-size=12"]
+    assert call("search", tmp_path, *size, "--num-nodes=1", "--epochs=1", "--name=first", "--seed=5") == 0
+    capfd.readouterr()
+    for path in (tmp_path / "runs" / "first", tmp_path / "runs" / "first" / "config.json"):
+        config = parse(SearchConfig, [f"--config={path}", "--epochs=2"])
+        assert (config.lower.epochs, config.lower.batch_size, config.supernet.num_nodes) == (2, 12, 1)
+        assert (config.run.seed, config.run.name, config.data.dataset) == (5, None, "digits")
+    assert call("search", tmp_path, "--config=runs/first", "--name=second") == 0
+    first, second = ((tmp_path / "runs" / name / "metrics.jsonl").read_text() for name in ("first", "second"))
+    timed = re.compile(r'"(time_s|speed/\w+)": [\d.]+')
+    assert timed.sub("", first) == timed.sub("", second)
+    capfd.readouterr()
+    assert call("train_final", tmp_path, "--config=runs/first", "--genotype=DARTS_V2") == 2
+    assert capfd.readouterr().err == "error: --config runs/first: of a run of the other script, search.py.\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--config=nowhere"], "nowhere: no run folder"),
+        (["--config=nowhere", "--preset=quick"], "--preset: goes without --config"),
+        (["--resume=nowhere", "--preset=quick"], "--preset: goes without --resume"),
+        (["--resume=nowhere", "--dry-run"], "--dry-run: goes without --resume"),
+        (["--resume=nowhere", "--config=nowhere"], "--config: goes without --resume"),
+    ],
+)
+def test_flags_that_contradict_each_other(flags, sentence):
+    with pytest.raises(InputError, match=f"^{sentence}"):
+        parse(SearchConfig, flags)
