@@ -13,7 +13,7 @@ import torch
 
 from nas.bilevel.step import build, exact_step, read
 from nas.config.flags import SearchConfig
-from nas.runs.checkpoint import Progress, state_tensors
+from nas.runs.checkpoint import LoopState, state_tensors
 from nas.runs.folder import RunFolder
 from nas.search_space.genotype import Genotype
 from nas.training.steps import Target, rollback_if_not_finite
@@ -45,7 +45,7 @@ def main() -> None:
         genotype = Genotype.derive(models.alphas).to_text()
         for _ in range(NUM_SAVES):
             began = time.perf_counter()
-            run.save(state, "0" * 32, genotype, Progress())
+            run.save(state, "0" * 32, genotype, LoopState())
             saves.append(time.perf_counter() - began)
         num_bytes = (run.path / "checkpoint.safetensors").stat().st_size
     save, guard, step = statistics.median(saves), min(guards), min(steps)

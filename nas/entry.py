@@ -16,7 +16,7 @@ import torch
 from nas.config.cli import begun_before, parse
 from nas.config.file import Config, validate
 from nas.config.flags import FinalConfig
-from nas.distributed import together
+from nas.distributed import connect
 from nas.errors import InputError, Stopped, printable
 from nas.machine.threads import release_cores
 
@@ -27,14 +27,10 @@ def run_script(run: Any, kind: type[Config]) -> int:
     """Parse the command line, run, and turn a mistake of the user's into one sentence. Returns the exit code."""
 
     def parse_and_run() -> int:
-        with together() as processes:
-            config = None
-            with processes.agreed():
-                if processes.first:
-                    config = _found_again(parse(kind, sys.argv[1:]))
-            text = processes.text_of_first("" if config is None else json.dumps(dataclasses.asdict(config)))
+        with connect() as world:
+            text = world.from_main(lambda: json.dumps(dataclasses.asdict(_found_again(parse(kind, sys.argv[1:])))))
             try:
-                run(validate(kind, json.loads(text)), processes)
+                run(validate(kind, json.loads(text)), world)
             finally:
                 release_cores()
         return 0

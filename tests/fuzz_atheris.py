@@ -89,7 +89,7 @@ def manifest() -> checkpoint.Manifest:
         config={"lower": {"epochs": 2, "lr": 0.1}, "run": {"name": None, "deterministic": False}},
         data="0123456789abcdef" * 2,
         genotype=genotype.Genotype.load(PUBLISHED[0]).to_text(),
-        progress=checkpoint.Progress(epochs=1, steps=12, loss=3.5, num_images=8, peaks={"upper/loss": 1.25}),
+        progress=checkpoint.LoopState(epochs=1, steps=12, loss=3.5, num_images=8, peaks={"upper/loss": 1.25}),
         elapsed_s=17.25,
         sizes={"metrics.jsonl": 300, "tensorboard/events.out.tfevents.17.0": 20},
         finished=False,

@@ -482,7 +482,7 @@ def send_outside(path):
     with safe_open(path, framework="pt") as file:
         content = json.loads(file.metadata()["manifest"])
     content["sizes"]["../../precious"] = 0
-    content["progress"] = checkpoint.Progress(**content["progress"])
+    content["progress"] = checkpoint.LoopState(**content["progress"])
     crafted = Manifest.model_construct(**content)
     kept = path.with_name(checkpoint.PREVIOUS).read_bytes()
     checkpoint.save(path.parent, load_file(path), crafted)

@@ -1,7 +1,8 @@
-"""A step of the search: alphas and weights move, as published (DARTS, ICLR 2019, algorithm 1) or in a quicker way."""
+"""One step of a search in three verbs: virtual step, alpha step, weight step (DARTS, ICLR 2019, algorithm 1)."""
 
+import copy
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import higher
 import torch
@@ -9,144 +10,152 @@ from torch import Tensor
 
 from nas.bilevel.hypergradient import FirstOrder, Onestage, State
 from nas.config.flags import SearchConfig
-from nas.distributed import ALONE, Processes
+from nas.data.loader import Batch
+from nas.distributed import SINGLE, World
 from nas.models.batch_norm import synchronise
 from nas.models.supernet import Alphas, Supernet
-from nas.training.steps import Target, average_step, cross_entropy, scalars_to_host, start_states
-
-Batch = tuple[Tensor, Target]  # images, and what they are
-
-
-class StepResult(NamedTuple):
-    """Scalars of one step, on their device."""
-
-    lower_loss: Tensor
-    lower_gradient_norm: Tensor
-    num_correct: Tensor
-    upper_loss: Tensor
-    upper_gradient_norm: Tensor
+from nas.runs.checkpoint import state_tensors
+from nas.training.steps import average_step, cross_entropy, start_states
 
 
 def objective(state: State) -> Tensor:
-    """Cross entropy of the supernet; the same at both levels."""
+    """Return the cross entropy of the supernet; both levels have the same objective."""
     return cross_entropy(state.lower_model(state.data, state.upper_model()), state.target)
 
 
-class Models(NamedTuple):
-    """The two models, and what moves them."""
+class Bilevel:
+    """The two models, and the step that moves them as published: first the alphas, then the weights (five passes).
 
-    alphas: Alphas
-    supernet: Supernet
-    alpha_optimizer: torch.optim.Adam
-    weight_optimizer: torch.optim.SGD
-    hypergradient: FirstOrder | Onestage
-    auxiliary: Any  # the supernet as `higher` wraps it, at w′
-    grad_clip: float
-    processes: Processes
+    Args:
+        config: says the sizes, the optimizers and the kind of hypergradient.
+        in_channels, num_classes: of the images.
+        world: the processes that share each batch.
+
+    Attributes:
+        alphas: the upper model.
+        supernet: the lower model.
+        evaluated: a copy of the supernet, with batch norm statistics of its own, for evaluation in its place.
+    """
+
+    def __init__(
+        self, config: SearchConfig, in_channels: int, num_classes: int, device: torch.device, world: World = SINGLE
+    ):
+        lower, upper, size = config.lower, config.upper, config.supernet
+        torch.manual_seed(config.run.seed)
+        self.alphas = Alphas(size.num_nodes).to(device)
+        shape = size.init_channels, size.num_cells, num_classes, size.num_nodes, size.stem
+        self.supernet = Supernet(in_channels, *shape).to(device)
+        self.alpha_optimizer = torch.optim.Adam(
+            self.alphas.parameters(), upper.alpha_lr, (0.5, 0.999), weight_decay=upper.alpha_weight_decay
+        )
+        self.weight_optimizer = torch.optim.SGD(
+            self.supernet.parameters(), lower.lower_lr, lower.momentum, weight_decay=lower.weight_decay
+        )
+        if config.run.sync_batch_norm and world.size > 1:
+            synchronise(self.supernet, world.gather)
+        start_states(self.alpha_optimizer)
+        start_states(self.weight_optimizer)
+        method = {"onestage": Onestage, "first-order": FirstOrder}[upper.hypergradient]
+        self.hypergradient = method(
+            objective, self.alphas, objective, self.supernet, lower.lower_lr, upper.r, world.mean
+        )
+        # The supernet as `higher` wraps it, at w′. One wrapper serves the whole search: making one takes longer than
+        # giving it new weights.
+        self.auxiliary: Any = higher.monkeypatch(self.supernet, track_higher_grads=False)
+        self.evaluated = copy.deepcopy(self.supernet)
+        self.grad_clip = lower.grad_clip
+        self.world = world
+        self.learning_rate = lower.lower_lr
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of the weights, for their steps and the virtual ones."""
+        self.learning_rate = learning_rate
+        self.weight_optimizer.param_groups[0]["lr"] = learning_rate
+
+    def virtual_step(self, train: Batch) -> None:
+        """Bring the auxiliary supernet to w′: one step of the weights' optimizer ahead (equation 6)."""
+        weights = list(self.supernet.parameters())
+        self.auxiliary.update_params([weight.detach().requires_grad_() for weight in weights])
+        if isinstance(self.hypergradient, Onestage):
+            optimizer = higher.get_diff_optim(
+                self.weight_optimizer, weights, fmodel=self.auxiliary, track_higher_grads=False
+            )
+            loss = objective(State(train.images, train, self.alphas, self.auxiliary))
+            optimizer.step(loss, grad_callback=self.world.mean)
+        self.hypergradient.lower_learning_rate = self.learning_rate
+
+    def alpha_step(self, validate: Batch, train: Batch) -> dict[str, Tensor]:
+        """Move the alphas by Adam along their hypergradient (equations 7 and 8).
+
+        Returns:
+            The scalars of the step by name, on the device.
+        """
+        self.alpha_optimizer.zero_grad()
+        loss = self.hypergradient.compute_gradients(validate.images, validate, self.auxiliary, train.images, train)
+        gradients = [alpha.grad for alpha in self.alphas.parameters() if alpha.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.alpha_optimizer.step()
+        alphas_norm = torch.nn.utils.get_total_norm(list(self.alphas.parameters()))
+        return {"upper/step_loss": loss, "upper/gradient_norm": norm, "upper/alphas_norm": alphas_norm}
+
+    def weight_step(self, train: Batch) -> dict[str, Tensor]:
+        """Move the weights by SGD.
+
+        Returns:
+            The scalars of the step by name, on the device.
+        """
+        weights = list(self.supernet.parameters())
+        self.weight_optimizer.zero_grad()
+        logits = self.supernet(train.images, self.alphas())
+        loss = cross_entropy(logits, train)
+        loss.backward(inputs=weights)
+        loss, num_correct = average_step(self.world, self.supernet, loss, logits, train)
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.grad_clip)
+        self.weight_optimizer.step()
+        weights_norm = torch.nn.utils.get_total_norm(weights)
+        return {
+            "lower/step_loss": loss,
+            "lower/gradient_norm": norm,
+            "lower/weights_norm": weights_norm,
+            "num_correct": num_correct,
+        }
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Return all tensors that the steps move, by name and not copied."""
+        return state_tensors(
+            {"supernet": self.supernet, "alphas": self.alphas},
+            {"weight_optimizer": self.weight_optimizer, "alpha_optimizer": self.alpha_optimizer},
+        )
+
+
+class SharedBilevel(Bilevel):
+    """A quicker step, not as published: the virtual step is the one that the weights keep (four passes).
+
+    The alphas move at the new weights, and w′ is a step along the clipped gradient: ξ is the learning rate times the
+    factor of the clipping, which is taken as constant.
+    """
+
+    def virtual_step(self, train: Batch) -> None:
+        """Take the step of the weights, give it to the auxiliary supernet as w′, and put the weights back to w."""
+        weights = [weight.detach() for weight in self.supernet.parameters()]
+        before = [weight.clone() for weight in weights]
+        self._scalars = super().weight_step(train)
+        self._kept = [weight.clone() for weight in weights]
+        self.auxiliary.update_params([weight.requires_grad_() for weight in self._kept])
+        torch._foreach_copy_(weights, before)  # the finite differences are taken about w
+        clipping = (self.grad_clip / (self._scalars["lower/gradient_norm"] + 1e-6)).clamp(max=1.0)
+        self.hypergradient.lower_learning_rate = self.learning_rate * clipping
+
+    @torch.no_grad()
+    def weight_step(self, train: Batch) -> dict[str, Tensor]:
+        """Give the weights the values of the virtual step."""
+        torch._foreach_copy_([weight.detach() for weight in self.supernet.parameters()], self._kept)
+        return self._scalars
 
 
 def build(
-    config: SearchConfig, in_channels: int, num_classes: int, device: torch.device, processes: Processes = ALONE
-) -> Models:
-    """Both models, started from the seed, with their optimizers."""
-    lower, upper, size = config.lower, config.upper, config.supernet
-    torch.manual_seed(config.run.seed)
-    alphas = Alphas(size.num_nodes).to(device)
-    shape = size.init_channels, size.num_cells, num_classes, size.num_nodes, size.stem
-    supernet = Supernet(in_channels, *shape).to(device)
-    alpha_optimizer = torch.optim.Adam(
-        alphas.parameters(), upper.alpha_lr, (0.5, 0.999), weight_decay=upper.alpha_weight_decay
-    )
-    weight_optimizer = torch.optim.SGD(
-        supernet.parameters(), lower.lower_lr, lower.momentum, weight_decay=lower.weight_decay
-    )
-    if config.run.sync_batch_norm and processes.count > 1:
-        synchronise(supernet, processes.gather)
-    start_states(alpha_optimizer)
-    start_states(weight_optimizer)
-    method = {"onestage": Onestage, "first-order": FirstOrder}[upper.hypergradient]
-    return Models(
-        alphas,
-        supernet,
-        alpha_optimizer,
-        weight_optimizer,
-        method(objective, alphas, objective, supernet, lower.lower_lr, upper.r, processes.mean),
-        # One wrapper for the whole search: making one takes longer than giving it new weights.
-        higher.monkeypatch(supernet, track_higher_grads=False),
-        lower.grad_clip,
-        processes,
-    )
-
-
-def exact_step(models: Models, train: Batch, validate: Batch, learning_rate: float) -> StepResult:
-    """Alphas, then weights, as published: w′ is a virtual step of the weights' optimizer (five passes)."""
-    weights = list(models.supernet.parameters())
-    models.auxiliary.update_params([weight.detach().requires_grad_() for weight in weights])
-    if isinstance(models.hypergradient, Onestage):
-        virtual_optimizer = higher.get_diff_optim(
-            models.weight_optimizer, weights, fmodel=models.auxiliary, track_higher_grads=False
-        )
-        loss = objective(State(*train, models.alphas, models.auxiliary))
-        virtual_optimizer.step(loss, grad_callback=models.processes.mean)
-    models.hypergradient.lower_learning_rate = learning_rate
-    upper_loss, upper_norm = upper_step(models, train, validate)
-    lower_loss, lower_norm, num_correct = lower_step(models, train)
-    return StepResult(lower_loss, lower_norm, num_correct, upper_loss, upper_norm)
-
-
-def shared_step(models: Models, train: Batch, validate: Batch, learning_rate: float) -> StepResult:
-    """Weights, then alphas: w′ is the step that the weights keep (four passes).
-
-    Other than in `exact_step` the alphas move at the new weights, and w′ is a step along the clipped gradient: ξ is the
-    learning rate times the factor of the clipping, which is taken as constant.
-    """
-    weights = [weight.detach() for weight in models.supernet.parameters()]
-    before = [weight.clone() for weight in weights]
-    lower_loss, lower_norm, num_correct = lower_step(models, train)
-    after = [weight.clone() for weight in weights]
-    models.auxiliary.update_params([weight.requires_grad_() for weight in after])
-    torch._foreach_copy_(weights, before)  # the finite differences are taken about w
-    clipping = (models.grad_clip / (lower_norm + 1e-6)).clamp(max=1.0)
-    models.hypergradient.lower_learning_rate = learning_rate * clipping
-    upper_loss, upper_norm = upper_step(models, train, validate)
-    with torch.no_grad():
-        torch._foreach_copy_(weights, after)
-    return StepResult(lower_loss, lower_norm, num_correct, upper_loss, upper_norm)
-
-
-def upper_step(models: Models, train: Batch, validate: Batch) -> tuple[Tensor, Tensor]:
-    """Move the alphas along their hypergradient; upper loss, and norm of the hypergradient."""
-    models.alpha_optimizer.zero_grad()
-    loss = models.hypergradient.compute_gradients(*validate, models.auxiliary, *train)
-    norm = torch.nn.utils.get_total_norm([alpha.grad for alpha in models.alphas.parameters() if alpha.grad is not None])
-    models.alpha_optimizer.step()
-    return loss, norm
-
-
-def lower_step(models: Models, train: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Move the weights; lower loss, norm of the gradient before clipping, and number of correct answers."""
-    data, target = train
-    weights = list(models.supernet.parameters())
-    models.weight_optimizer.zero_grad()
-    logits = models.supernet(data, models.alphas())
-    loss = cross_entropy(logits, target)
-    loss.backward(inputs=weights)
-    loss, num_correct = average_step(models.processes, models.supernet, loss, logits, target)
-    norm = torch.nn.utils.clip_grad_norm_(weights, models.grad_clip)
-    models.weight_optimizer.step()
-    return loss, norm, num_correct
-
-
-def read(result: StepResult, models: Models, state: Mapping[str, Tensor]) -> tuple[dict[str, float], float]:
-    """Return the scalars of a step by name, and the number of its correct answers; see `scalars_to_host`."""
-    scalars = {
-        "lower/step_loss": result.lower_loss,
-        "lower/gradient_norm": result.lower_gradient_norm,
-        "lower/weights_norm": torch.nn.utils.get_total_norm(list(models.supernet.parameters())),
-        "upper/step_loss": result.upper_loss,
-        "upper/gradient_norm": result.upper_gradient_norm,
-        "upper/alphas_norm": torch.nn.utils.get_total_norm(list(models.alphas.parameters())),
-        "num_correct": result.num_correct,
-    }
-    on_host = scalars_to_host(scalars, state)
-    return on_host, on_host.pop("num_correct")
+    config: SearchConfig, in_channels: int, num_classes: int, device: torch.device, world: World = SINGLE
+) -> Bilevel:
+    """Return both models, started from the seed; `--share-lower-step` chooses the form of their step."""
+    form = SharedBilevel if config.upper.share_lower_step else Bilevel
+    return form(config, in_channels, num_classes, device, world)

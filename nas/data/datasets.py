@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors in memory, their splits, and batches that are a function of (seed, epoch, step)."""
+"""Data sets as uint8 tensors in memory, and their splits."""
 
 import functools
 import hashlib
@@ -7,7 +7,6 @@ import os
 import socket
 import tempfile
 import urllib.error
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +15,11 @@ import torch
 from torch import Tensor
 
 from nas.data import image_folder, npz
+from nas.data.sampler import generator
 from nas.errors import InputError, Stopped, printable
 
 # Sets in which the mirror image of a thing is not that thing.
-MIRRORED_IS_ANOTHER = ("digits", "svhn", "mnist", "kmnist")
+NO_FLIP = ("digits", "svhn", "mnist", "kmnist")
 DOWNLOAD_TIMEOUT_S = 30.0
 MAX_NAMES_BYTES = 1_000_000  # a run's config.json holds the names of the classes, and 1 MiB of it is read back
 
@@ -125,73 +125,6 @@ def fingerprint(*splits: Split) -> str:
         if not split.mirror:
             digest.update(b"not to be mirrored")
     return digest.hexdigest()
-
-
-def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator seeded by what it is for, such as ("augment", seed, epoch, step)."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
-
-
-def halves(num_images: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Two disjoint sets of indices that together are all: shuffled by the seed, `fraction` of them in the second."""
-    order = torch.randperm(num_images, generator=generator("halves", seed))
-    num_first = num_images - round(fraction * num_images)
-    return order[:num_first], order[num_first:]
-
-
-def num_batches(num_images: int, batch_size: int) -> int:
-    """Batches an epoch; none is larger than `batch_size`."""
-    return -(-num_images // batch_size)
-
-
-def batch(num_images: int, batch_size: int, seed: int, purpose: str, step: int) -> Tensor:
-    """The indices of one batch of an endless series: pass after pass over all images, each pass shuffled anew.
-
-    Each image occurs once a pass. The batches of a pass differ in size by one at the most, so that the last one is not
-    too small for a batch norm.
-
-    Args:
-        step: counted from the start of the series, over all passes.
-        purpose: tells apart the series of one seed.
-    """
-    passes, index = divmod(step, num_batches(num_images, batch_size))
-    order = torch.randperm(num_images, generator=generator("batch", purpose, seed, passes))
-    return order.tensor_split(num_batches(num_images, batch_size))[index]
-
-
-def balanced_batch(targets: Tensor, batch_size: int, seed: int, purpose: str, step: int) -> Tensor:
-    """The indices of one batch of an endless series in which each class occurs as often as any other.
-
-    The series is made of rounds, in each of which every class that there is gives one image, the classes shuffled anew.
-    The images of a class follow one another pass after pass over them, each pass shuffled anew. Batches are as many and
-    as large as those of `batch`, so that a round may go on in the next batch; the images of a class that has more than
-    its share last for more than one pass over all.
-
-    Args:
-        targets: (num_images,), int64, of all images, on the CPU.
-        step, purpose: as in `batch`.
-    """
-    passes, index = divmod(step, num_batches(len(targets), batch_size))
-    parts = torch.arange(len(targets)).tensor_split(num_batches(len(targets), batch_size))
-    members = [images for images in targets.argsort(stable=True).split(targets.bincount().tolist()) if len(images)]
-
-    @functools.cache
-    def shuffled(num: int, *key: int | str) -> Tensor:
-        return torch.randperm(num, generator=generator("balanced", purpose, seed, *key))
-
-    chosen = []
-    for draw in (passes * len(targets) + parts[index]).tolist():
-        turn, place = divmod(draw, len(members))
-        group = int(shuffled(len(members), "round", turn)[place])
-        pass_of_class, place = divmod(turn, len(members[group]))
-        chosen.append(members[group][shuffled(len(members[group]), "class", group, pass_of_class)[place]])
-    return torch.stack(chosen)
-
-
-def in_order(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of (images, targets) in the order of the split."""
-    yield from zip(split.images.split(batch_size), split.targets.split(batch_size), strict=True)
 
 
 def _draw(num_images: int, limit: int | None, seed: int) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 
 from nas.config.file import read_config
 from nas.config.flags import MOST_THREADS, Run
-from nas.distributed import Processes
+from nas.distributed import World
 from nas.errors import InputError, count
 from nas.machine.memory import psutil
 
@@ -33,7 +33,7 @@ CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # of a container (Linux control groups
 _held: list[socket.socket] = []
 
 
-def take_threads(options: Run, path: Path, processes: Processes) -> str:
+def take_threads(options: Run, path: Path, world: World) -> str:
     """Set torch's number of threads, and return the line that says how many there are and why.
 
     All processes of a run take as many as the first one chooses.
@@ -44,15 +44,15 @@ def take_threads(options: Run, path: Path, processes: Processes) -> str:
     Raises:
         InputError: config.json or OMP_NUM_THREADS holds no number of threads.
     """
-    chosen = (1, "")
-    with processes.agreed():
-        if processes.first:
-            kept = None if options.resume is None else read_config(path).num_threads
-            told = threads_told(os.environ.get("OMP_NUM_THREADS", ""))
-            chosen = choose(options.threads, kept, told, usable_cores, free_cores, processes.local_count)
-    number, line = json.loads(processes.text_of_first(json.dumps(chosen)))
-    if processes.local_rank == 0:
-        hold(number * processes.local_count, allowed_cores())
+
+    def chosen() -> str:
+        kept = None if options.resume is None else read_config(path).num_threads
+        told = threads_told(os.environ.get("OMP_NUM_THREADS", ""))
+        return json.dumps(choose(options.threads, kept, told, usable_cores, free_cores, world.local_size))
+
+    number, line = json.loads(world.from_main(chosen))
+    if world.local_rank == 0:
+        hold(number * world.local_size, allowed_cores())
     torch.set_num_threads(number)
     return line
 

@@ -1,83 +1,118 @@
 """What a search says, records and leaves: curves, pictures and cells of each epoch, and the genotype at its end."""
 
-from pathlib import Path
+import shlex
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from nas.config.flags import SearchConfig, Stem
+from nas.config.cli import data_flags
+from nas.config.flags import SearchConfig
+from nas.data.loader import Loader
 from nas.errors import InputError
 from nas.machine.environment import versions
 from nas.machine.memory import peak_memory_gb
 from nas.models.size import network_size
-from nas.models.supernet import EdgeWeights
+from nas.models.supernet import Alphas, EdgeWeights
 from nas.report import page
-from nas.runs.checkpoint import Progress
 from nas.runs.folder import RunFolder
-from nas.runs.follower import Follower
 from nas.runs.progress_bar import duration
+from nas.runs.silent import SilentRun
 from nas.search_space import pictures
 from nas.search_space.genotype import Genotype, GenotypeFile, Provenance
 from nas.search_space.space import PRIMITIVES, edges
 from nas.training.accuracy import Measured, in_words
-from nas.training.steps import Images
+from nas.training.loop import Loop
+from nas.training.run import Run
 
 
-def note_epoch(
-    config: SearchConfig,
-    run: RunFolder | Follower,
-    progress: Progress,
-    upper: Measured,
-    edge_weights: EdgeWeights,
-    genotype: Genotype,
-    images: Images,
-) -> None:
-    """Record and show what an epoch has come to; `upper` is of the images of the upper level."""
-    epoch_s = run.elapsed_s() - progress.epoch_began_s
-    speed = {"speed/epoch_s": epoch_s, "speed/peak_memory_gb": peak_memory_gb(images.mean.device)}
-    scalars = progress.scalars("lower") | upper.scalars("upper") | speed | describe(edge_weights, genotype)
-    run.record(progress.epochs, progress.steps, scalars)
+def check_export(run: Run) -> None:
+    """Check that the genotype can be exported under the name of the run.
+
+    Raises:
+        InputError: there is a genotype of that name, and it does not come from this run.
+    """
+
+    def check() -> None:
+        if not run.exported.exists():
+            return
+        if not run.is_resumed:
+            raise InputError(f"--name {run.path.name}: {run.exported} exists already; choose another --name.")
+        if GenotypeFile.load(run.exported).provenance.date != run.started:
+            raise InputError(f"--resume {run.path}: {run.exported} comes from another run; move it away.")
+
+    run.on_main(check)
+
+
+def log_epoch(loop: Loop, alphas: Alphas, upper: Measured, images: Loader) -> None:
+    """Record the epoch that ends, and save, draw and log the cell that it has come to.
+
+    Args:
+        upper: accuracy of the supernet on the images that the alphas learn from.
+        images: all training images.
+    """
+    folder, state, genotype, epoch = loop.folder, loop.state, loop.genotype, loop.state.epochs + 1
+    config = loop.run.config
+    assert isinstance(config, SearchConfig)
+    loop.status = status(genotype, upper)
+    if folder.is_silent:
+        return
+    with torch.no_grad():
+        edge_weights = alphas()
+    epoch_s = folder.elapsed_s() - state.epoch_began_s
+    speed = {"speed/epoch_s": epoch_s, "speed/peak_memory_gb": peak_memory_gb(images.device)}
+    scalars = state.scalars("lower") | upper.scalars("upper") | speed | cell_scalars(edge_weights, genotype)
+    folder.record(epoch, state.steps, scalars)
     provenance = Provenance(
         method=f"nas search, {config.upper.hypergradient}",
         dataset=config.data.dataset,
-        num_images=len(images.split.targets),
+        num_images=images.num_images,
         seed=config.run.seed,
-        epochs=progress.epochs,
+        epochs=epoch,
         supernet_accuracy=upper.accuracy,
-        date=run.started,
+        date=folder.started,
         versions=versions(),
     )
-    genotype.save(run.path / "genotype.json", provenance)
-    show(run, edge_weights, progress.steps)
-    run.log(
-        f"epoch {progress.epochs}/{config.lower.epochs}: {progress.line('lower ')}; upper loss {in_words(upper.loss)}, "
+    folder.save_genotype(genotype, provenance)
+    folder.draw(genotype)
+    write_pictures(folder, edge_weights, state.steps)
+    folder.log(
+        f"epoch {epoch}/{config.lower.epochs}: {state.line('lower ')}; upper loss {in_words(upper.loss)}, "
         f"accuracy {upper.accuracy:.1%}, balanced {upper.balanced_accuracy:.1%}; {skips(genotype)}; {duration(epoch_s)}"
     )
 
 
-def export_cell(run: RunFolder | Follower, exported: Path, images: Images, stem: Stem) -> None:
-    """Leave the derived cell where `train_final.py` finds it, and the report; say what they are."""
-    found = GenotypeFile.load(run.path / "genotype.json")
+def export_cell(loop: Loop, images: Loader) -> None:
+    """Export the derived cell, write the report, and log what was written and how to train the cell."""
+    run, folder, config = loop.run, loop.folder, loop.run.config
+    assert isinstance(config, SearchConfig)
+    if folder.is_silent:
+        return
+    found = GenotypeFile.load(folder.path / "genotype.json")
     genotype = Genotype(**found.cells())
-    genotype.save(exported, found.provenance)
-    _, in_channels, image_size, _ = images.split.images.shape
-    size = network_size(genotype, image_size, in_channels, num_classes=len(images.split.classes), stem=stem)
-    run.log(genotype.to_text())
-    run.log(
+    genotype.save(run.exported, found.provenance)
+    in_channels, image_size, num_classes = images.shape
+    stem = config.supernet.stem
+    size = network_size(genotype, image_size, in_channels, num_classes=num_classes, stem=stem)
+    folder.log(genotype.to_text())
+    folder.log(
         f"as a final network (36 channels, 20 cells, {stem} stem): {size.weights:,} weights, {size.multiply_adds:,} "
-        "multiply-adds an image"
+        "multiply-adds per image"
     )
     names = "genotype.json, cells/, checkpoint.safetensors, metrics.jsonl, tensorboard/, log.txt"
     try:
-        page.write([run.path], run.path / "report.html")
+        page.write([folder.path], folder.path / "report.html")
         names = f"report.html, {names}"
     except InputError as error:  # such as somebody else's page in that place: no reason not to finish
-        run.log(f"no report: {error}")
-    run.log(f"written: {exported}, and in {run.path}: {names}")
+        folder.log(f"no report: {error}")
+    folder.log(f"written: {run.exported}, and in {folder.path}: {names}")
+    if not folder.has_pictures:
+        folder.log(pictures.HOW_TO_GET_PICTURES)
+    how = f"--genotype {shlex.quote(str(run.exported))}{data_flags(config.data, config.run.seed, stem)}"
+    folder.log(f"retrain it: python train_final.py {how}")
 
 
-def describe(edge_weights: EdgeWeights, genotype: Genotype) -> dict[str, float]:
+def cell_scalars(edge_weights: EdgeWeights, genotype: Genotype) -> dict[str, float]:
     """Scalars of the cells: one an edge and primitive, entropy of the edges, skip connections of the derived cells."""
     scalars: dict[str, float] = {}
     for cell, weights in edge_weights._asdict().items():
@@ -90,10 +125,10 @@ def describe(edge_weights: EdgeWeights, genotype: Genotype) -> dict[str, float]:
     return scalars
 
 
-def status(progress: Progress, upper_accuracy: float | None, genotype: Genotype) -> str:
-    """What stands beside the bar: accuracies of this epoch's steps and of the last epoch's cell, and its skips."""
-    upper = "" if upper_accuracy is None else f", upper {upper_accuracy:.1%}"
-    return f"{progress.status('lower')}{upper}; {skips(genotype)}"
+def status(genotype: Genotype, upper: Measured | None = None) -> str:
+    """Return what stands beside the accuracy on the bar: the accuracy of the last epoch's cell, and its skips."""
+    accuracy = "" if upper is None else f", upper {upper.accuracy:.1%}"
+    return f"{accuracy}; {skips(genotype)}"
 
 
 def skips(genotype: Genotype) -> str:
@@ -102,13 +137,13 @@ def skips(genotype: Genotype) -> str:
     return f"skips {normal} + {reduction}"
 
 
-def show(run: RunFolder | Follower, edge_weights: EdgeWeights, step: int) -> None:
+def write_pictures(folder: RunFolder | SilentRun, edge_weights: EdgeWeights, step: int) -> None:
     """In TensorBoard: edge weights as heat maps and, where they were drawn, the derived cells."""
     for cell, weights in edge_weights._asdict().items():
-        run.picture(f"heat_map/{cell}", pictures.heat_map(weights.tolist(), edge_names(weights), PRIMITIVES), step)
-        drawing = run.path / "cells" / f"{cell}.png"
+        folder.picture(f"heat_map/{cell}", pictures.heat_map(weights.tolist(), edge_names(weights), PRIMITIVES), step)
+        drawing = folder.path / "cells" / f"{cell}.png"
         if drawing.is_file():
-            run.picture(f"cells/{cell}", Image.open(drawing), step)
+            folder.picture(f"cells/{cell}", Image.open(drawing), step)
 
 
 def edge_names(weights: Tensor) -> list[str]:

@@ -56,7 +56,7 @@ def load_weights(path: Path, network: nn.Module) -> None:
 
 
 @dataclass
-class Progress:
+class LoopState:
     """Where a run is.
 
     Attributes:
@@ -99,12 +99,12 @@ class Progress:
         self.bad_steps += 1
         self.bad_steps_in_a_row += 1
 
-    def see(self, values: Mapping[str, float]) -> None:
+    def track_max(self, values: Mapping[str, float]) -> None:
         """Keep the largest values by name."""
         for name, value in values.items():
             self.peaks[name] = max(value, self.peaks.get(name, value))
 
-    def take_peaks(self) -> dict[str, float]:
+    def pop_max(self) -> dict[str, float]:
         """The largest values since the last call, and how many steps were not applied."""
         peaks, self.peaks = self.peaks, {}
         return peaks | {"steps/bad": self.bad_steps}
@@ -149,7 +149,7 @@ class Manifest(BaseModel):
     config: dict[str, dict[str, FlagValue]]
     data: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     genotype: Annotated[str, Field(max_length=100_000)]
-    progress: Progress
+    progress: LoopState
     elapsed_s: Annotated[float, Field(ge=0)]
     sizes: dict[
         Annotated[str, Field(pattern=r"^(metrics\.jsonl|tensorboard/events\.out\.tfevents\.[0-9.]{1,40})$")], Count

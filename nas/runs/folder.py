@@ -6,13 +6,13 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
@@ -23,16 +23,14 @@ from nas.config.flags import FinalConfig, Run, SearchConfig, TrainedOn
 from nas.errors import InputError, Stopped, count, printable
 from nas.machine.environment import environment
 from nas.runs import checkpoint
-from nas.runs.checkpoint import Manifest, Progress
+from nas.runs.checkpoint import LoopState, Manifest
+from nas.runs.lock import refuse_links, take_lock
 from nas.runs.metrics import Records
+from nas.search_space.genotype import Genotype, Provenance
 
 BITS_DEPEND_ON = ("versions", "num_threads", "num_processes")
 # TensorBoard takes the columns of its table from any one of the runs: so all have all.
 COMPARED = ("test/accuracy", "upper/accuracy", "upper/loss", "lower/accuracy", "train/accuracy")
-
-# Where the file system knows no locks, filelock keeps a file that names the process, and finds at a first try that the
-# process is gone, at its second one that the lock is free.
-LOCK_WAIT_S = 0.2
 
 WRITTEN_ASIDE = (
     *("config.json", "genotype.json", "weights.safetensors", "accuracy.json"),
@@ -41,15 +39,16 @@ WRITTEN_ASIDE = (
 )
 
 
-def folder_of_run(options: Run, default: str) -> Path:
-    """Of --resume, else of --run-dir and --name, else with a name of `default`, seed and time."""
+def folder_of_run(options: Run, default: Callable[[], str]) -> Path:
+    """Return the folder of --resume, else that of --run-dir and --name, else one named by `default`, seed and time."""
     if options.resume is not None:
         return Path(options.resume)
-    return Path(options.run_dir, options.name or f"{default}-seed{options.seed}-{datetime.now():%Y%m%d-%H%M%S}")
+    name = options.name or f"{default()}-seed{options.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    return Path(options.run_dir, name)
 
 
 def is_finished(path: Path, epochs: int) -> bool:
-    """Whether nothing of so many epochs is left to do in a run folder; if so, it is said."""
+    """Return whether a run has finished this many epochs; if so, a line says it."""
     manifest = checkpoint.finished(path)
     if manifest is None or manifest.progress.epochs < epochs:
         return False
@@ -67,7 +66,10 @@ class RunFolder:
         started: when the run began, ISO 8601.
         go_on: the command that goes on with the run.
         saved_at: when the last checkpoint was written or read, by the monotonic clock.
+        has_pictures: whether `draw` has made pictures, for which it takes Graphviz.
     """
+
+    is_silent = False
 
     def __init__(self, path: Path, lock: FileLock, file: ConfigFile):
         self.path = path
@@ -80,6 +82,8 @@ class RunFolder:
         self._saved_step: int | None = None
         self._log = (path / "log.txt").open("a", encoding="utf-8", buffering=1)
         self._records: Records | None = None  # from `restore` on
+        self._drawn: Genotype | None = None
+        self.has_pictures = False
 
     @classmethod
     def create(cls, path: Path, config: SearchConfig | FinalConfig, trained_on: TrainedOn | None = None) -> Self:
@@ -106,7 +110,7 @@ class RunFolder:
             files.write_json(made / "config.json", file.model_dump(exclude_defaults=True))
             os.rename(made, path)
             made = path
-            return cls(path, _lock(path), file)  # only now, as Windows renames no folder with an open file in it
+            return cls(path, take_lock(path), file)  # only now, as Windows renames no folder with an open file in it
         except InputError:  # another process has taken the folder up already
             raise
         except BaseException as error:
@@ -125,19 +129,19 @@ class RunFolder:
         Raises:
             InputError: another process goes on with it, it holds a link, or it cannot be written.
         """
-        _refuse_links(path)
+        refuse_links(path)
         file = read_config(path)
         now = {name: environment()[name] for name in ("command", "date", *BITS_DEPEND_ON)}
         file = file.model_copy(update={"config": _plain(config), "resumed": [*file.resumed, now]})
         try:
-            lock = _lock(path)
+            lock = take_lock(path)
             for name in WRITTEN_ASIDE:
                 files.remove_asides(path / name)
             return cls(path, lock, file)
         except OSError as error:
             raise InputError(f"--resume {path}: cannot be written ({error.strerror}).") from None
 
-    def restore(self, tensors: Mapping[str, Tensor], data: str, genotype: str | None = None) -> Progress:
+    def restore(self, tensors: Mapping[str, Tensor], data: str, genotype: str | None = None) -> LoopState:
         """Read the last checkpoint into the tensors of the run, and forget what was recorded after it.
 
         Args:
@@ -159,7 +163,7 @@ class RunFolder:
                 if self._file.resumed:
                     self.write_config()
                     self.log("there is no checkpoint yet: from the start")
-            return Progress()
+            return LoopState()
         if manifest.data != data:
             raise InputError(
                 f"--resume {self.path}: the images are not those of the run (fingerprint {data}, then {manifest.data})."
@@ -193,7 +197,7 @@ class RunFolder:
         return progress
 
     def save(
-        self, tensors: Mapping[str, Tensor], data: str, genotype: str, progress: Progress, finished: bool = False
+        self, tensors: Mapping[str, Tensor], data: str, genotype: str, progress: LoopState, finished: bool = False
     ) -> None:
         """Write a checkpoint; arguments as in `checkpoint.Manifest`."""
         assert self._records is not None
@@ -209,7 +213,16 @@ class RunFolder:
         checkpoint.save(self.path, tensors, manifest)
         self._saved_step, self.saved_at = progress.steps, time.monotonic()
 
-    def bad_step(self, progress: Progress, problem: str) -> None:
+    def save_genotype(self, genotype: Genotype, provenance: Provenance) -> None:
+        """Write genotype.json, replacing the file in one step."""
+        genotype.save(self.path / "genotype.json", provenance)
+
+    def draw(self, genotype: Genotype) -> None:
+        """Draw the cells into cells/, if they are others than those that were drawn last."""
+        if genotype != self._drawn:
+            self.has_pictures, self._drawn = genotype.draw(self.path / "cells"), genotype
+
+    def bad_step(self, progress: LoopState, problem: str) -> None:
         """Count a step that was not applied, and say why."""
         progress.bad_step()
         self.log(f"step {progress.steps} is not applied: {problem}")
@@ -305,48 +318,3 @@ def _plain(config: SearchConfig | FinalConfig) -> dict[str, Any]:
     content = dataclasses.asdict(config)
     content["run"] |= {"resume": None, "config": None}
     return content
-
-
-def is_at_work(path: Path) -> bool:
-    """Whether a process holds the lock of a run folder, on whichever machine."""
-    if not (path / "lock").is_file() or _is_link(path / "lock"):  # to ask would make it, or change what it leads to
-        return False
-    try:
-        with FileLock(path / "lock", timeout=LOCK_WAIT_S):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # such as one that may not be written
-        return False
-
-
-def _lock(path: Path) -> FileLock:
-    """Take the lock of a run folder, which ends with the process that holds it, however that ends."""
-    lock, holder = FileLock(path / "lock", timeout=LOCK_WAIT_S), path / "pid"
-    try:
-        lock.acquire()
-    except Timeout:
-        who = "another process"
-        if holder.is_file():
-            who = f"process {holder.read_bytes()[:20].decode(errors='replace').strip()}"
-        raise InputError(f"--resume {path}: {who} is at work in it; wait for it, or stop it.") from None
-    # Not in the locked file, which nobody else can read on Windows.
-    files.replace(holder, lambda aside: aside.write_text(f"{os.getpid()}\n", encoding="ascii"))
-    return lock
-
-
-def _refuse_links(path: Path) -> None:
-    """A run goes on writing into what it finds, and by a link that could be any file.
-
-    Raises:
-        InputError: there is a link in the folder, or something else that is neither a file nor a folder.
-    """
-    for parent, folders, names in os.walk(path):
-        for entry in (Path(parent, name) for name in folders + names):
-            if _is_link(entry):
-                raise InputError(f"--resume {path}: {entry} is a link or no regular file; remove it.")
-
-
-def _is_link(path: Path) -> bool:
-    """Whether it is a symbolic link, one of several hard links, or neither a file nor a folder."""
-    return path.is_symlink() or not (path.is_dir() or (path.is_file() and path.stat().st_nlink == 1))

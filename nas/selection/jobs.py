@@ -22,7 +22,7 @@ from typing import NamedTuple
 from nas.errors import InputError, printable
 from nas.machine.threads import usable_cores
 from nas.runs import checkpoint
-from nas.runs.folder import is_at_work
+from nas.runs.lock import is_at_work
 
 POLL_S = 0.5
 CONNECT_S = 10.0

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nas.distributed import ALONE, Processes
+from nas.distributed import SINGLE, World
 from nas.errors import InputError
 from nas.machine.memory import free_bytes
 from nas.models.batch_norm import synchronise
@@ -19,7 +19,7 @@ STEP_THROUGH_PASS = 1.03
 
 
 def memory_of_step(
-    forward: Callable[[int], Tensor], batch_size: int, device: torch.device, processes: Processes = ALONE
+    forward: Callable[[int], Tensor], batch_size: int, device: torch.device, world: World = SINGLE
 ) -> str:
     """Return a line for the log: the memory that a step needs at its peak, and the memory that is free.
 
@@ -31,10 +31,10 @@ def memory_of_step(
     Raises:
         InputError: there is too little; the message names the batch size that would fit.
     """
-    rows = -(-batch_size // processes.count)
+    rows = -(-batch_size // world.size)
     step_bytes, bytes_an_image = bytes_of_step(forward, rows)
-    here = processes.local_count if device.type == "cpu" else 1
-    return require_memory(here * step_bytes, here * bytes_an_image, batch_size, free_memory(device), processes.count)
+    here = world.local_size if device.type == "cpu" else 1
+    return require_memory(here * step_bytes, here * bytes_an_image, batch_size, free_memory(device), world.size)
 
 
 def bytes_of_step(forward: Callable[[int], Tensor], batch_size: int) -> tuple[int, int]:

@@ -1,20 +1,19 @@
-"""What the loops of the two scripts share: device, learning rate, augmented batches, accuracy."""
+"""What the steps of both scripts share: device, learning rate, loss, guard, accuracy."""
 
 import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.config.flags import Stem
-from nas.data import datasets
-from nas.data.augment import augment, channel_statistics, normalise
-from nas.distributed import ALONE, Processes
-from nas.errors import InputError, count, printable
+from nas.data.augment import normalise
+from nas.data.loader import Batch, Loader
+from nas.distributed import SINGLE, World
+from nas.errors import InputError
 from nas.models.batch_norm import estimate_anew
 from nas.training.accuracy import Measured, count_answers
 
@@ -22,21 +21,21 @@ SMALLEST_FOR_IMAGENET = 32  # 4 × 4 in the first cell, and a single pixel behin
 LARGE_FOR_CIFAR = 96
 
 
-def pick_device(name: str, processes: Processes = ALONE) -> torch.device:
-    """The device of --device; auto takes cuda, else mps, else cpu. Each process of a machine takes a GPU of its own.
+def pick_device(name: str, world: World = SINGLE) -> torch.device:
+    """Return the device of --device; auto takes cuda, else mps, else cpu. Each process takes a GPU of its own.
 
     Raises:
         InputError: there is no such device here.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if processes.count > 1:  # nothing in torch averages tensors of this kind
+    if world.size > 1:  # nothing in torch averages tensors of this kind
         available["mps"] = False
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
-        where = "for several processes" if name == "mps" and processes.count > 1 else "here"
+        where = "for several processes" if name == "mps" and world.size > 1 else "here"
         raise InputError(f"--device {name}: torch has no such device {where}; use --device cpu.")
-    rank = processes.local_rank
+    rank = world.local_rank
     if name == "cuda" and rank >= torch.cuda.device_count():
         raise InputError(
             f"torchrun: process {rank} of this machine has no GPU of its own; start fewer, or use --device cpu."
@@ -45,110 +44,17 @@ def pick_device(name: str, processes: Processes = ALONE) -> torch.device:
 
 
 def cosine(epoch: int, epochs: int, start: float, end: float) -> float:
-    """Learning rate of an epoch, counted from 0 (Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5)."""
+    """Return the learning rate of an epoch, counted from 0 (Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5)."""
     return end + (start - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
-class Target(NamedTuple):
-    """What the images of a batch are.
-
-    Attributes:
-        classes: (images,), int64.
-        weight: of their mean loss, so that its mean over the processes is that over the whole batch; 1 on one process.
-        batch_size: images of the whole batch.
-    """
-
-    classes: Tensor
-    weight: float
-    batch_size: int
-
-
-def cross_entropy(logits: Tensor, target: Target) -> Tensor:
-    """This process's share of the mean cross entropy of a batch."""
-    return target.weight * F.cross_entropy(logits, target.classes)
-
-
-class Images(NamedTuple):
-    """Images on their device, and how they are turned into batches.
-
-    Attributes:
-        split: the images.
-        mean, std: (channels,), of the training images' pixels in [0, 1]; on the device.
-        flip: whether a mirrored image is of the same class.
-        cutout: side of the square that is cut out, in pixels; 0 for none.
-        balanced: whether each class is drawn as often as any other.
-        processes: that share each batch.
-        crop_padding: pixels by which a crop is shifted at most; None for an eighth of the size.
-    """
-
-    split: datasets.Split
-    mean: Tensor
-    std: Tensor
-    flip: bool
-    cutout: int = 0
-    balanced: bool = False
-    processes: Processes = ALONE
-    crop_padding: int | None = None
-
-    def indices(self, batch_size: int, seed: int, purpose: str, step: int) -> Tensor:
-        """Which images of the split the whole batch consists of, on the CPU."""
-        if self.balanced:
-            return datasets.balanced_batch(self.split.targets, batch_size, seed, purpose, step)
-        return datasets.batch(len(self.split.targets), batch_size, seed, purpose, step)
-
-    def batch(self, batch_size: int, seed: int, purpose: str, step: int) -> tuple[Tensor, Target]:
-        """This process's part of a batch of augmented images, float32: a function of the arguments alone."""
-        device = self.mean.device
-        whole = self.indices(batch_size, seed, purpose, step)
-        rows = self.processes.rows(len(whole))
-        chosen = whole[rows]
-        randomness = datasets.generator("augment", purpose, seed, step, device=str(device))
-        images = self.split.images[chosen.to(device)]
-        images = augment(
-            images, self.mean, self.std, randomness, self.flip, self.cutout, len(whole), rows, self.crop_padding
-        )
-        return images, Target(self.split.targets[chosen].to(device), self.processes.weight(len(whole)), len(whole))
-
-
-def prepare(
-    train: datasets.Split,
-    dataset: str,
-    device: torch.device,
-    cutout: int = 0,
-    balanced: bool = False,
-    processes: Processes = ALONE,
-    no_flip: bool = False,
-    crop_padding: int | None = None,
-) -> Images:
-    """Training images on a device, with their own statistics.
-
-    Raises:
-        InputError: the crops would be shifted by more than half of the images.
-    """
-    if crop_padding is not None and 2 * crop_padding > (size := train.images.shape[-1]):
-        raise InputError(
-            f"--crop-padding {crop_padding}: more than half of the images, which have {size} pixels a side."
-        )
-    mean, std = channel_statistics(train.images)
-    flip = train.mirror and dataset not in datasets.MIRRORED_IS_ANOTHER and not no_flip
-    return Images(train.to(device), mean.to(device), std.to(device), flip, cutout, balanced, processes, crop_padding)
-
-
-def imbalance(images: Images) -> list[str]:
-    """A line on the smallest and the largest class, where this one has more than 1.5 times as many images; or none."""
-    counts = images.split.targets.bincount(minlength=len(images.split.classes)).tolist()
-    smallest, largest = counts.index(min(counts)), counts.index(max(counts))
-    if counts[largest] <= 1.5 * counts[smallest]:
-        return []
-    few, many = (
-        f"{counts[target]:,} of '{printable(images.split.classes[target], 60)}'" for target in (smallest, largest)
-    )
-    drawn = "each class is drawn as often" if images.balanced else "--balanced draws each class as often"
-    return [f"classes differ in size: {few}, {many}; {drawn}"]
+def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
+    """Return this process's share of the mean cross entropy of a batch."""
+    return batch.weight * F.cross_entropy(logits, batch.classes)
 
 
 def about_stem(stem: Stem, image_size: int) -> list[str]:
-    """A line on the other stem, where the images are large for that of CIFAR; or none.
+    """Return a line on the other stem, where the images are large for that of CIFAR.
 
     Raises:
         InputError: the images are too small for the stem of ImageNet.
@@ -164,30 +70,17 @@ def about_stem(stem: Stem, image_size: int) -> list[str]:
     return []
 
 
-def require_images(needed: int, num_images: int, batch_size: int, processes: Processes) -> None:
-    """Raise InputError where a batch of a pass over so many images has fewer than `needed`, in all processes."""
-    smallest = num_images // datasets.num_batches(num_images, batch_size)
-    if smallest < needed:
-        shared = f", shared by {processes.count} processes: start fewer, or" if processes.count > 1 else ";"
-        raise InputError(
-            f"--batch-size {batch_size}: {count(num_images, 'image')} make batches of {smallest}, but {needed} at "
-            f"least are needed{shared} take larger batches."
-        )
-
-
-def average_step(
-    processes: Processes, network: nn.Module, loss: Tensor, logits: Tensor, target: Target
-) -> tuple[Tensor, Tensor]:
+def average_step(world: World, network: nn.Module, loss: Tensor, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Average over the processes what a backward pass leaves behind, in one call: gradients and running statistics.
 
     Returns:
         Loss of the whole batch, and how many of its answers are correct.
     """
-    loss, num_correct = loss.detach().clone(), (logits.argmax(1) == target.classes).sum().to(loss.dtype)
+    loss, num_correct = loss.detach().clone(), (logits.argmax(1) == batch.classes).sum().to(loss.dtype)
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     statistics = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
-    processes.average([loss, num_correct, *gradients, *statistics])
-    return loss, (num_correct * processes.count).round()
+    world.average([loss, num_correct, *gradients, *statistics])
+    return loss, (num_correct * world.size).round()
 
 
 def start_states(optimizer: torch.optim.SGD | torch.optim.Adam) -> None:
@@ -243,7 +136,7 @@ def scalars_to_host(scalars: Mapping[str, Tensor], state: Mapping[str, Tensor]) 
 def seconds_of_step(
     take_step: Callable[[], object], state: Mapping[str, Tensor], cause: Callable[[FloatingPointError], str]
 ) -> float:
-    """How long a step takes; the first one is not timed, as it is slower than the others.
+    """Return the seconds that a step takes; the first one is not timed, as it is slower than the others.
 
     Args:
         take_step: to its end, so that no device is still at work.
@@ -264,93 +157,69 @@ def seconds_of_step(
     return time.monotonic() - began
 
 
-def too_many_bad_steps(num_steps: int, error: FloatingPointError, flag: str) -> str:
-    """Why a run stops whose last `num_steps` steps were not finite."""
-    several = f"{num_steps} steps in a row were not finite, the last one"
-    which = "the last step was not finite," if num_steps == 1 else several
-    return (
-        f"{which} because {error} A new run with a smaller {flag} is "
-        "the likely cure; the checkpoint of this one holds the last good state."
-    )
-
-
-def images_of_batch(part: Tensor, images: Images, batch_size: int, seed: int, purpose: str, step: int) -> str:
-    """How many images a batch consists of, and the numbers of the first five in the training set.
-
-    Args:
-        part: (images,), int64, on the CPU: the numbers in the training set of `images.split`.
-    """
-    chosen = part[images.indices(batch_size, seed, purpose, step)].tolist()
-    more = ", …" if len(chosen) > 5 else ""
-    return f"{count(len(chosen), 'image')} ({', '.join(map(str, chosen[:5]))}{more})"
-
-
 def estimate_statistics(
     network: nn.Module,
     of: nn.Module,
-    images: Images,
-    batch_size: int,
-    seed: int,
+    loader: Loader,
     step: int,
     share: float,
     before_batch: Callable[[], None],
     *more: object,
 ) -> None:
-    """Make a network ready to be evaluated in the place of another one, with statistics of the weights as they are.
+    """Prepare a network for evaluation in the place of another one, with statistics of the weights as they are.
 
     A pass over a batch takes 0.05 to 0.11 of a step of the search and 0.28 to 0.37 of one of the final network, which
     times `share` is the part of an epoch that this takes.
 
     Args:
         network, of: as in `batch_norm.estimate_anew`; `of`, which learns, is left as it is.
-        images: of the training, drawn and augmented as there.
+        loader: of the training images; batches are drawn and augmented as there.
         step: of the run; together with the seed it says which batches.
         share: of the images of an epoch. 16 images per process are taken at least, and otherwise 2,048 at most.
         before_batch: called before each batch; to stop, it raises.
         more: what the network takes beside images.
     """
-    few = 16 * images.processes.count
-    wanted = max(few, min(2048, int(share * len(images.split.targets))))
-    batch_size = min(batch_size, wanted)
+    few = 16 * loader.world.size
+    wanted = max(few, min(2048, int(share * loader.num_images)))
+    drawn = loader._replace(batch_size=min(loader.batch_size, wanted), purpose="statistics")
 
     def inputs() -> Iterator[tuple[object, ...]]:
-        for number in range(wanted // batch_size):
+        for number in range(wanted // drawn.batch_size):
             before_batch()
-            batch, _ = images.batch(batch_size, seed, "statistics", step + number)
-            yield batch, *more
+            yield drawn.batch(step + number).images, *more
 
-    estimate_anew(network, of, inputs(), images.processes.average)
+    estimate_anew(network, of, inputs(), loader.world.average)
 
 
 @torch.no_grad()
 def evaluate(
-    predict: Callable[[Tensor], Tensor],
-    images: Images,
-    batch_size: int,
-    before_batch: Callable[[], None] = lambda: None,
+    predict: Callable[[Tensor], Tensor], loader: Loader, before_batch: Callable[[], None] = lambda: None
 ) -> Measured:
-    """Mean cross entropy and answers on images as they are, without augmentation; the device is read at the end alone.
+    """Return mean cross entropy and answers on images as they are, without augmentation, in batches of twice the size.
+
+    The device is read at the end alone.
 
     Args:
         predict: from images to logits.
         before_batch: called before each batch; to stop, it raises.
     """
-    split, processes = images.split, images.processes
-    losses = [torch.zeros((), device=images.mean.device)]
-    answers = [torch.zeros(0, dtype=torch.int64, device=images.mean.device)]
+    split, world = loader.split, loader.world
+    losses = [torch.zeros((), device=loader.device)]
+    answers = [torch.zeros(0, dtype=torch.int64, device=loader.device)]
     targets = [split.targets[:0]]
-    for batch, target in datasets.in_order(split, batch_size):
+    size = 2 * loader.batch_size
+    for images, target in zip(split.images.split(size), split.targets.split(size), strict=True):
         before_batch()
-        rows = processes.rows(len(target))
+        rows = world.rows(len(target))
         if rows.start == rows.stop:  # fewer images than processes
             continue
-        logits = predict(normalise(batch[rows], images.mean, images.std))
+        logits = predict(normalise(images[rows], loader.mean, loader.std))
         classes = target[rows].to(logits.device)
         losses.append(F.cross_entropy(logits, classes, reduction="sum"))
         answers.append(logits.argmax(1))
         targets.append(target[rows])
     own_loss = torch.stack(losses).cpu().double().sum()
     own_counts = count_answers(torch.cat(targets), torch.cat(answers).cpu(), len(split.classes))
-    means = processes.mean([own_loss, *(counts.double() for counts in own_counts)])
-    loss, *counts = (processes.count * mean for mean in means)
+    means = world.mean([own_loss, *(counts.double() for counts in own_counts)])
+    loss, *counts = (world.size * mean for mean in means)
     return Measured(float(loss) / len(split.targets), *(total.round().long() for total in counts))

@@ -13,7 +13,7 @@ from torch import nn
 from nas import files
 from nas.errors import InputError
 from nas.runs import checkpoint
-from nas.runs.checkpoint import CURRENT, MAX_HEADER_BYTES, PREVIOUS, Manifest, Progress
+from nas.runs.checkpoint import CURRENT, MAX_HEADER_BYTES, PREVIOUS, Manifest, LoopState
 from tests.damaged_json import damaged, spliced
 
 
@@ -22,7 +22,7 @@ def manifest(**changed):
         "config": {"lower": {"epochs": 2, "lower_lr": 0.1}, "run": {"name": None, "deterministic": False}},
         "data": "0123456789abcdef" * 2,
         "genotype": "Genotype(…)",
-        "progress": Progress(epochs=1, steps=12, loss=0.1 + 0.2, num_images=8, peaks={"upper/loss": 1.25}),
+        "progress": LoopState(epochs=1, steps=12, loss=0.1 + 0.2, num_images=8, peaks={"upper/loss": 1.25}),
         "elapsed_s": 17.3,
         "sizes": {"metrics.jsonl": 300, "tensorboard/events.out.tfevents.17.0": 20},
         "finished": False,
@@ -366,7 +366,7 @@ def test_a_field_out_of_its_range_is_named(saved, field, value):
 
 
 def test_progress_counts_steps_and_keeps_sums():
-    progress = Progress()
+    progress = LoopState()
     progress.good_step(2.0, 3.0, 4)
     progress.good_step(1.0, 1.0, 4)
     progress.bad_step()
@@ -393,7 +393,7 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
 NOT_NEGATIVE = st.floats(0, allow_infinity=False)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 PROGRESS = st.builds(
-    Progress,
+    LoopState,
     *[COUNTS] * 4,
     loss=FINITE,
     num_correct=FINITE,

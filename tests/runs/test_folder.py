@@ -18,8 +18,9 @@ from nas.config.file import read_config
 from nas.config.flags import FinalConfig, Run, SearchConfig, TrainedOn
 from nas.errors import InputError, Stopped
 from nas.runs import folder
-from nas.runs.checkpoint import Progress
-from nas.runs.folder import RunFolder, folder_of_run, is_at_work, is_finished
+from nas.runs.checkpoint import LoopState
+from nas.runs.folder import RunFolder, folder_of_run, is_finished
+from nas.runs.lock import is_at_work
 
 IMAGES = "0" * 32  # a fingerprint
 CONFIG = SearchConfig(run=Run(seed=3))
@@ -33,7 +34,7 @@ def begun(path, config=CONFIG):
 
 
 def save(run, steps, tensor, **more):
-    run.save({"w": tensor}, IMAGES, "a genotype", Progress(steps=steps, **more))
+    run.save({"w": tensor}, IMAGES, "a genotype", LoopState(steps=steps, **more))
 
 
 def curves(path, name):
@@ -273,7 +274,7 @@ def test_a_run_is_finished_only_with_all_its_epochs(tmp_path, capsys):
     assert not is_finished(tmp_path / "a", 2)
     save(run, 6, torch.zeros(1), epochs=2)
     assert not is_finished(tmp_path / "a", 2)  # something follows the last epoch
-    run.save({"w": torch.zeros(1)}, IMAGES, "a genotype", Progress(steps=6, epochs=2), finished=True)
+    run.save({"w": torch.zeros(1)}, IMAGES, "a genotype", LoopState(steps=6, epochs=2), finished=True)
     run.close()
     assert is_finished(tmp_path / "a", 2)
     assert "finished after 2 epochs; --epochs with a larger number goes on" in capsys.readouterr().out
