@@ -102,7 +102,7 @@ def train_final(config: FinalConfig, run: Run, read: Callable[[str], reader.Read
             rates = {"train/learning_rate": learning_rate, "train/drop_path": drop_path}
             for step in loop.steps():
                 loop.take(functools.partial(step_of, drop_path), images.train.batch(step), rates=rates)
-            held_out = images.held_out and accuracy_of(trained(epoch + 1), images.held_out, loop.poll)
+            held_out = accuracy_of(trained(epoch + 1), images.held_out, loop.poll) if images.held_out else None
             log_epoch(loop, held_out)
         finish(loop, trained(training.epochs), images)
 
@@ -300,7 +300,7 @@ def describe(config: FinalConfig, source: str, network: FinalNetwork, images: Im
         f"{source} on {config.data.dataset}: {train.num_images} training images{held_out}, "
         f"{in_channels} × {image_size} × {image_size}, {num_classes} classes; "
         f"{size.weights:,} weights, {size.multiply_adds:,} multiply-adds "
-        f"({2 * size.multiply_adds / 1e9:.3f} GFLOP) an image, on {train.device}",
+        f"({2 * size.multiply_adds / 1e9:.3f} GFLOP) per image, on {train.device}",
         *train.imbalance(),
         *about_stem(config.network.stem, image_size),
         *train.split.notes,

@@ -11,38 +11,37 @@ from pathlib import Path
 
 import torch
 
-from nas.bilevel.step import build, exact_step, read
+from benchmarks.search_step import take_step
+from nas.bilevel.step import build
 from nas.config.flags import SearchConfig
-from nas.runs.checkpoint import LoopState, state_tensors
+from nas.data.loader import Batch
+from nas.runs.checkpoint import LoopState
 from nas.runs.folder import RunFolder
 from nas.search_space.genotype import Genotype
-from nas.training.steps import Target, rollback_if_not_finite
+from nas.training.steps import rollback_if_not_finite, scalars_to_host
 
 NUM_SAVES = 20
 
 
 def main() -> None:
     config = SearchConfig()
-    models = build(config, 3, 10, torch.device("cpu"))
-    state = state_tensors(
-        {"supernet": models.supernet, "alphas": models.alphas},
-        {"weight_optimizer": models.weight_optimizer, "alpha_optimizer": models.alpha_optimizer},
-    )
+    bilevel = build(config, 3, 10, torch.device("cpu"))
+    state = bilevel.state()
     size = config.lower.batch_size
-    train, validate = ((torch.randn(size, 3, 32, 32), Target(torch.randint(10, (size,)), 1.0, size)) for _ in range(2))
+    train, validate = (Batch.whole(torch.randn(size, 3, 32, 32), torch.randint(10, (size,))) for _ in range(2))
     saves, guards, steps = [], [], []
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(Path(folder, "run"), config) as run:
         run.restore(state, "0" * 32)
         for step in range(2):
             began = time.perf_counter()
-            result = exact_step(models, train, validate, 0.025)
+            result = take_step(bilevel, train, validate)
             steps.append(time.perf_counter() - began)
             began = time.perf_counter()
             with rollback_if_not_finite(state):
-                read(result, models, state)
+                scalars_to_host(result, state)
             guards.append(time.perf_counter() - began)
             run.record(1, step + 1, {"lower/loss": 1.0})
-        genotype = Genotype.derive(models.alphas).to_text()
+        genotype = Genotype.derive(bilevel.alphas).to_text()
         for _ in range(NUM_SAVES):
             began = time.perf_counter()
             run.save(state, "0" * 32, genotype, LoopState())

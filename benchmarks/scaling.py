@@ -19,11 +19,12 @@ from typing import Any
 import torch
 import torch.distributed
 
-from nas.bilevel.step import build, exact_step
+from benchmarks.search_step import take_step
+from nas.bilevel.step import build
 from nas.config.cli import parse
 from nas.config.flags import SearchConfig
-from nas.distributed import together
-from nas.training.steps import Target
+from nas.data.loader import Batch
+from nas.distributed import connect
 
 
 def measure(flags: list[str], batch_size: int, num_steps: int) -> None:
@@ -43,23 +44,23 @@ def measure(flags: list[str], batch_size: int, num_steps: int) -> None:
 
     for name in ("all_reduce", "all_gather"):
         counted(name)
-    with together() as processes:
+    with connect() as world:
         config = parse(SearchConfig, flags)
-        models = build(config, 3, 10, torch.device("cpu"), processes)
-        rows = processes.rows(batch_size)
+        bilevel = build(config, 3, 10, torch.device("cpu"), world)
+        rows = world.rows(batch_size)
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(2, batch_size, 3, 32, 32, generator=generator)[:, rows]
         classes = torch.randint(10, (2, batch_size), generator=generator)[:, rows]
-        weight = processes.weight(batch_size)
-        train, validate = ((images[level], Target(classes[level], weight, batch_size)) for level in range(2))
+        weight, whole = world.weight(batch_size), torch.arange(batch_size)
+        train, validate = (Batch(images[level], classes[level], whole, rows, weight) for level in range(2))
         seconds = []
         for _ in range(num_steps + 1):
             exchanged.clear()
             began = time.perf_counter()
-            exact_step(models, train, validate, 0.025)
-            processes.any(False, False)
+            take_step(bilevel, train, validate)
+            world.any(False, False)
             seconds.append(time.perf_counter() - began)
-        if processes.first:
+        if world.is_main:
             found = {"step_s": statistics.median(seconds[1:]), "calls": len(exchanged), "bytes": sum(exchanged)}
             print(json.dumps(found))
 

@@ -40,10 +40,19 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.baseline import TextbookSupernet, copy_weights, textbook_step
-from nas.bilevel.step import build, exact_step, shared_step
+from nas.bilevel.step import Bilevel, build
 from nas.config.cli import parse
 from nas.config.flags import SearchConfig
-from nas.training.steps import Target, pick_device
+from nas.data.loader import Batch
+from nas.training.steps import pick_device
+
+
+def take_step(bilevel: Bilevel, train: Batch, validate: Batch) -> dict[str, Tensor]:
+    """Take the step of `search.py`."""
+    bilevel.virtual_step(train)
+    upper = bilevel.alpha_step(validate, train)
+    return bilevel.weight_step(train) | upper
+
 
 SIZES = ((16, 8, 16), (16, 8, 64), (8, 5, 64))  # init channels, cells, batch
 
@@ -51,8 +60,10 @@ SIZES = ((16, 8, 16), (16, 8, 64), (8, 5, 64))  # init channels, cells, batch
 def compare(size: Sequence[int], num_steps: int, device: torch.device) -> dict[str, Any]:
     """The figures of one size; the forms take their steps in turn, on the same random images of 32 × 32."""
     init_channels, num_cells, batch_size = size
-    config = parse(SearchConfig, [f"--init-channels={init_channels}", f"--num-cells={num_cells}"])
-    product, shared = (build(config, 3, 10, device) for _ in range(2))  # from one seed
+    flags = [f"--init-channels={init_channels}", f"--num-cells={num_cells}"]
+    product, shared = (
+        build(parse(SearchConfig, [*flags, *more]), 3, 10, device) for more in ([], ["--share-lower-step"])
+    )  # from one seed
     textbook = TextbookSupernet(3, init_channels, num_cells).to(device)
     copy_weights(product.supernet, textbook)
     textbook_alphas = [nn.Parameter(alpha.detach().clone()) for alpha in product.alphas.parameters()]
@@ -64,23 +75,23 @@ def compare(size: Sequence[int], num_steps: int, device: torch.device) -> dict[s
         (torch.randn(batch_size, 3, 32, 32, device=device), torch.randint(10, (batch_size,), device=device))
         for _ in range(2)
     )
-    lower, upper = ((images, Target(classes, 1.0, batch_size)) for images, classes in (train, validate))
+    lower, upper = (Batch.whole(*pair) for pair in (train, validate))
     forms: dict[str, Callable[[], Any]] = {
         "textbook": lambda: textbook_step(textbook, textbook_alphas, *optimizers, train, validate),
-        "product": lambda: exact_step(product, lower, upper, 0.025),
-        "shared lower step": lambda: shared_step(shared, lower, upper, 0.025),
+        "product": lambda: take_step(product, lower, upper),
+        "shared lower step": lambda: take_step(shared, lower, upper),
     }
 
     # The first step warms up. From the same weights, it also shows how far apart the forms are.
-    peaks = {form: peak_bytes(take_step, device) for form, take_step in forms.items()}
+    peaks = {form: peak_bytes(step, device) for form, step in forms.items()}
     distance = relative_distance(list(product.alphas.parameters()), textbook_alphas)
     seconds: dict[str, list[float]] = {form: [] for form in forms}
     for _ in range(num_steps):
-        for form, take_step in forms.items():
-            take_step()  # not timed: it pays for the memory that the form before it gave back
+        for form, step in forms.items():
+            step()  # not timed: it pays for the memory that the form before it gave back
             wait(device)
             began = time.perf_counter()
-            take_step()
+            step()
             wait(device)
             seconds[form].append(time.perf_counter() - began)
 
@@ -152,15 +163,15 @@ class OperatorCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_step(size: Sequence[int], take_step: Callable[..., Any]) -> OperatorCounter:
+def count_step(size: Sequence[int], *flags: str) -> OperatorCounter:
     """Count a step of the search on the device `meta`, told to choose what a GPU chooses: operators on lists."""
     init_channels, num_cells, batch_size = size
     meta = torch.device("meta")
-    models = build(parse(SearchConfig, [f"--init-channels={init_channels}", f"--num-cells={num_cells}"]), 3, 10, meta)
+    size_flags = [f"--init-channels={init_channels}", f"--num-cells={num_cells}"]
+    bilevel = build(parse(SearchConfig, [*size_flags, *flags]), 3, 10, meta)
     train, validate = (
-        (
-            torch.empty(batch_size, 3, 32, 32, device=meta),
-            Target(torch.empty(batch_size, dtype=torch.int64, device=meta), 1.0, batch_size),
+        Batch.whole(
+            torch.empty(batch_size, 3, 32, 32, device=meta), torch.empty(batch_size, dtype=torch.int64, device=meta)
         )
         for _ in range(2)
     )
@@ -170,7 +181,7 @@ def count_step(size: Sequence[int], take_step: Callable[..., Any]) -> OperatorCo
         patch("torch.optim.optimizer._get_foreach_kernels_supported_devices", supported),
         OperatorCounter() as counter,
     ):
-        take_step(models, train, validate, 0.025)
+        take_step(bilevel, train, validate)
     return counter
 
 
@@ -207,8 +218,8 @@ def table(result: dict[str, Any]) -> str:
 
 def print_stand_in(size: Sequence[int]) -> None:
     print(f"\na step on a device that stands for a GPU, {size[0]} channels, {size[1]} cells:")
-    for form, take_step in {"product": exact_step, "shared lower step": shared_step}.items():
-        counter = count_step(size, take_step)
+    for form, flags in {"product": [], "shared lower step": ["--share-lower-step"]}.items():
+        counter = count_step(size, *flags)
         print(f"{form:18}{counter.num_operators:8,} operators, {counter.num_kernels:6,} kernels", flush=True)
 
 

@@ -26,12 +26,13 @@ from pathlib import Path
 
 import torch
 
-from nas.bilevel.step import build, exact_step
+from benchmarks.search_step import take_step
+from nas.bilevel.step import build
 from nas.config.cli import parse
 from nas.config.flags import Run, SearchConfig
-from nas.distributed import ALONE
+from nas.data.loader import Batch
+from nas.distributed import SINGLE
 from nas.machine.threads import allowed_cores, take_threads
-from nas.training.steps import Target
 
 # Channels, pixels a side and number of images of a batch, and the flags of the supernet.
 SIZES = {
@@ -44,17 +45,17 @@ CHOICES = {"torch's own": {}, "automatic": {}, "one": {"OMP_NUM_THREADS": "1"}}
 def measure(size: str, choice: str, most_s: float) -> dict[str, float]:
     """Number of threads, median seconds of a step, and number of steps that were timed."""
     if choice != "torch's own":
-        take_threads(Run(), Path(), ALONE)
+        take_threads(Run(), Path(), SINGLE)
     (channels, side, batch_size), flags = SIZES[size]
-    models = build(parse(SearchConfig, flags), channels, 10, torch.device("cpu"))
+    bilevel = build(parse(SearchConfig, flags), channels, 10, torch.device("cpu"))
     images = torch.randn(2, batch_size, channels, side, side)
     classes = torch.randint(10, (2, batch_size))
-    lower, upper = ((images[level], Target(classes[level], 1.0, batch_size)) for level in range(2))
-    exact_step(models, lower, upper, 0.025)
+    train, validate = (Batch.whole(images[level], classes[level]) for level in range(2))
+    take_step(bilevel, train, validate)
     seconds: list[float] = []
     while sum(seconds) < most_s:
         began = time.perf_counter()
-        exact_step(models, lower, upper, 0.025)
+        take_step(bilevel, train, validate)
         seconds.append(time.perf_counter() - began)
     return {"threads": torch.get_num_threads(), "step_s": statistics.median(seconds), "steps": len(seconds)}
 

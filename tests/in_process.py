@@ -9,7 +9,7 @@ import train_final
 from nas.config.flags import FinalConfig, SearchConfig
 from nas.entry import run_script
 
-MAINS = {"search": (search.search, SearchConfig), "train_final": (train_final.main, FinalConfig)}
+MAINS = {"search": (search.main, SearchConfig), "train_final": (train_final.main, FinalConfig)}
 
 
 def call(script, folder, *arguments):

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import search
 import train_final
+from nas.training import run
 
 DEVICE = torch.device("meta")
-PROJECT = Path(search.__file__).parent
+PROJECT = Path(train_final.__file__).parent
 aten = torch.ops.aten
 INDEXING = {aten.index.Tensor, aten.index_put_.default}  # a GPU takes indices that lie on the CPU
 
@@ -67,7 +67,7 @@ def _line_of_the_project() -> str:
     frame = sys._getframe(1)
     while frame.f_back is not None:
         path = Path(frame.f_code.co_filename)
-        if path.parent in (PROJECT, PROJECT / "nas"):
+        if path.parent == PROJECT or path.is_relative_to(PROJECT / "nas"):
             return f"{path.relative_to(PROJECT)}:{frame.f_lineno}"
         frame = frame.f_back
     return "outside the project"
@@ -83,8 +83,8 @@ class HostGenerator(torch.Generator):
 @pytest.fixture
 def stand_in(monkeypatch):
     """Let both scripts compute on the stand-in device."""
-    for script in (search, train_final):
-        monkeypatch.setattr(script, "pick_device", lambda *_: DEVICE)
+    for module in (run, train_final):
+        monkeypatch.setattr(module, "pick_device", lambda *_: DEVICE)
     monkeypatch.setattr(torch, "Generator", HostGenerator)
     with StandIn() as device:
         yield device

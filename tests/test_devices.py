@@ -5,12 +5,14 @@ import json
 import pytest
 import torch
 
+from benchmarks.search_step import take_step
 from nas import export
-from nas.bilevel import step
+from nas.bilevel.step import build
 from nas.config.cli import parse
 from nas.config.flags import SearchConfig
+from nas.data.loader import Batch
 from nas.report import page
-from nas.training.steps import Target, rollback_if_not_finite
+from nas.training.steps import rollback_if_not_finite
 from tests.in_process import call
 from tests.stand_in import DEVICE, StandIn, stand_in  # noqa: F401, as pytest wants the fixture by its name
 
@@ -67,18 +69,16 @@ def test_a_step_reads_the_device_once(script, flags, a_step, stand_in, tmp_path)
     assert list(by_step.values()) == [2], f"reads of two steps by line: {dict(by_step)}"
 
 
-@pytest.mark.parametrize("step", [step.exact_step, step.shared_step])
-def test_nothing_inside_a_step_reads_the_device(step, stand_in):  # noqa: F811
-    config = parse(SearchConfig, ["--init-channels=2", "--num-cells=1", "--num-nodes=1"])
-    models = step.build(config, 1, 10, DEVICE)
+@pytest.mark.parametrize("flags", [[], ["--share-lower-step"]])
+def test_nothing_inside_a_step_reads_the_device(flags, stand_in):  # noqa: F811
+    bilevel = build(parse(SearchConfig, ["--init-channels=2", "--num-cells=1", "--num-nodes=1", *flags]), 1, 10, DEVICE)
     train, validate = (
-        (torch.empty(6, 1, 8, 8, device=DEVICE), Target(torch.empty(6, dtype=int, device=DEVICE), 1.0, 6))
-        for _ in range(2)
+        Batch.whole(torch.empty(6, 1, 8, 8, device=DEVICE), torch.empty(6, dtype=int, device=DEVICE)) for _ in range(2)
     )
-    with rollback_if_not_finite(dict(models.supernet.named_parameters())):
-        result = step(models, train, validate, 0.025)
+    with rollback_if_not_finite(bilevel.state()):
+        scalars = take_step(bilevel, train, validate)
     assert not stand_in.reads
-    result.upper_loss.item()
+    scalars["upper/step_loss"].item()
     assert sum(stand_in.reads.values()) == 1
 
 

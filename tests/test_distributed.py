@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nas.distributed import ALONE, Processes
+from nas.distributed import SINGLE, World
 from nas.models.batch_norm import BatchNorm2d, StackedNorm, synchronise
 
 ROOT = Path(__file__).parent.parent
@@ -168,7 +168,7 @@ def test_what_is_wrong_is_said_once(flags, code, sentence, tmp_path):
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("num_images", [7, 8, 63, 64])
 def test_rows_make_up_the_batch_and_weights_its_mean(count, num_images):
-    processes = [Processes(rank, count) for rank in range(count)]
+    processes = [World(rank, count) for rank in range(count)]
     rows = [list(range(num_images))[process.rows(num_images)] for process in processes]
     assert [row for part in rows for row in part] == list(range(num_images))
     assert max(map(len, rows)) - min(map(len, rows)) <= 1
@@ -202,21 +202,21 @@ def test_a_synchronised_norm_of_one_process_is_the_usual_one(kind):
 
 def test_alone_nothing_is_exchanged():
     tensors = [torch.ones(2), torch.zeros(())]
-    assert all(mean is tensor for mean, tensor in zip(ALONE.mean(tensors), tensors, strict=True))
-    assert ALONE.any(True, False) == [True, False]
-    assert ALONE.text_of_first("text") == "text"
-    ALONE.check_identical({"a": tensors[0]})
+    assert all(mean is tensor for mean, tensor in zip(SINGLE.mean(tensors), tensors, strict=True))
+    assert SINGLE.any(True, False) == [True, False]
+    assert SINGLE.from_main(lambda: "text") == "text"
+    SINGLE.check_identical({"a": tensors[0]})
 
 
 def test_processes_wait_long_for_data_and_not_long_for_a_step(tmp_path):
     script = tmp_path / "late.py"
     script.write_text(
-        "import datetime, time\nfrom nas import distributed as processes\nfrom nas.entry import exit_code\n"
-        "processes.LONGEST_WAIT = datetime.timedelta(seconds=3)\n"
-        "def run():\n    with processes.together() as together:\n"
-        "        together.in_turn(lambda: time.sleep(5))\n"
+        "import datetime, time\nfrom nas import distributed\nfrom nas.entry import exit_code\n"
+        "distributed.LONGEST_WAIT = datetime.timedelta(seconds=3)\n"
+        "def run():\n    with distributed.connect() as world:\n"
+        "        world.local_first(lambda: time.sleep(5))\n"
         "        print('loaded', flush=True)\n"
-        "        time.sleep(6 * together.rank)\n        together.any(False)\n"
+        "        time.sleep(6 * world.rank)\n        world.any(False)\n"
         "    return 0\nraise SystemExit(exit_code(run))\n"
     )
     (code, output, said), late = ends(start(2, [str(script)], tmp_path))
@@ -228,10 +228,10 @@ def test_processes_wait_long_for_data_and_not_long_for_a_step(tmp_path):
 def test_a_process_that_holds_other_weights_is_named(tmp_path):
     script = tmp_path / "differ.py"
     script.write_text(
-        "import torch\nfrom nas.entry import exit_code\nfrom nas.distributed import together\n"
-        "def run():\n    with together() as processes:\n"
-        "        processes.check_identical({'w': torch.zeros(3)})\n"
-        "        processes.check_identical({'w': torch.tensor([0.0, 1e-30 * (processes.rank == 1), 0.0])})\n"
+        "import torch\nfrom nas.entry import exit_code\nfrom nas.distributed import connect\n"
+        "def run():\n    with connect() as world:\n"
+        "        world.check_identical({'w': torch.zeros(3)})\n"
+        "        world.check_identical({'w': torch.tensor([0.0, 1e-30 * (world.rank == 1), 0.0])})\n"
         "    return 0\nraise SystemExit(exit_code(run))\n"
     )
     for code, _, said in ends(start(2, [str(script)], tmp_path)):

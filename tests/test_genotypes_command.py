@@ -119,7 +119,7 @@ reduction cell
     assert "  source: quark0/darts cnn/genotypes.py\n" in out
     assert "  reported_cifar10_test_error_percent: 2.76 ± 0.09\n" in out
     assert "  3,349,342 weights, 3,825,768 with the auxiliary head\n" in out
-    assert "  528,359,040 multiply-adds an image\n" in out
+    assert "  528,359,040 multiply-adds per image\n" in out
 
 
 def test_show_gives_the_terminal_no_orders(quick, capsys):

@@ -24,21 +24,20 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import search
-import train_final
+from nas.bilevel.step import Bilevel
 from nas.config.cli import parse
 from nas.data import datasets
+from nas.data.loader import Loader
 from nas.report.run_data import read_run
 from nas.runs import checkpoint
 from nas.runs.checkpoint import Manifest
 from nas.search_space import pictures
-from nas.training.steps import Images
+from nas.training import loop
 from tests import torture
 from tests.bad_calls import content
 from tests.in_process import MAINS, call
 
-MODULES = {"search": search, "train_final": train_final}
-SCRIPTS = list(MODULES)
+SCRIPTS = list(MAINS)
 # What makes the runs of `torture` still shorter, or gives them more steps.
 FLAGS = {"search": ["--num-nodes=1"], "train_final": ["--batch-size=4"]}
 STEPS = {"search": 12, "train_final": 36}
@@ -53,10 +52,9 @@ def flags(script, *more, epochs=2):
 
 
 @contextlib.contextmanager
-def at_step(script, step, act):
+def at_step(step, act):
     """Call `act` inside one step, counted from 1, of a run in this process: after it is computed, before it counts."""
-    name = {"search": "read", "train_final": "scalars_to_host"}[script]
-    read, steps = getattr(MODULES[script], name), itertools.count(1)
+    read, steps = loop.scalars_to_host, itertools.count(1)
 
     def read_and_act(*arguments):
         result = read(*arguments)
@@ -65,7 +63,7 @@ def at_step(script, step, act):
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MODULES[script], name, read_and_act)
+        patch.setattr(loop, "scalars_to_host", read_and_act)
         yield
 
 
@@ -114,7 +112,7 @@ def stopped_runs(tmp_path_factory):
     """By script, a folder with a run that was stopped within its second epoch, and a checkpoint of the step before."""
     folders = {script: tmp_path_factory.mktemp("stopped") for script in SCRIPTS}
     for script, folder in folders.items():
-        with at_step(script, STOPPED_AT[script] + 1, twice):
+        with at_step(STOPPED_AT[script] + 1, twice):
             assert call(script, folder, *flags(script, EVERY_STEP)) == 130
     return folders
 
@@ -154,7 +152,7 @@ def test_a_balanced_run_resumes_alike_and_is_another_than_one_that_is_not(script
     for folder in (left_alone, resumed):
         folder.mkdir()
     assert call(script, left_alone, *flags(script, "--balanced")) == 0
-    with at_step(script, STOPPED_AT[script], once):
+    with at_step(STOPPED_AT[script], once):
         assert call(script, resumed, *flags(script, "--balanced")) == 143
     assert call(script, resumed, GO_ON) == 0
     assert torture.differences(script, left_alone, resumed) == []
@@ -170,7 +168,7 @@ def test_whether_a_run_is_balanced_holds(script, stopped, capfd):
 
 
 def test_a_search_stopped_at_the_last_step_of_an_epoch_resumes_alike(tmp_path, undisturbed):
-    with at_step("search", 6, once):
+    with at_step(6, once):
         assert call("search", tmp_path, *flags("search")) == 143
     assert call("search", tmp_path, GO_ON) == 0
     assert torture.differences("search", undisturbed["search"], tmp_path) == []
@@ -209,18 +207,6 @@ def test_a_signal_ends_a_process_after_its_step_and_the_command_it_prints_goes_o
     assert name == f"{script}.py"
     assert call(script, tmp_path, *arguments) == 0
     assert torture.differences(script, undisturbed[script], tmp_path) == []
-
-
-def test_a_second_signal_stops_at_once_and_the_last_checkpoint_is_kept(tmp_path, undisturbed, capfd):
-    with at_step("train_final", 15, twice):
-        assert call("train_final", tmp_path, *flags("train_final", EVERY_STEP)) == 130
-    assert manifest(tmp_path / RUN / checkpoint.CURRENT).progress.steps == 14
-    error = capfd.readouterr().err
-    assert error.endswith(
-        "stopped: at once; the checkpoint of step 14 is kept; then go on: python train_final.py --resume runs/run\n"
-    )
-    assert call("train_final", tmp_path, GO_ON) == 0
-    assert torture.differences("train_final", undisturbed["train_final"], tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["write_bytes", "replace"])
@@ -563,7 +549,7 @@ def test_a_link_in_a_run_folder_is_refused_and_its_target_is_left_alone(name, li
 
 
 def test_curves_are_there_again_after_tensorboards_folder_was_deleted(tmp_path, undisturbed):
-    with at_step("train_final", 15, lambda: shutil.rmtree(tmp_path / RUN / "tensorboard")):
+    with at_step(15, lambda: shutil.rmtree(tmp_path / RUN / "tensorboard")):
         assert call("train_final", tmp_path, *flags("train_final")) == 0
     assert "tensorboard was removed: its curves are those of metrics.jsonl" in log(tmp_path)
     assert torture.differences("train_final", undisturbed["train_final"], tmp_path) == []
@@ -582,7 +568,7 @@ def test_curves_are_there_again_where_the_folder_was_deleted_just_before_the_sto
         shutil.rmtree(tmp_path / RUN / "tensorboard")
         signal.raise_signal(signal.SIGTERM)
 
-    with at_step("train_final", 15, delete_and_stop):  # no record follows before the checkpoint
+    with at_step(15, delete_and_stop):  # no record follows before the checkpoint
         assert call("train_final", tmp_path, *flags("train_final")) == 143
     assert call("train_final", tmp_path, GO_ON) == 0
     assert torture.differences("train_final", undisturbed["train_final"], tmp_path) == []
@@ -602,7 +588,7 @@ def stopped_on_a_folder(tmp_path):
                 image.save(tmp_path / "images" / part / name / f"{index}.png")
     arguments = ["--dataset=folder", "--data-dir=images", "--image-size=8", "--batch-size=4", "--init-channels=2"]
     arguments += ["--genotype=DARTS_V2", "--num-cells=3", "--epochs=2", "--name=run"]
-    with at_step("train_final", 2, once):
+    with at_step(2, once):
         assert call("train_final", tmp_path, *arguments) == 143
     return tmp_path
 
@@ -638,44 +624,28 @@ FEW_STEPS = {
 }
 
 
-def spoil_result(name):
-    def spoil(models, result):
-        return result._replace(**{name: torch.tensor(torch.nan)})
-
-    return spoil
-
-
-def spoil_models(name, value):
-    def spoil(models, result):
-        with torch.no_grad():
-            next(getattr(models, name).parameters()).flatten()[0] = value
-        return result
-
-    return spoil
-
-
+# What is spoilt after the second step of the weights: a scalar of it, or a tensor that it moves.
 SPOILT_STEPS = {
-    "lower loss": (spoil_result("lower_loss"), "lower/step_loss is nan", "--lower-lr"),
-    "lower gradient": (spoil_result("lower_gradient_norm"), "lower/gradient_norm is nan", "--lower-lr"),
-    "upper loss": (spoil_result("upper_loss"), "upper/step_loss is nan", "--lower-lr"),
-    "upper gradient": (spoil_result("upper_gradient_norm"), "upper/gradient_norm is nan", "--lower-lr"),
-    "weights": (spoil_models("supernet", torch.inf), "lower/weights_norm is inf", "--lower-lr"),
-    "alphas": (spoil_models("alphas", torch.nan), "upper/alphas_norm is nan", "--alpha-lr"),
+    "lower/step_loss is nan": "--lower-lr",
+    "lower/gradient_norm is nan": "--lower-lr",
+    "lower/weights_norm is nan": "--lower-lr",
+    "supernet.classifier.bias is not finite": "--lower-lr",
+    "alphas.normal is not finite": "--alpha-lr",
 }
 
 
 def spoil_images(monkeypatch, bad_steps, purpose):
     """Images that are no numbers, in some steps counted from 1."""
-    batch, chosen = Images.batch, []
+    batch, chosen = Loader.batch, []
 
-    def spoilt(self, batch_size, seed, given_purpose, step):
-        images, target = batch(self, batch_size, seed, given_purpose, step)
-        if step + 1 in bad_steps and given_purpose == purpose:
-            chosen.append(target.classes.tolist())
-            images = images * torch.nan
-        return images, target
+    def spoilt(self, step):
+        found = batch(self, step)
+        if step + 1 in bad_steps and self.purpose == purpose:
+            chosen.append(found.classes.tolist())
+            found = found._replace(images=found.images * torch.nan)
+        return found
 
-    monkeypatch.setattr(Images, "batch", spoilt)
+    monkeypatch.setattr(Loader, "batch", spoilt)
     return chosen
 
 
@@ -690,21 +660,22 @@ def assert_the_step_was_undone(folder, steps):
     assert (progress.loss, progress.num_images) == (previous.loss, previous.num_images)
 
 
-@pytest.mark.parametrize("case", SPOILT_STEPS)
-def test_a_step_of_the_search_that_is_not_finite_is_undone_and_named(case, tmp_path, monkeypatch, capfd):
-    spoil, quantity, flag = SPOILT_STEPS[case]
-    exact_step, steps = search.exact_step, itertools.count(1)
+@pytest.mark.parametrize(("quantity", "flag"), SPOILT_STEPS.items())
+def test_a_step_of_the_search_that_is_not_finite_is_undone_and_named(quantity, flag, tmp_path, monkeypatch, capfd):
+    weight_step, steps, name = Bilevel.weight_step, itertools.count(1), quantity.split()[0]
 
-    def spoilt_step(models, *rest):
-        result = exact_step(models, *rest)
-        return spoil(models, result) if next(steps) == 2 else result
+    def spoilt_step(bilevel, train):
+        found = weight_step(bilevel, train)
+        if next(steps) == 2:
+            (found | bilevel.state())[name].detach().flatten()[0] = torch.nan
+        return found
 
-    monkeypatch.setattr(search, "exact_step", spoilt_step)
+    monkeypatch.setattr(Bilevel, "weight_step", spoilt_step)
     assert call("search", tmp_path, *FEW_STEPS["search"], EVERY_STEP, "--max-bad-steps=1") == 1
     error = capfd.readouterr().err
     assert is_one_sentence(error, f"stopped: the last step was not finite, because {quantity}.")
     assert f"a smaller {flag} " in error
-    assert f"step 2 is not applied: {quantity}. for the weights 4 images (" in log(tmp_path)
+    assert f"step 2 is not applied: {quantity}. lower batch: 4 images (" in log(tmp_path)
     assert_the_step_was_undone(tmp_path, steps=2)
     assert call("search", tmp_path, GO_ON) == 0  # step 3 and the others are good ones
 
@@ -725,8 +696,7 @@ def test_images_that_give_no_numbers_are_named_and_the_next_steps_go_on(
     assert call(script, tmp_path, *FEW_STEPS[script], *more) == 0
     line = next(line for line in log(tmp_path).splitlines() if "is not applied" in line)
     assert re.search(rf"step 1 is not applied: .*{said}", line)
-    where = {"lower": "for the weights ", "upper": "for the alphas ", "final": ""}[purpose]
-    named = [int(number) for number in re.search(rf"{where}4 images \(([\d, ]+)\)", line)[1].split(", ")]
+    named = [int(number) for number in re.search(rf"{purpose} batch: 4 images \(([\d, ]+)\)", line)[1].split(", ")]
     limit = 16 if script == "search" else 12
     assert datasets.load("digits", Path(), "train", limit=limit).targets[named].tolist() == chosen[0]
     text = (tmp_path / RUN / "metrics.jsonl").read_text()
@@ -758,23 +728,6 @@ def test_where_no_step_is_applied_it_is_said_and_no_figure_is_made_up(
     assert [series.get(f"{level}/accuracy") for level in ("lower", "train")].count([None] * epochs) == 1
 
 
-def test_a_step_of_the_training_that_is_not_finite_is_undone(tmp_path, monkeypatch, capfd):
-    spoil_images(monkeypatch, [2], "final")
-    assert call("train_final", tmp_path, *FEW_STEPS["train_final"], EVERY_STEP, "--max-bad-steps=1") == 1
-    assert is_one_sentence(capfd.readouterr().err, "stopped: the last step was not finite")
-    assert_the_step_was_undone(tmp_path, steps=2)
-
-
-def test_bad_steps_in_a_row_are_counted_from_the_last_good_one(tmp_path, monkeypatch, capfd):
-    spoil_images(monkeypatch, [1, 3, 5, 6], "final")
-    assert call("train_final", tmp_path, *FEW_STEPS["train_final"], "--max-bad-steps=2") == 1
-    error = capfd.readouterr().err
-    assert is_one_sentence(error, "stopped: 2 steps in a row were not finite"), error
-    assert "a smaller --lr " in error
-    progress = manifest(tmp_path / RUN / checkpoint.CURRENT).progress
-    assert (progress.steps, progress.bad_steps, progress.bad_steps_in_a_row) == (6, 4, 2)
-
-
 @pytest.mark.parametrize(
     ("script", "flag"), [("search", "--lower-lr"), ("search", "--alpha-lr"), ("train_final", "--lr")]
 )
@@ -804,7 +757,7 @@ def test_an_operation_that_is_not_deterministic_is_one_sentence(script, tmp_path
         assert torch.are_deterministic_algorithms_enabled()
         torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))
 
-    with at_step(script, 2, not_deterministic):
+    with at_step(2, not_deterministic):
         assert call(script, tmp_path, *FEW_STEPS[script], "--deterministic") == 1
     error = capfd.readouterr().err
     assert is_one_sentence(error, "stopped: put_ is not deterministic; leave out --deterministic"), error

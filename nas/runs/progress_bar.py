@@ -23,7 +23,7 @@ def can_draw(console: Console) -> bool:
 
 @contextlib.contextmanager
 def progress_bar(
-    console: Console, log: Callable[[str], None], num_steps: int, done: int, images_a_step: int, go_on: str
+    console: Console, log: Callable[[str], None], num_steps: int, done: int, images_per_step: int, go_on: str
 ) -> Iterator[Callable[[str], None]]:
     """Hands out what to call after each step, with what to show beside the time left, such as accuracies.
 
@@ -46,7 +46,7 @@ def progress_bar(
         if step == done + 1:
             began = said = now  # the first step of a process is slower than the others
         elif step == done + 1 + TIMED_STEPS and step < num_steps:
-            log(outlook((now - began) / TIMED_STEPS, num_steps - step, images_a_step))
+            log(outlook((now - began) / TIMED_STEPS, num_steps - step, images_per_step))
         elif not drawn and now - said >= PLAIN_LINE_EVERY_S:
             said = now
             left = (now - began) / (step - done - 1) * (num_steps - step)
@@ -75,17 +75,17 @@ def progress_bar(
         yield advance_with_bar
 
 
-def outlook(step_s: float, num_steps: int, images_a_step: int) -> str:
-    """How quick the steps are, how long so many of them take, and when they will have been taken."""
+def outlook(step_s: float, num_steps: int, images_per_step: int) -> str:
+    """Return a line on the speed of the steps, how long this many of them take, and when they will end."""
     left_s = step_s * num_steps
     end = datetime.now().astimezone() + timedelta(seconds=left_s)
     return (
-        f"{images_a_step / step_s:.1f} images a second, {step_s:.3g} s a step: {duration(left_s)} for "
+        f"{images_per_step / step_s:.1f} images per second, {step_s:.3g} s per step: {duration(left_s)} for "
         f"{errors.count(num_steps, 'step', ',')}, until {end:%Y-%m-%d %H:%M}"
     )
 
 
 def duration(seconds: float) -> str:
-    """Such as 1:02:03 (hours, minutes, seconds)."""
+    """Return a text such as 1:02:03 (hours, minutes, seconds)."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

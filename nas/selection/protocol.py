@@ -35,7 +35,7 @@ def run_searches(config: SearchConfig, scripts: Path) -> None:
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError("--searches: goes without torchrun; with --ray searches run side by side, a device each.")
-    path = folder_of_run(config.run, f"searches-{config.data.dataset}")
+    path = folder_of_run(config.run, lambda: f"searches-{config.data.dataset}")
     is_new = not (path / "config.json").exists()
     if config.run.resume is None and not is_new:
         config = begun_before(config, path)

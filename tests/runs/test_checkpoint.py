@@ -13,7 +13,7 @@ from torch import nn
 from nas import files
 from nas.errors import InputError
 from nas.runs import checkpoint
-from nas.runs.checkpoint import CURRENT, MAX_HEADER_BYTES, PREVIOUS, Manifest, LoopState
+from nas.runs.checkpoint import CURRENT, MAX_HEADER_BYTES, PREVIOUS, LoopState, Manifest
 from tests.damaged_json import damaged, spliced
 
 
@@ -376,10 +376,10 @@ def test_progress_counts_steps_and_keeps_sums():
     assert (progress.line("lower "), progress.status("lower")) == ("lower loss 1.500, accuracy 50.0%", "lower 50.0%")
     progress.good_step(1.0, 1.0, 4)
     assert (progress.bad_steps, progress.bad_steps_in_a_row) == (1, 0)
-    progress.see({"a": 1.0, "b": -2.0})
-    progress.see({"a": 0.5, "b": -1.0})
-    assert progress.take_peaks() == {"a": 1.0, "b": -1.0, "steps/bad": 1}
-    assert progress.take_peaks() == {"steps/bad": 1}
+    progress.track_max({"a": 1.0, "b": -2.0})
+    progress.track_max({"a": 0.5, "b": -1.0})
+    assert progress.pop_max() == {"a": 1.0, "b": -1.0, "steps/bad": 1}
+    assert progress.pop_max() == {"steps/bad": 1}
     progress.begin_epoch(9.0)
     assert (progress.num_images, progress.loss, progress.epoch_began_s, progress.steps) == (0, 0.0, 9.0, 4)
     assert (progress.means(), progress.scalars("lower")) == (None, {})

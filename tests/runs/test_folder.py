@@ -95,9 +95,11 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
 
 
 def test_where_a_run_writes(tmp_path):
-    assert str(folder_of_run(Run(name="mine", run_dir="elsewhere"), "search-digits")) == "elsewhere/mine"
-    assert re.fullmatch(r"runs/search-digits-seed7-\d{8}-\d{6}", str(folder_of_run(Run(seed=7), "search-digits")))
-    assert folder_of_run(Run(resume=str(tmp_path)), "search-digits") == tmp_path
+    assert str(folder_of_run(Run(name="mine", run_dir="elsewhere"), lambda: "search-digits")) == "elsewhere/mine"
+    assert re.fullmatch(
+        r"runs/search-digits-seed7-\d{8}-\d{6}", str(folder_of_run(Run(seed=7), lambda: "search-digits"))
+    )
+    assert folder_of_run(Run(resume=str(tmp_path)), lambda: "search-digits") == tmp_path
 
 
 BAD_CONFIGS = [

@@ -18,7 +18,7 @@ def steps(terminal: bool, num: int = 5) -> tuple[list[str], str]:
     """Lines that were logged, and what was drawn."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
     lines: list[str] = []
-    with progress_bar.progress_bar(console, lines.append, num + 1, done=1, images_a_step=8, go_on="") as advance:
+    with progress_bar.progress_bar(console, lines.append, num + 1, done=1, images_per_step=8, go_on="") as advance:
         for step in range(num):
             advance(f"lower {step}.0%; skips 2 + 1")
     return lines, console.file.getvalue()
@@ -29,7 +29,7 @@ def test_on_a_pipe_a_line_now_and_then_says_what_is_left(monkeypatch):
     monkeypatch.setattr(progress_bar, "TIMED_STEPS", 2)
     lines, drawn = steps(terminal=False)
     assert lines[0] == "step 3 of 6, 0:00:00 left; lower 1.0%; skips 2 + 1"
-    assert re.search(r"images a second, \S+ s a step: 0:00:00 for 2 steps, until ", lines[1])
+    assert re.search(r"images per second, \S+ s per step: 0:00:00 for 2 steps, until ", lines[1])
     assert lines[3:] == ["step 6 of 6, 0:00:00 left; lower 4.0%; skips 2 + 1"]
     assert drawn == ""
 
@@ -46,3 +46,11 @@ def test_a_command_of_a_notebook_gets_lines_though_it_has_a_terminal(monkeypatch
     lines, drawn = steps(terminal=True)
     assert len(lines) == 4
     assert drawn == ""
+
+
+def test_speed_and_end_of_a_run():
+    text = progress_bar.outlook(0.5, 7200, 64)
+    assert re.fullmatch(
+        r"128\.0 images per second, 0\.5 s per step: 1:00:00 for 7,200 steps, until \d{4}-\d\d-\d\d \d\d:\d\d", text
+    )
+    assert [progress_bar.duration(seconds) for seconds in (0.4, 59.6, 3723)] == ["0:00:00", "0:01:00", "1:02:03"]

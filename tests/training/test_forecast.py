@@ -6,38 +6,33 @@ import pytest
 import torch
 
 import train_final
-from benchmarks.search_step import peak_bytes
-from nas.bilevel import step
+from benchmarks.search_step import peak_bytes, take_step
+from nas.bilevel.step import build
 from nas.config.cli import parse
-from nas.config.flags import PRESETS, FinalConfig, SearchConfig, TrainedOn
-from nas.distributed import Processes
+from nas.config.flags import PRESETS, FinalConfig, SearchConfig
+from nas.data.datasets import Split
+from nas.data.loader import Batch, training_loader
+from nas.distributed import SINGLE, World
 from nas.errors import InputError
 from nas.models.final_network import FinalNetwork
 from nas.search_space.genotype import Genotype
 from nas.training import forecast
 from nas.training.forecast import on_meta
-from nas.training.steps import Target
 from tests.in_process import call
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("step", "channels", "cells", "batch", "size"),
-    [
-        (step.exact_step, 4, 3, 16, 32),
-        (step.exact_step, 8, 3, 4, 48),
-        (step.shared_step, 2, 6, 24, 24),
-    ],
+    ("flags", "channels", "cells", "batch", "size"),
+    [([], 4, 3, 16, 32), ([], 8, 3, 4, 48), (["--share-lower-step"], 2, 6, 24, 24)],
 )
-def test_the_memory_of_a_step_is_what_the_step_then_takes(step, channels, cells, batch, size):
-    config = parse(SearchConfig, [f"--init-channels={channels}", f"--num-cells={cells}", "--num-nodes=3"])
-    models = step.build(config, 3, 10, CPU)
-    train, validate = (
-        (torch.randn(batch, 3, size, size), Target(torch.randint(10, (batch,)), 1.0, batch)) for _ in range(2)
-    )
-    measured = peak_bytes(lambda: step(models, train, validate, 0.025), CPU)
-    supernet, alphas = on_meta(models.supernet), on_meta(models.alphas)
+def test_the_memory_of_a_step_is_what_the_step_then_takes(flags, channels, cells, batch, size):
+    config = parse(SearchConfig, [f"--init-channels={channels}", f"--num-cells={cells}", "--num-nodes=3", *flags])
+    bilevel = build(config, 3, 10, CPU)
+    train, validate = (Batch.whole(torch.randn(batch, 3, size, size), torch.randint(10, (batch,))) for _ in range(2))
+    measured = peak_bytes(lambda: take_step(bilevel, train, validate), CPU)
+    supernet, alphas = on_meta(bilevel.supernet), on_meta(bilevel.alphas)
     needed, an_image = forecast.bytes_of_step(
         lambda n: supernet(torch.zeros(n, 3, size, size, device="meta"), alphas()), batch
     )
@@ -49,10 +44,11 @@ def test_the_memory_of_a_step_is_what_the_step_then_takes(step, channels, cells,
 def test_the_memory_of_a_training_step_is_what_the_step_then_takes(flags):
     config = parse(FinalConfig, ["--genotype=DARTS_V2", "--num-cells=4", "--batch-size=16", *flags])
     size, batch = (96 if config.network.stem == "imagenet" else 32), config.training.batch_size
-    trained_on = TrainedOn(tuple("0123456789"), 3, size, 3 * (0.5,), 3 * (0.5,))
-    network, optimizer = train_final.build(config, Genotype.load("DARTS_V2"), trained_on, CPU)
-    images, target = torch.randn(batch, 3, size, size), Target(torch.randint(10, (batch,)), 1.0, batch)
-    measured = peak_bytes(lambda: train_final.take_step(config, network, optimizer, images, target, 0, 0.2), CPU)
+    split = Split(torch.zeros(20, 3, size, size, dtype=torch.uint8), torch.arange(20) % 10, tuple("0123456789"))
+    loader = training_loader(split, config.data, CPU, batch, 0)
+    network, optimizer = train_final.build(config, Genotype.load("DARTS_V2"), loader, SINGLE)
+    images = Batch.whole(torch.randn(batch, 3, size, size), torch.randint(10, (batch,)))
+    measured = peak_bytes(lambda: train_final.take_step(config, network, optimizer, SINGLE, 0.2, images), CPU)
     weightless = on_meta(network)
     needed, _ = forecast.bytes_of_step(lambda n: sum(weightless(torch.zeros(n, 3, size, size, device="meta"))), batch)
     assert needed == pytest.approx(measured, rel=0.05)
@@ -105,7 +101,7 @@ def test_a_gpu_has_memory_of_its_own(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: figure)
     assert forecast.free_memory(gpu) == 5400
     weight = torch.ones(1000, requires_grad=True)
-    two_on_two_gpus = Processes(0, 2, local_count=2)
+    two_on_two_gpus = World(0, 2, local_size=2)
     with pytest.raises(InputError, match=r"^--batch-size 4: .*; --batch-size 2 would fit\.$"):
         forecast.memory_of_step(lambda num: torch.ones(num, 1000) * weight, 4, gpu, two_on_two_gpus)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (9000, 9000))
@@ -117,7 +113,7 @@ def test_a_gpu_has_memory_of_its_own(monkeypatch):
 def test_each_machine_has_memory_for_its_own_processes(monkeypatch):
     weight = torch.ones(1000, requires_grad=True)
     an_image = forecast.STEP_THROUGH_PASS * 4000
-    processes = Processes(0, 4, local_count=2)
+    processes = World(0, 4, local_size=2)
     monkeypatch.setattr(forecast, "free_bytes", lambda: round(10.5 * an_image))
     with pytest.raises(InputError, match=r"^--batch-size 40: .*; --batch-size 20 would fit\.$"):  # five a process
         forecast.memory_of_step(lambda num_images: torch.ones(num_images, 1000) * weight, 40, CPU, processes)
@@ -134,14 +130,6 @@ def test_a_script_that_does_not_fit_ends_before_anything_is_written(tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_speed_and_end_of_a_run():
-    text = forecast.outlook(0.5, 7200, 64)
-    assert re.fullmatch(
-        r"128\.0 images a second, 0\.5 s a step: 1:00:00 for 7,200 steps, until \d{4}-\d\d-\d\d \d\d:\d\d", text
-    )
-    assert [forecast.duration(seconds) for seconds in (0.4, 59.6, 3723)] == ["0:00:00", "0:01:00", "1:02:03"]
-
-
 @pytest.mark.parametrize(("script", "flags"), [("search", ["--num-nodes=1"]), ("train_final", ["--genotype=DARTS_V2"])])
 def test_a_dry_run_says_what_would_happen_and_writes_nothing(script, flags, tmp_path, capfd):
     size = ["--dataset=digits", "--train-limit=48", "--init-channels=2", "--num-cells=3", "--batch-size=12"]
@@ -152,7 +140,7 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(script, flags, tmp_
     assert "weights" in lines[1]
     assert re.match(r"a step takes about \d+\.\d\d GB of memory", lines[-2])
     steps = {"search": 6, "train_final": 12}[script]
-    assert re.search(rf"images a second, [\d.]+ s a step: \d+:\d\d:\d\d for {steps} steps, until ", lines[-1])
+    assert re.search(rf"images per second, [\d.]+ s per step: \d+:\d\d:\d\d for {steps} steps, until ", lines[-1])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 import search
-from nas.bilevel import step
+from nas.bilevel.step import build
 from nas.config.cli import parse
 from nas.config.flags import SearchConfig
 from nas.data.augment import normalise
 from nas.data.datasets import load
-from nas.distributed import ALONE
+from nas.distributed import SINGLE
 from nas.models.final_network import FinalNetwork
 from nas.runs import checkpoint
-from nas.runs.checkpoint import state_tensors
 from nas.training.accuracy import FILE, AccuracyFile
+from nas.training.run import Run
 from nas.training.steps import estimate_statistics, evaluate
 from tests.in_process import call
 
@@ -37,20 +37,16 @@ def test_the_upper_level_is_measured_by_statistics_of_the_weights_as_they_are(tm
     ]
     assert call("search", tmp_path, *flags, "--name=a") == 0
     config, cpu = parse(SearchConfig, flags), torch.device("cpu")
-    _, lower_images, upper_images = search.load_images(config, cpu, ALONE)
-    models = step.build(config, 1, 10, cpu)
-    state = state_tensors(
-        {"supernet": models.supernet, "alphas": models.alphas},
-        {"weight_optimizer": models.weight_optimizer, "alpha_optimizer": models.alpha_optimizer},
-    )
-    checkpoint.load(tmp_path / "runs/a" / checkpoint.CURRENT, state)
+    images = search.load_halves(config, Run(config, SINGLE, tmp_path, cpu, []))
+    bilevel = build(config, 1, 10, cpu)
+    checkpoint.load(tmp_path / "runs/a" / checkpoint.CURRENT, bilevel.state())
     with torch.no_grad():
-        edge_weights = models.alphas()
-    new = copy.deepcopy(models.supernet)
-    estimate_statistics(new, models.supernet, lower_images, 24, 0, 2, 0.25, lambda: None, edge_weights)
+        edge_weights = bilevel.alphas()
+    new = copy.deepcopy(bilevel.supernet)
+    estimate_statistics(new, bilevel.supernet, images.weights, 2, 0.25, lambda: None, edge_weights)
     expected, lagging = (
-        evaluate(functools.partial(network, edge_weights=edge_weights), upper_images, 48).loss
-        for network in (new, models.supernet.eval())
+        evaluate(functools.partial(network, edge_weights=edge_weights), images.alphas).loss
+        for network in (new, bilevel.supernet.eval())
     )
     last = json.loads((tmp_path / "runs/a/metrics.jsonl").read_text().splitlines()[-1])
     assert last["upper/loss"] == expected != lagging
