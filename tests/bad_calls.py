@@ -43,7 +43,7 @@ _SEARCH = [
     ("--alpha-weight-decay -1", "--alpha-weight-decay: must be greater than or equal to 0, got -1.0"),
     ("--upper-fraction 0", "--upper-fraction: must be greater than 0, got 0.0"),
     ("--upper-fraction 1", "--upper-fraction: must be less than 1, got 1.0"),
-    ("--dataset digits --lower-lr 1e30 --dry-run", "--lower-lr: too large for the first steps; "),
+    ("--dataset digits --lower-lr 1e30 --dry-run", "--lower-lr: too large for the first steps: "),
     ("--dataset digits --upper-fraction 0.001", "--upper-fraction 0.001: 1436 images for"),
     ("--hypergradient exact", "invalid choice 'exact' for argument '--hypergradient'"),
     ("--hypergradient first-order --share-lower-step", "--share-lower-step: goes with --hypergradient onestage"),

@@ -108,8 +108,8 @@ def test_asked_to_stop_on_two_and_resumed_on_one(tmp_path):
     (code, _, said), (other_code, other_output, other_said) = ends(processes)
     assert (code, other_code) == (143, 143)
     assert said.count("\n") == 1
-    assert "go on: python search.py --resume runs/a" in said
-    assert (other_output, other_said) == ("", "\nstopping after this step; once more stops at once.\n")
+    assert "continue with: python search.py --resume runs/a" in said
+    assert (other_output, other_said) == ("", "\nStopping after this step. Press Ctrl-C again to stop at once.\n")
     [(code, output, said)] = ends(start(1, [str(ROOT / "search.py"), "--resume=runs/a"], tmp_path))
     assert (code, said) == (0, "")
     assert "num_processes were 2, are 1: bits may differ" in output

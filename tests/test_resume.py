@@ -199,7 +199,7 @@ def test_a_signal_ends_a_process_after_its_step_and_the_command_it_prints_goes_o
     _, error = running.communicate(timeout=120)
     assert running.returncode == 128 + number
     assert "Traceback" not in error
-    said = re.search(r"\nstopped: after step (\d+); go on: python (.*)\n$", error)
+    said = re.search(r"\nstopped: after step (\d+); continue with: python (.*)\n$", error)
     assert said, error
     assert manifest(tmp_path / RUN / checkpoint.CURRENT).progress.steps == int(said[1]) < STEPS[script]
     assert f"stopped: after step {said[1]}" in log(tmp_path)
@@ -289,7 +289,7 @@ def test_a_finished_run_says_so_and_goes_on_with_more_epochs_alone(script, undis
     assert capfd.readouterr().out.startswith("runs/run: finished after 2 epochs")
     assert content(folder) == before
     assert call(script, folder, GO_ON, "--epochs=3") == 0
-    assert "epochs: 2 until here, 3 from here on" in log(folder)
+    assert "epochs: 2 before, 3 from here on" in log(folder)
     group = {"search": "lower", "train_final": "training"}[script]
     assert json.loads((folder / RUN / "config.json").read_text())["config"][group]["epochs"] == 3
     last = manifest(folder / RUN / checkpoint.CURRENT)
@@ -347,7 +347,7 @@ def test_a_folder_in_use_is_refused_and_the_lock_of_a_dead_process_is_not(stoppe
     before = content(folder)
     assert call("train_final", folder, GO_ON) == 2
     error = capfd.readouterr().err
-    assert is_one_sentence(error, f"error: --resume runs/run: process {holder.pid} is at work in it")
+    assert is_one_sentence(error, f"error: --resume runs/run: process {holder.pid} is writing to it")
     assert content(folder) == before
     holder.kill()
     holder.communicate()
@@ -379,7 +379,7 @@ def test_a_process_whose_files_may_not_grow_ends_in_one_sentence_and_goes_on_lat
     _, error = running.communicate(timeout=120)
     assert running.returncode == 1
     said = re.fullmatch(
-        r"stopped: runs/run\S*: File too large; the checkpoint of step (\d+) is kept; then go on: "
+        r"stopped: runs/run\S*: File too large; the checkpoint of step (\d+) is kept; continue with: "
         r"python search\.py --resume runs/run\n",
         error,
     )
@@ -402,7 +402,7 @@ def test_a_full_disk_ends_in_one_sentence_and_the_run_goes_on_when_there_is_spac
         assert call("train_final", tmp_path, *flags("train_final", EVERY_STEP)) == 1
         error = capfd.readouterr().err
         kept = "no step is kept" if checkpoints < 1 else f"the checkpoint of step {int(checkpoints) - 1} is kept"
-        go_on = f"{kept}; then go on: python train_final.py --resume runs/run\n"
+        go_on = f"{kept}; then continue with: python train_final.py --resume runs/run\n"
         assert is_one_sentence(error, "stopped: runs/run"), error
         assert f": No space left on device; {go_on}" in error
         if checkpoints > 1:
@@ -495,7 +495,7 @@ def test_with_a_damaged_checkpoint_the_one_before_it_serves(damage, stopped, und
     assert (folder / RUN / checkpoint.CURRENT).read_bytes() != whole
     assert call("train_final", folder, GO_ON) == 0
     assert re.search(
-        r"checkpoint runs/run/checkpoint\.safetensors: .*Going on from the checkpoint before it", log(folder)
+        r"checkpoint runs/run/checkpoint\.safetensors: .*Resuming from the previous checkpoint", log(folder)
     )
     assert f"resumed after step {STOPPED_AT['train_final'] - 1}," in log(folder)
     assert torture.differences("train_final", undisturbed["train_final"], folder) == []
@@ -510,7 +510,7 @@ def test_without_any_good_checkpoint_the_run_is_refused(stopped, capfd):
     assert call("train_final", folder, GO_ON) == 2
     error = capfd.readouterr().err
     assert is_one_sentence(error, "error: checkpoint runs/run/checkpoint.safetensors: damaged")
-    assert "begin a new run" in error
+    assert "start a new run" in error
     assert (folder / RUN / "metrics.jsonl").read_bytes() == metrics
 
 
@@ -602,7 +602,7 @@ def test_other_images_are_refused_and_the_same_ones_elsewhere_are_not(part, stop
     error = capfd.readouterr().err
     assert is_one_sentence(error, "error: --resume runs/run: the images are not those of the run (fingerprint ")
     assert call("train_final", folder, GO_ON, "--data-dir=elsewhere") == 0
-    assert "data_dir: images until here, elsewhere from here on" in log(folder)
+    assert "data_dir: images before, elsewhere from here on" in log(folder)
 
 
 def test_a_mistyped_folder_leaves_the_run_as_it_was(stopped_on_a_folder, capfd):
@@ -674,7 +674,7 @@ def test_a_step_of_the_search_that_is_not_finite_is_undone_and_named(quantity, f
     assert call("search", tmp_path, *FEW_STEPS["search"], EVERY_STEP, "--max-bad-steps=1") == 1
     error = capfd.readouterr().err
     assert is_one_sentence(error, f"stopped: the last step was not finite, because {quantity}.")
-    assert f"a smaller {flag} " in error
+    assert f"a smaller {flag};" in error
     assert f"step 2 is not applied: {quantity}. lower batch: 4 images (" in log(tmp_path)
     assert_the_step_was_undone(tmp_path, steps=2)
     assert call("search", tmp_path, GO_ON) == 0  # step 3 and the others are good ones
@@ -735,7 +735,7 @@ def test_a_learning_rate_that_is_far_too_large_stops_the_run_and_is_named(script
     assert call(script, tmp_path, *FEW_STEPS[script], f"{flag}=1e30", "--max-bad-steps=2") == 1
     error = capfd.readouterr().err
     assert is_one_sentence(error, "stopped: 2 steps in a row were not finite"), error
-    assert f"a smaller {flag} " in error
+    assert f"a smaller {flag};" in error
     tensors = load_file(tmp_path / RUN / checkpoint.CURRENT)
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert manifest(tmp_path / RUN / checkpoint.CURRENT).progress.bad_steps == 2

@@ -123,7 +123,7 @@ def test_search_ends_with_cell_size_files_and_the_command_that_retrains_it(searc
     assert f"{size.weights:,} weights, {size.multiply_adds:,} multiply-adds" in lines[-3]
     assert "genotypes/small.json" in lines[-2]
     assert lines[-1] == (
-        "retrain it: python train_final.py --genotype genotypes/small.json --dataset digits --train-limit 96 --seed 3"
+        "train it: python train_final.py --genotype genotypes/small.json --dataset digits --train-limit 96 --seed 3"
     )
 
 
@@ -143,7 +143,7 @@ def test_the_stem_of_imagenet_goes_from_the_search_to_the_final_network(tmp_path
     size = network_size(Genotype.load(tmp_path / "genotypes/large.json"), 98, 1, num_classes=2, stem="imagenet")
     assert f"(36 channels, 20 cells, imagenet stem): {size.weights:,} weights, {size.multiply_adds:,} mul" in printed
     how = "--genotype genotypes/large.json --dataset npz --data-dir own --stem imagenet"
-    assert printed.endswith(f"retrain it: python train_final.py {how}\n")
+    assert printed.endswith(f"train it: python train_final.py {how}\n")
     assert f"python train_final.py --genotype runs/large/genotype.json{how[31:]}" in (
         tmp_path / "runs/large/report.html"
     ).read_text(encoding="utf-8")
@@ -156,7 +156,7 @@ def test_the_stem_of_imagenet_goes_from_the_search_to_the_final_network(tmp_path
 def test_images_that_are_too_small_for_the_stem_of_imagenet_are_refused(script, more, tmp_path, capsys):
     assert call(script, tmp_path, *SMALL, *more, "--stem=imagenet") == 2
     assert capsys.readouterr().err == (
-        "error: --stem imagenet: divides the sides of the images by eight, and needs 32 pixels per side at least; "
+        "error: --stem imagenet: it divides the sides of the images by eight, so it needs at least 32 pixels per side; "
         "these images have 8. Use --stem cifar.\n"
     )
     assert list(tmp_path.iterdir()) == []

@@ -56,7 +56,7 @@ def test_both_scripts_and_the_commands_run_without_what_windows_lacks(tmp_path):
             time.sleep(0.1)
         os.kill(first.process.pid, signal.SIGSTOP)
         code, said = second.run(SEARCH[0], "--resume=runs/a")
-        assert (code, f"process {first.process.pid} is at work in it" in said) == (2, True), said
+        assert (code, f"process {first.process.pid} is writing to it" in said) == (2, True), said
         os.kill(first.process.pid, signal.SIGKILL)  # and whoever kills it tells nobody
         first.process.wait()
         config = tmp_path / "runs" / "a" / "config.json"

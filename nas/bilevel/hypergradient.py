@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class State(NamedTuple):
-    """What an objective sees: one batch and the two models."""
+    """State is what an objective sees: one batch and the two models."""
 
     data: Any
     target: Any
@@ -32,7 +32,7 @@ def _alone(tensors: list[Tensor]) -> list[Tensor]:
 
 
 class FirstOrder:
-    """The hypergradient for ξ = 0: ∇_α L_upper(w′, α), w′ held fixed.
+    """FirstOrder is the hypergradient for ξ = 0: ∇_α L_upper(w′, α), w′ held fixed.
 
     Takes the arguments of `Onestage`, so that one can stand for the other; it uses the upper objective alone.
     """
@@ -109,7 +109,7 @@ class FirstOrder:
 
 
 class Onestage(FirstOrder):
-    """The hypergradient through one step of the lower model, by finite differences.
+    """Onestage is the hypergradient through one step of the lower model, by finite differences.
 
         ∇_α L_upper(w′, α) − ξ · (∇_α L_lower(w⁺, α) − ∇_α L_lower(w⁻, α)) / (2 ε)
         w± = w ± ε v,   v = ∇_w′ L_upper(w′, α),   ε = r / ‖v‖₂
@@ -322,7 +322,7 @@ def _check_finite(value: Tensor, complaint: str) -> None:
 
 
 def _gradients(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients of a loss, 0 where it does not depend on a tensor."""
+    """Return the gradients of a loss; 0 where it does not depend on a tensor."""
     wanted = [tensor for tensor in tensors if tensor.requires_grad]
     if not loss.requires_grad or not wanted:
         return [torch.zeros_like(tensor) for tensor in tensors]

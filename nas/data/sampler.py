@@ -8,25 +8,25 @@ from torch import Tensor
 
 
 def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator seeded by what it is for, such as ("augment", seed, epoch, step)."""
+    """Return a generator seeded by what it is for, such as ("augment", seed, epoch, step)."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def halves(num_images: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Two disjoint sets of indices that together are all: shuffled by the seed, `fraction` of them in the second."""
+    """Return two disjoint sets of indices, shuffled by the seed, that make up all; the second has `fraction` of them."""
     order = torch.randperm(num_images, generator=generator("halves", seed))
     num_first = num_images - round(fraction * num_images)
     return order[:num_first], order[num_first:]
 
 
 def num_batches(num_images: int, batch_size: int) -> int:
-    """Batches an epoch; none is larger than `batch_size`."""
+    """Return the number of batches per epoch; none is larger than `batch_size`."""
     return -(-num_images // batch_size)
 
 
 def batch(num_images: int, batch_size: int, seed: int, purpose: str, step: int) -> Tensor:
-    """The indices of one batch of an endless series: pass after pass over all images, each pass shuffled anew.
+    """Return the indices of one batch of an endless series: pass after pass over all images, each pass shuffled anew.
 
     Each image occurs once a pass. The batches of a pass differ in size by one at the most, so that the last one is not
     too small for a batch norm.
@@ -41,7 +41,7 @@ def batch(num_images: int, batch_size: int, seed: int, purpose: str, step: int) 
 
 
 def balanced_batch(targets: Tensor, batch_size: int, seed: int, purpose: str, step: int) -> Tensor:
-    """The indices of one batch of an endless series in which each class occurs as often as any other.
+    """Return the indices of one batch of an endless series in which each class occurs as often as any other.
 
     The series is made of rounds, in each of which every class that there is gives one image, the classes shuffled anew.
     The images of a class follow one another pass after pass over them, each pass shuffled anew. Batches are as many and

@@ -109,7 +109,7 @@ def export_cell(loop: Loop, images: Loader) -> None:
     if not folder.has_pictures:
         folder.log(pictures.HOW_TO_GET_PICTURES)
     how = f"--genotype {shlex.quote(str(run.exported))}{data_flags(config.data, config.run.seed, stem)}"
-    folder.log(f"retrain it: python train_final.py {how}")
+    folder.log(f"train it: python train_final.py {how}")
 
 
 def cell_scalars(edge_weights: EdgeWeights, genotype: Genotype) -> dict[str, float]:

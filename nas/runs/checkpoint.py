@@ -1,4 +1,4 @@
-"""Tensors on disk as safetensors, a format without code in it: the weights of a network, the whole state of a run."""
+"""Tensors on disk as safetensors, a format that cannot hold code: weights of a network, and the state of a run."""
 
 import hashlib
 from collections.abc import Mapping
@@ -57,7 +57,7 @@ def load_weights(path: Path, network: nn.Module) -> None:
 
 @dataclass
 class LoopState:
-    """Where a run is.
+    """LoopState says where a run is: its counts, and the sums of its current epoch.
 
     Attributes:
         epochs: finished, with all that an epoch ends with.
@@ -105,33 +105,33 @@ class LoopState:
             self.peaks[name] = max(value, self.peaks.get(name, value))
 
     def pop_max(self) -> dict[str, float]:
-        """The largest values since the last call, and how many steps were not applied."""
+        """Return the largest values since the last call, and how many steps were not applied."""
         peaks, self.peaks = self.peaks, {}
         return peaks | {"steps/bad": self.bad_steps}
 
     def means(self) -> tuple[float, float] | None:
-        """Loss and accuracy over the images of the epoch so far; None if no step was applied."""
+        """Return loss and accuracy over the images of the epoch so far; None if no step was applied."""
         if not self.num_images:
             return None
         return self.loss / self.num_images, self.num_correct / self.num_images
 
     def scalars(self, name: str) -> dict[str, float]:
-        """The means by the name that they are recorded by, such as lower/loss; none if no step was applied."""
+        """Return the means by the names that they are recorded by, such as lower/loss; empty if no step was applied."""
         return dict(zip((f"{name}/loss", f"{name}/accuracy"), self.means() or (), strict=False))
 
     def line(self, name: str = "") -> str:
-        """The means in words, after a name of whose they are."""
+        """Return loss and accuracy in words, after the name of the level."""
         means = self.means()
         return "no step was applied" if means is None else f"{name}loss {means[0]:.3f}, accuracy {means[1]:.1%}"
 
     def status(self, name: str) -> str:
-        """The accuracy, as it stands beside the bar."""
+        """Return the accuracy in words, as it stands beside the bar."""
         means = self.means()
         return "no step was applied" if means is None else f"{name} {means[1]:.1%}"
 
 
 class Manifest(BaseModel):
-    """What a checkpoint holds beside tensors. Random numbers need no place: they follow from seed and step.
+    """Manifest is what a checkpoint holds beside tensors. Random numbers need no place: they follow from seed and step.
 
     Attributes:
         config: of the run: by group, its flags.
@@ -160,7 +160,7 @@ class Manifest(BaseModel):
 def state_tensors(
     modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
 ) -> dict[str, Tensor]:
-    """All tensors that the steps of a run move, by name and not copied.
+    """Return all tensors that the steps of a run move, by name and not copied.
 
     They are named `<module>.<name in its state_dict>` and `<optimizer>.<number of the parameter>.<name>`.
     """
@@ -180,7 +180,7 @@ def save(folder: Path, tensors: Mapping[str, Tensor], manifest: Manifest) -> Non
 
 
 def load(path: Path, tensors: Mapping[str, Tensor]) -> Manifest:
-    """Read a checkpoint into the tensors of a run; they are as they were if it cannot be read.
+    """Read a checkpoint into the tensors of a run; if it cannot be read they keep their values.
 
     Raises:
         InputError: no checkpoint, a damaged one, of a newer version, or of another run's tensors.
@@ -194,7 +194,7 @@ def load(path: Path, tensors: Mapping[str, Tensor]) -> Manifest:
     except (SafetensorError, OSError) as error:
         raise InputError(f"checkpoint {path}: damaged ({printable(error, 200)}).") from None
     if metadata.get("checksum") != _checksum(found, metadata["manifest"]):
-        raise InputError(f"checkpoint {path}: damaged (its checksum is another one).")
+        raise InputError(f"checkpoint {path}: damaged (its checksum does not match).")
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(found[name])
@@ -218,18 +218,18 @@ def load_newest(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[Manifest |
             except InputError as error:
                 problems.append(str(error))
     if problems:
-        raise InputError(" ".join(problems) + " There is no other one: begin a new run.")
+        raise InputError(" ".join(problems) + " There is no other checkpoint: start a new run.")
     return None, []
 
 
 def finished(folder: Path) -> Manifest | None:
-    """The manifest of a run's last checkpoint, if the run is at its end and the file can be read."""
+    """Return the manifest of a run's last checkpoint, if the run is finished and the file can be read."""
     manifest = _manifest_alone(folder / CURRENT)
     return manifest if manifest and manifest.finished else None
 
 
 def newest(folder: Path) -> Manifest | None:
-    """The manifest of the newest checkpoint of a run that can be read, without its tensors."""
+    """Return the manifest of the newest checkpoint of a run that can be read, without reading its tensors."""
     return _manifest_alone(folder / CURRENT) or _manifest_alone(folder / PREVIOUS)
 
 
@@ -242,7 +242,7 @@ def _manifest_alone(path: Path) -> Manifest | None:
 
 
 def _open(path: Path) -> Any:
-    """Open a file of safetensors, whose header is not longer than it may be."""
+    """Open a safetensors file, after a check of the length of its header."""
     if path.exists() and not path.is_file():  # to open a pipe would be to wait
         raise SafetensorError("no regular file")
     with path.open("rb") as file:
@@ -268,7 +268,7 @@ def _check_header(what: str, file: Any, wanted: Mapping[str, Tensor]) -> None:
     """Compare names, shapes and dtypes with what is wanted, before any tensor is read."""
     difference = sorted(set(wanted) ^ set(file.keys()))
     if difference:
-        raise InputError(f"{what}: another network's; {difference[0]!r:.100} is in one of the two alone.")
+        raise InputError(f"{what}: of another network: only one of the two has {difference[0]!r:.100}.")
     for name, tensor in wanted.items():
         header = file.get_slice(name)
         shape, dtype = tuple(header.get_shape()), header.get_dtype()
@@ -286,7 +286,7 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
-    """Of names and values of the tensors, and of a text."""
+    """Return a checksum of names and values of the tensors, and of a text."""
     digest = hashlib.blake2b(text.encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name].contiguous().reshape(-1)

@@ -1,4 +1,9 @@
-"""TensorBoard's event file, written at once and not by a thread, so that its size says what is in it."""
+"""TensorBoard's event file, written at once and not by a thread, so that its size tells what is in it.
+
+A resumed run cuts it to its size at the checkpoint. The `purge_step` of SummaryWriter cannot replace this: it drops
+whole steps, but a checkpoint may lie between two records of one step (that of the step, and that of the epoch which
+ends with it), so that a curve would have a gap or a double there.
+"""
 
 import os
 import time
@@ -14,7 +19,7 @@ from torch.utils.tensorboard import summary
 
 
 class EventFile:
-    """One event file. TensorBoard reads those of a folder in the order of their names.
+    """EventFile writes one event file. TensorBoard reads those of a folder in the order of their names.
 
     Args:
         folder: of the run's event files; made if it is missing.
@@ -28,17 +33,17 @@ class EventFile:
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def scalars(self, values: Mapping[str, float], step: int, wall_time: float | None = None) -> None:
-        """Scalars by name, of one step; `wall_time` is in seconds since 1970, now if not given."""
+        """Write the scalars of one step by name; `wall_time` is in seconds since 1970, now if not given."""
         points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._write(Event(wall_time=wall_time or time.time(), step=step, summary=Summary(value=points)))
 
     def picture(self, name: str, picture: Image.Image, step: int) -> None:
-        """A picture of one step."""
+        """Write a picture of one step."""
         value = summary.image(name, np.asarray(picture.convert("RGB")), dataformats="HWC")
         self._write(Event(wall_time=time.time(), step=step, summary=value))
 
     def flags(self, values: Mapping[str, bool | float | str], compared: Sequence[str]) -> None:
-        """A row in TensorBoard's table of runs (HPARAMS): flags, and scalars whose last values are compared."""
+        """Write a row of TensorBoard's table of runs (HPARAMS): flags, and scalars whose last values are compared."""
         words = {True: "yes", False: "no"}  # torch would write numbers
         shown = {name: words[value] if isinstance(value, bool) else value for name, value in values.items()}
         for part in summary.hparams(shown, dict.fromkeys(compared, 0.0)):
@@ -50,7 +55,7 @@ class EventFile:
         return os.fstat(self._file.fileno()).st_nlink == 0
 
     def sync(self) -> None:
-        """Have all of it on the disk."""
+        """Wait until all of it is on the disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:

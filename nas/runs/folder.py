@@ -52,12 +52,13 @@ def is_finished(path: Path, epochs: int) -> bool:
     manifest = checkpoint.finished(path)
     if manifest is None or manifest.progress.epochs < epochs:
         return False
-    print(f"{path}: finished after {count(manifest.progress.epochs, 'epoch')}; --epochs with a larger number goes on.")
+    num_epochs = count(manifest.progress.epochs, "epoch")
+    print(f"{path}: finished after {num_epochs}; resume it with a larger --epochs to train further.")
     return True
 
 
 class RunFolder:
-    """Where one run writes, made by `create` or `reopen`; nobody else writes there until `close`.
+    """RunFolder is where one run writes, made by `create` or `reopen`; no other process writes there until `close`.
 
     As a context it ends in `Stopped` where the disk fails or Ctrl-C is pressed twice, with the command to go on.
 
@@ -121,7 +122,7 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path, config: SearchConfig | FinalConfig) -> Self:
-        """Open the folder of a run to go on with it.
+        """Open the folder of a run to resume it.
 
         Args:
             config: with which it goes on; it replaces the one in config.json once `restore` has found nothing amiss.
@@ -156,13 +157,13 @@ class RunFolder:
             records = self.path / "metrics.jsonl"
             if records.exists() and records.stat().st_size:  # the first checkpoint comes before the first record
                 raise InputError(
-                    f"--resume {self.path}: its checkpoints are gone, though {records} holds records; begin a new run."
+                    f"--resume {self.path}: its checkpoints are gone, though {records} holds records; start a new run."
                 )
             with self._stopped_by_failures():
                 self._begin({}, 0.0)
                 if self._file.resumed:
                     self.write_config()
-                    self.log("there is no checkpoint yet: from the start")
+                    self.log("there is no checkpoint yet: starting from the beginning")
             return LoopState()
         if manifest.data != data:
             raise InputError(
@@ -185,11 +186,11 @@ class RunFolder:
             self.write_config()
             self._begin(manifest.sizes, manifest.elapsed_s)
             for problem in problems:
-                self.log(f"{problem} Going on from the checkpoint before it.")
+                self.log(f"{problem} Resuming from the previous checkpoint.")
             self.log(f"resumed after step {progress.steps}, {count(progress.epochs, 'epoch')} finished")
             for name, (before, now) in changed.items():
                 if name != "threads":  # of which the number counts, not whether it was given
-                    self.log(f"{name}: {before} until here, {now} from here on")
+                    self.log(f"{name}: {before} before, {now} from here on")
             first, last = self._file.environment, self._file.resumed[-1]
             for name in BITS_DEPEND_ON:
                 if first.get(name, 1) != last[name]:
@@ -228,7 +229,7 @@ class RunFolder:
         self.log(f"step {progress.steps} is not applied: {problem}")
 
     def write_config(self) -> None:
-        """Replace config.json by that with which the run goes on."""
+        """Replace config.json by the config with which the run is resumed."""
         files.write_json(self.path / "config.json", self._file.model_dump(exclude_defaults=True))
 
     def _begin(self, sizes: Mapping[str, int], elapsed_s: float) -> None:
@@ -244,7 +245,7 @@ class RunFolder:
         self._records = Records(self.path, sizes, began, flags, COMPARED, self.log)
 
     def log(self, line: str) -> None:
-        """Print a line, and keep it in log.txt; what it quotes of files from elsewhere gives a terminal no orders."""
+        """Print a line, and keep it in log.txt; control characters in it are escaped."""
         line = printable(line, 100_000)
         self.console.print(line, markup=False)
         self._keep(line)
@@ -253,7 +254,7 @@ class RunFolder:
         self._log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}\n")
 
     def elapsed_s(self) -> float:
-        """Seconds that the run has taken, without those between an end and going on."""
+        """Return the seconds that the run has taken, without those between a stop and a resume."""
         return time.monotonic() - self._began
 
     def record(self, epoch: int, step: int, scalars: Mapping[str, float]) -> None:
@@ -262,12 +263,12 @@ class RunFolder:
         self._records.write(epoch, step, self.elapsed_s(), scalars)
 
     def picture(self, name: str, picture: Image.Image, step: int) -> None:
-        """A picture in TensorBoard."""
+        """Write a picture for TensorBoard."""
         assert self._records is not None
         self._records.picture(name, picture, step)
 
     def close(self) -> None:
-        """Give the folder free."""
+        """Close all files, and release the lock."""
         for file in (self._log, self._records):
             with contextlib.suppress(OSError):  # on a full disk closing fails as writing did
                 if file is not None:
@@ -308,13 +309,13 @@ class RunFolder:
         if not (self.path / "config.json").exists():
             return "the run folder is gone"
         if self._records is None and self._saved_step is None:  # such as one of several searches
-            return f"go on: {self.go_on}"
+            return f"continue with: {self.go_on}"
         step = "no step" if self._saved_step is None else f"the checkpoint of step {self._saved_step}"
-        return f"{step} is kept; then go on: {self.go_on}"
+        return f"{step} is kept; continue with: {self.go_on}"
 
 
 def _plain(config: SearchConfig | FinalConfig) -> dict[str, Any]:
-    """As a dictionary; how the run was begun or resumed is no part of it."""
+    """Return a config as a dictionary, without the flags that only say how the run was started."""
     content = dataclasses.asdict(config)
     content["run"] |= {"resume": None, "config": None}
     return content

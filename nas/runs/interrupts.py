@@ -7,7 +7,7 @@ from typing import Self
 
 
 class Interrupts:
-    """As a context: the first SIGINT or SIGTERM is noted, for the loop to stop after its step; a second one raises.
+    """A context in which the first SIGINT or SIGTERM asks the loop to stop after its step, and a second one raises.
 
     Attributes:
         received: number of the signal that asked to stop; None as long as none did.
@@ -30,9 +30,9 @@ class Interrupts:
             raise KeyboardInterrupt
         self.received = number
         # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nstopping after this step; once more stops at once.\n")
+        os.write(2, b"\nStopping after this step. Press Ctrl-C again to stop at once.\n")
 
     @property
     def exit_code(self) -> int:
-        """By the convention of shells: 130 for Ctrl-C, 143 for SIGTERM and where another process was asked to stop."""
+        """The exit code by the convention of shells: 130 for Ctrl-C, 143 for SIGTERM or a signal to another process."""
         return 128 + (self.received or signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What a run records as it goes: the same scalars in metrics.jsonl, for programs, and in TensorBoard's event files."""
+"""The records of a run: the same scalars in metrics.jsonl, for programs, and in TensorBoard's event files."""
 
 import json
 import math
@@ -17,7 +17,7 @@ _RECORD = TypeAdapter(dict[str, float])
 
 
 class Records:
-    """The records of one run folder, cut to what they were at a checkpoint, and open for more.
+    """Records opens the records of one run folder for more, after cutting them to what they were at a checkpoint.
 
     Args:
         folder: the run folder.
@@ -65,7 +65,7 @@ class Records:
             self._restore_curves()
 
     def write(self, epoch: int, step: int, time_s: float, scalars: Mapping[str, float]) -> None:
-        """One line in metrics.jsonl, and the same scalars in TensorBoard.
+        """Write one line of metrics.jsonl, and the same scalars for TensorBoard.
 
         Args:
             epoch: counted from 1.
@@ -80,12 +80,12 @@ class Records:
             self._events.scalars(scalars, step)
 
     def picture(self, name: str, picture: Image.Image, step: int) -> None:
-        """A picture in TensorBoard."""
+        """Write a picture for TensorBoard."""
         self._renew_events()
         self._events.picture(name, picture, step)
 
     def sizes(self) -> dict[str, int]:
-        """Of the files, in bytes by path in the folder; all of it is on the disk by now."""
+        """Wait until all files are on the disk, and return their sizes in bytes by path in the folder."""
         self._renew_events()
         os.fsync(self._metrics.fileno())
         self._events.sync()
@@ -93,7 +93,7 @@ class Records:
         return {path.relative_to(self._folder).as_posix(): path.stat().st_size for path in paths if path.exists()}
 
     def close(self) -> None:
-        """Close the files, both of them even where one cannot be."""
+        """Close both files, even if closing one of them fails."""
         try:
             self._metrics.close()
         finally:
@@ -105,7 +105,7 @@ class Records:
         return events
 
     def _renew_events(self) -> bool:
-        """Whether TensorBoard's folder was deleted, and is there again with all that metrics.jsonl holds."""
+        """Return whether TensorBoard's folder was deleted; if so, it is made again from metrics.jsonl."""
         if not self._events.deleted:
             return False
         self._events.close()

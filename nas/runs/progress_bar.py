@@ -1,4 +1,4 @@
-"""How far a loop is: a bar on a terminal, a line now and then in a notebook, a pipe or a file."""
+"""The progress of a loop: a bar on a terminal; a line per minute in a notebook, a pipe or a file."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ TIMED_STEPS = 10
 
 
 def can_draw(console: Console) -> bool:
-    """Whether it is a terminal in which lines can be drawn over; that of a command in a notebook is none."""
+    """Return whether the console is a terminal that can redraw lines; a notebook's output is not."""
     return console.is_terminal and "JPY_PARENT_PID" not in os.environ
 
 
@@ -25,7 +25,7 @@ def can_draw(console: Console) -> bool:
 def progress_bar(
     console: Console, log: Callable[[str], None], num_steps: int, done: int, images_per_step: int, go_on: str
 ) -> Iterator[Callable[[str], None]]:
-    """Hands out what to call after each step, with what to show beside the time left, such as accuracies.
+    """Yield a function to call after each step, with a text to show beside the time left, such as accuracies.
 
     After a few steps a line says how quick they are and when the last one will have been taken, and another one, when
     they come to take three times as long, what to do.

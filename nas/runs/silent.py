@@ -1,4 +1,4 @@
-"""What the other processes of a run have in place of its folder, which the main process writes."""
+"""SilentRun stands for the run folder in all processes but the main one, which alone writes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +15,9 @@ from nas.search_space.genotype import Genotype, Provenance
 
 
 class SilentRun:
-    """Takes what a `RunFolder` takes, and writes nothing.
+    """SilentRun has the methods of `RunFolder`, and writes nothing.
 
-    As a context it ends silently where the first process says why, and in `Stopped` where another process is gone.
+    As a context it ends silently where the main process prints why, and in `Stopped` where another process is gone.
     """
 
     is_silent = True

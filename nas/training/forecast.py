@@ -1,4 +1,4 @@
-"""What a run will take, said before it takes it: memory and time."""
+"""The memory that a step will take, computed before it takes it."""
 
 import copy
 from collections.abc import Callable
@@ -83,7 +83,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def require_memory(step_bytes: int, bytes_a_row: int, batch_size: int, free: int | None, count: int = 1) -> str:
-    """What a step needs on a machine and what there is, as a line for the log.
+    """Return a line for the log: the memory that a step needs on a machine, and the memory that is free.
 
     Args:
         bytes_a_row: what one image more in each process takes.

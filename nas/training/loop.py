@@ -25,7 +25,7 @@ TakeStep = Callable[..., Mapping[str, Tensor]]
 
 
 class Loop:
-    """Steps and epochs of a run.
+    """Loop runs the steps and epochs of a run.
 
     As a context it owns the run folder, the signals and the progress bar. It begins by making the folder, or by reading
     the last checkpoint, and ends, where nothing was raised, with a checkpoint that says that the run is finished.
@@ -109,7 +109,7 @@ class Loop:
             for line in self.notes:
                 self.folder.log(line)
             runs = shlex.quote(str(self.run.path.parent))
-            self.folder.log(f"{self.folder.path}: tensorboard --logdir {runs} shows the run as it goes")
+            self.folder.log(f"{self.folder.path}: tensorboard --logdir {runs} shows the run while it trains")
             self.folder.draw(self.genotype)
             if self.state.steps == 0:
                 self.save()
@@ -193,7 +193,9 @@ class Loop:
         if asked or due:
             self.save()
         if asked:
-            raise Stopped(f"after step {self.state.steps}; go on: {self.folder.go_on}", self._interrupts.exit_code)
+            raise Stopped(
+                f"after step {self.state.steps}; continue with: {self.folder.go_on}", self._interrupts.exit_code
+            )
 
     def save(self, finished: bool = False) -> None:
         """Write a checkpoint, after comparing all processes."""
@@ -224,6 +226,6 @@ class Loop:
         several = f"{number} steps in a row were not finite, the last one"
         which = "the last step was not finite," if number == 1 else several
         return (
-            f"{which} because {error} A new run with a smaller {self._blame(error)} is "
-            "the likely cure; the checkpoint of this one holds the last good state."
+            f"{which} because {error} Start a new run with a smaller "
+            f"{self._blame(error)}; the checkpoint of this run holds the last good state."
         )

@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 class Run:
-    """A run that is going to begin, or to go on.
+    """Run is a run that is about to start, or to be resumed.
 
     Attributes:
         config: of the run.

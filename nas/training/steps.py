@@ -61,8 +61,8 @@ def about_stem(stem: Stem, image_size: int) -> list[str]:
     """
     if stem == "imagenet" and image_size < SMALLEST_FOR_IMAGENET:
         raise InputError(
-            f"--stem imagenet: divides the sides of the images by eight, and needs {SMALLEST_FOR_IMAGENET} pixels per "
-            f"side at least; these images have {image_size}. Use --stem cifar."
+            "--stem imagenet: it divides the sides of the images by eight, so it needs at least "
+            f"{SMALLEST_FOR_IMAGENET} pixels per side; these images have {image_size}. Use --stem cifar."
         )
     if stem == "cifar" and image_size >= LARGE_FOR_CIFAR:
         side = math.ceil(image_size / 8)
@@ -71,7 +71,7 @@ def about_stem(stem: Stem, image_size: int) -> list[str]:
 
 
 def average_step(world: World, network: nn.Module, loss: Tensor, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Average over the processes what a backward pass leaves behind, in one call: gradients and running statistics.
+    """Average gradients and running statistics over the processes, in one call after the backward pass.
 
     Returns:
         Loss of the whole batch, and how many of its answers are correct.
@@ -153,7 +153,7 @@ def seconds_of_step(
             with rollback_if_not_finite(state):
                 take_step()
     except FloatingPointError as error:
-        raise InputError(f"{cause(error)}: too large for the first steps; {error}") from None
+        raise InputError(f"{cause(error)}: too large for the first steps: {error}") from None
     return time.monotonic() - began
 
 

@@ -466,7 +466,7 @@ def test_both_scripts_run_on_them_and_name_a_class_with_one_image(script, tmp_pa
     assert "npz: 16 images" in log(tmp_path) or "on npz: 32 training images, 1 × 8 × 8, 2 classes" in log(tmp_path)
     assert "classes differ in size: 1 of '1', 31 of '0'; --balanced draws each class as often" in log(tmp_path)
     if script == "search":
-        assert "retrain it: python train_final.py --genotype genotypes/run.json --dataset npz --data-dir own" in log(
+        assert "train it: python train_final.py --genotype genotypes/run.json --dataset npz --data-dir own" in log(
             tmp_path
         )
 

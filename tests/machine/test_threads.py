@@ -174,7 +174,7 @@ def test_the_number_is_kept_until_another_one_is_given(script, tmp_path, capsys)
     said = go_on("--epochs=3", "--threads=2")
     assert "2 threads: " in said
     assert "num_threads were 3, are 2: bits may differ" in said
-    assert "until here, 2 from here on" not in said
+    assert "before, 2 from here on" not in said
     go_on("--epochs=4")
     assert numbers(tmp_path) == (2, [3, 3, 2, 2])
 

@@ -160,7 +160,7 @@ def test_time_goes_on_without_the_pause(tmp_path, monkeypatch):
 
 def test_two_do_not_write_in_one_folder(tmp_path):
     run = begun(tmp_path / "a")
-    with pytest.raises(InputError, match=rf"process {os.getpid()} is at work in it"):
+    with pytest.raises(InputError, match=rf"process {os.getpid()} is writing to it"):
         RunFolder.reopen(tmp_path / "a", CONFIG)
     assert is_at_work(tmp_path / "a")
     run.close()
@@ -180,7 +180,7 @@ def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "at work\n"
         assert is_at_work(tmp_path / "a")
-        with pytest.raises(InputError, match=rf"process {process.pid} is at work in it"):
+        with pytest.raises(InputError, match=rf"process {process.pid} is writing to it"):
             RunFolder.reopen(tmp_path / "a", CONFIG)
         assert is_at_work(tmp_path / "a")
         process.kill()
@@ -279,7 +279,7 @@ def test_a_run_is_finished_only_with_all_its_epochs(tmp_path, capsys):
     run.save({"w": torch.zeros(1)}, IMAGES, "a genotype", LoopState(steps=6, epochs=2), finished=True)
     run.close()
     assert is_finished(tmp_path / "a", 2)
-    assert "finished after 2 epochs; --epochs with a larger number goes on" in capsys.readouterr().out
+    assert "finished after 2 epochs; resume it with a larger --epochs to train further" in capsys.readouterr().out
     assert not is_finished(tmp_path / "a", 3)
 
 
@@ -288,7 +288,7 @@ def test_a_disk_that_fails_is_one_sentence_with_the_command_to_go_on(tmp_path):
     save(run, 4, torch.zeros(1))
     with (
         pytest.raises(
-            Stopped, match=r"metrics: No space left; the checkpoint of step 4 is kept; then go on: python"
+            Stopped, match=r"metrics: No space left; the checkpoint of step 4 is kept; continue with: python"
         ) as error,
         run,
     ):

@@ -71,7 +71,7 @@ def finished(tmp_path_factory):
 def test_stopped_and_called_again_it_goes_on(finished):
     folder, codes, errors, _ = finished
     assert codes == (143, 0)
-    assert errors == "stopped: finished 1 of 2 searches; go on: python search.py --resume runs/m\n"
+    assert errors == "stopped: finished 1 of 2 searches; continue with: python search.py --resume runs/m\n"
     assert {path.name for path in (folder / "runs" / "m").iterdir()} == {
         *("config.json", "log.txt", "lock", "pid", "report.html", "retrained.html", "table.json", "random0.json"),
         *("m-seed0", "m-seed0.out", "m-seed1", "m-seed1.out", "retrained-seed0", "retrained-seed0.out"),
