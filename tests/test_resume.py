@@ -89,6 +89,15 @@ def is_one_sentence(error, beginning):
     return error.startswith(beginning) and error.count("\n") == 1
 
 
+def assert_refused(script, folder, capfd, sentence, *more):
+    """A resume ends with one sentence, and leaves all files as they were."""
+    before = content(folder)
+    assert call(script, folder, GO_ON, *more) == 2
+    error = capfd.readouterr().err
+    assert is_one_sentence(error, f"error: {sentence}"), error
+    assert content(folder) == before
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quicker():
     """The runs in this process draw, and read, the same things again and again."""
@@ -262,11 +271,7 @@ CHANGES = [
 
 @pytest.mark.parametrize(("script", "flag", "sentence"), CHANGES)
 def test_a_flag_that_would_make_another_run_is_refused_by_name(script, flag, sentence, stopped_runs, capfd):
-    before = content(stopped_runs[script])
-    assert call(script, stopped_runs[script], GO_ON, flag) == 2
-    error = capfd.readouterr().err
-    assert is_one_sentence(error, f"error: {sentence}"), error
-    assert content(stopped_runs[script]) == before
+    assert_refused(script, stopped_runs[script], capfd, sentence, flag)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -300,9 +305,7 @@ def test_a_finished_run_says_so_and_goes_on_with_more_epochs_alone(script, undis
 def test_a_run_of_the_other_script_is_refused_with_the_right_command(script, other, stopped_runs, capfd):
     before = content(stopped_runs[script])
     assert call(other, stopped_runs[script], GO_ON) == 2
-    error = capfd.readouterr().err
-    assert is_one_sentence(error, "error: --resume runs/run: ")
-    assert f"python {script}.py --resume runs/run" in error
+    assert f"python {script}.py --resume runs/run" in capfd.readouterr().err
     assert content(stopped_runs[script]) == before
 
 
@@ -310,9 +313,9 @@ def test_a_config_edited_by_hand_is_refused_by_name(stopped, capfd):
     folder = stopped("search")
     path = folder / RUN / "config.json"
     path.write_text(path.read_text().replace('"lower_lr": 0.025', '"lower_lr": 0.05'))
-    assert call("search", folder, GO_ON) == 2
-    error = capfd.readouterr().err
-    assert is_one_sentence(error, "error: --resume runs/run: lower_lr is 0.05 in config.json, 0.025 in the checkpoint")
+    assert_refused(
+        "search", folder, capfd, "--resume runs/run: lower_lr is 0.05 in config.json, 0.025 in the checkpoint"
+    )
 
 
 def test_a_checkpoint_of_flags_that_there_are_not_is_refused(stopped, capfd):
@@ -320,9 +323,7 @@ def test_a_checkpoint_of_flags_that_there_are_not_is_refused(stopped, capfd):
     path = folder / RUN / checkpoint.CURRENT
     crafted = manifest(path).model_copy(update={"config": {"odd": {"flag": 1}}})
     checkpoint.save(folder / RUN, load_file(path), crafted)
-    assert call("train_final", folder, GO_ON) == 2
-    error = capfd.readouterr().err
-    assert is_one_sentence(error, "error: --resume runs/run: flag is None in config.json, 1 in the checkpoint")
+    assert_refused("train_final", folder, capfd, "--resume runs/run: flag is None in config.json, 1 in the checkpoint")
 
 
 # One writer
@@ -344,11 +345,7 @@ def test_a_folder_in_use_is_refused_and_the_lock_of_a_dead_process_is_not(stoppe
     )
     holder.stdout.readline()
     process.write_text(f"{holder.pid}\n")
-    before = content(folder)
-    assert call("train_final", folder, GO_ON) == 2
-    error = capfd.readouterr().err
-    assert is_one_sentence(error, f"error: --resume runs/run: process {holder.pid} is writing to it")
-    assert content(folder) == before
+    assert_refused("train_final", folder, capfd, f"--resume runs/run: process {holder.pid} is writing to it")
     holder.kill()
     holder.communicate()
     assert call("train_final", folder, GO_ON) == 0
@@ -541,11 +538,7 @@ def test_a_link_in_a_run_folder_is_refused_and_its_target_is_left_alone(name, li
     else:
         target.write_text("kept")
     link(target, path)
-    before = content(folder)
-    assert call("train_final", folder, GO_ON) == 2
-    error = capfd.readouterr().err
-    assert is_one_sentence(error, f"error: --resume runs/run: {path.relative_to(folder)} is a link")
-    assert content(folder) == before
+    assert_refused("train_final", folder, capfd, f"--resume runs/run: {path.relative_to(folder)} is a link")
 
 
 def test_curves_are_there_again_after_tensorboards_folder_was_deleted(tmp_path, undisturbed):
