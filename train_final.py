@@ -1,6 +1,12 @@
 #!/usr/bin/env python
 """Train the network of a genotype from scratch, and report its test accuracy (DARTS, ICLR 2019, appendix A.2.1)."""
 
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    from nas.config.flags import FinalConfig
+    from nas.entry import answer_help
+
+    answer_help(FinalConfig)
+
 import copy
 import functools
 import json

@@ -1,10 +1,22 @@
 """Differentiable architecture search: a supernet, its hypergradient, and the genotypes they lead to."""
 
-from nas.bilevel.hypergradient import FirstOrder, Onestage, State
-from nas.errors import InputError
-from nas.models.final_network import FinalNetwork
-from nas.models.supernet import Alphas, EdgeWeights, Supernet
-from nas.search_space.genotype import Genotype, GenotypeFile, Provenance
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nas.bilevel.hypergradient import FirstOrder, Onestage, State
+    from nas.errors import InputError
+    from nas.models.final_network import FinalNetwork
+    from nas.models.supernet import Alphas, EdgeWeights, Supernet
+    from nas.search_space.genotype import Genotype, GenotypeFile, Provenance
+
+_MODULES = {
+    **dict.fromkeys(("FirstOrder", "Onestage", "State"), "nas.bilevel.hypergradient"),
+    **dict.fromkeys(("Alphas", "EdgeWeights", "Supernet"), "nas.models.supernet"),
+    **dict.fromkeys(("Genotype", "GenotypeFile", "Provenance"), "nas.search_space.genotype"),
+    "FinalNetwork": "nas.models.final_network",
+    "InputError": "nas.errors",
+}
 
 __all__ = [
     "Alphas",
@@ -19,3 +31,10 @@ __all__ = [
     "State",
     "Supernet",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: torch takes seconds to import, and --help has no need of it."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'nas' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -22,7 +22,7 @@ import tyro
 from torch import Tensor, nn
 
 from nas import files
-from nas.config.cli import understand
+from nas.config.cli import run_tyro
 from nas.entry import exit_code
 from nas.errors import InputError, Stopped
 from nas.models.final_network import FinalNetwork
@@ -176,7 +176,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
 
     def run() -> int:
-        options = understand(Export, arguments, prog="python -m nas.export")
+        options = run_tyro(Export, arguments, prog="python -m nas.export")
         path, difference = export(options.run_dir, options.format, options.output)
         print(
             f"{path}: {path.stat().st_size:,} bytes; on random images, in batches of "

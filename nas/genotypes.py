@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from nas import genotype_lines
-from nas.config.cli import understand
+from nas.config.cli import run_tyro
 from nas.entry import exit_code
 from nas.errors import InputError, printable
 from nas.search_space import reader
@@ -230,7 +230,7 @@ def main(arguments: Sequence[str]) -> int:
 
     def run() -> int:
         prog = "python -m nas.genotypes"
-        return understand(Command, arguments, prog=prog, description=DESCRIPTION, default=List()).run()
+        return run_tyro(Command, arguments, prog=prog, description=DESCRIPTION, default=List()).run()
 
     return exit_code(run)
 

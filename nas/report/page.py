@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from nas import files
-from nas.config.cli import understand
+from nas.config.cli import run_tyro
 from nas.entry import exit_code
 from nas.errors import InputError
 from nas.report.run_data import read_run
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str]) -> int:
     """Write a report as the command line says. Returns the exit code."""
 
     def run() -> int:
-        given = understand(Arguments, arguments, prog="python -m nas.report")
+        given = run_tyro(Arguments, arguments, prog="python -m nas.report")
         folders = [Path(folder) for folder in given.run_dirs]
         if not folders:
             raise InputError("RUN_DIR: missing; name one run folder at least.")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from nas.config.cli import data_flags
 from nas.config.file import flag_of, read_config, validate
 from nas.config.flags import FinalConfig, SearchConfig, TrainedOn, is_several
-from nas.errors import InputError, count
+from nas.errors import InputError, count, first_problem
 from nas.models.size import network_size
 from nas.search_space.genotype import Genotype, GenotypeFile
 from nas.search_space.space import EDGES_PER_NODE, NUM_INPUTS, PRIMITIVES, edges
@@ -84,8 +84,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         environment = _Environment.model_validate(file.environment)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        raise InputError(f"config {path}: environment.{problem['loc'][0]}: {problem['msg']}.") from None
+        raise InputError(f"config {path}: environment.{first_problem(error)}") from None
     if file.trained_on is None:
         kind, config = "search", validate(SearchConfig, file.config, path)
     else:

@@ -238,7 +238,7 @@ class RunFolder:
             name: value
             for group, values in config.items()
             for name, value in values.items()
-            if (group not in ("run", "several") or name == "seed") and value is not None
+            if (group not in ("run", "selection") or name == "seed") and value is not None
         }
         began = datetime.fromisoformat(self.started).timestamp()
         self._records = Records(self.path, sizes, began, flags, COMPARED, self.log)

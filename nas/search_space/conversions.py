@@ -27,8 +27,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nas.errors import InputError, count
-from nas.search_space.genotype import Genotype, first_problem
+from nas.errors import InputError, count, first_problem
+from nas.search_space.genotype import Genotype
 from nas.search_space.space import EDGES_PER_NODE, NUM_INPUTS, PRIMITIVES, edges
 from nas.search_space.text import FIELDS, OTHER_NAMES, Fields, Found, fields_of, find_all
 

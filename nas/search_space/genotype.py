@@ -10,7 +10,7 @@ from typing import Annotated, Any, Protocol, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nas import files
-from nas.errors import InputError, count
+from nas.errors import InputError, count, first_problem
 from nas.search_space import pictures
 from nas.search_space import text as text_form
 from nas.search_space.space import DERIVED_PRIMITIVES, EDGES_PER_NODE, NUM_INPUTS, PRIMITIVES, edges
@@ -352,22 +352,3 @@ def _check_cell(field: str, genes: Sequence[tuple], concat: Sequence[int], conca
         raise ValueError(
             f"{concat_field}: {list(concat)!r:.40}, but it must be some of the nodes {NUM_INPUTS} to {last}, rising."
         )
-
-
-def first_problem(error: ValidationError) -> str:
-    """One sentence on the first thing that is wrong: the field, what it holds, what it may hold."""
-    problem = error.errors(include_url=False)[0]
-    # The file chose these names: one that is no identifier may hold a line break, or orders to a terminal.
-    field = "".join(
-        f".{part:.40}" if isinstance(part, str) and part.isidentifier() else f"[{part!r:.40}]"
-        for part in problem["loc"]
-    ).lstrip(".")
-    match problem["type"]:
-        case "value_error":
-            return ": ".join(filter(None, (field, str(problem["ctx"]["error"]))))
-        case "missing":
-            return f"{field}: missing."
-        case "extra_forbidden":
-            return f"{field}: unknown field."
-        case _:
-            return f"{field or 'content'}: {problem['msg']}, got {problem['input']!r:.40}."

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from nas import files
-from nas.errors import InputError, printable
+from nas.errors import InputError, first_problem, printable
 from nas.search_space import conversions
 from nas.search_space.genotype import (
     FORMAT_VERSION,
@@ -20,7 +20,6 @@ from nas.search_space.genotype import (
     GenotypeFile,
     Provenance,
     find,
-    first_problem,
     known_names,
 )
 from nas.search_space.text import Found, choose, find_all

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from nas import files
-from nas.errors import InputError, count, printable
+from nas.errors import InputError, count, first_problem, printable
 
 FILE, FILE_VERSION = "accuracy.json", 1
 MAX_CONFUSION_CLASSES = 100  # a confusion matrix grows with their square
@@ -142,9 +142,7 @@ class AccuracyFile(BaseModel):
         try:
             file = cls.model_validate_json(data)
         except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            raise InputError(f"accuracy {path}: {printable(where, 60)}: {problem['msg']}.") from None
+            raise InputError(f"accuracy {path}: {first_problem(error)}") from None
         rows = file.confusion
         counts = list(zip(file.num_images, file.num_correct, strict=False))
         fits = len(file.num_images) == len(file.num_correct) == num_classes and sum(file.num_images) > 0

@@ -263,8 +263,8 @@ def set_in_config(*keys, value):
 
 WRONG = [
     ([], None, "RUN_DIR: missing"),
-    (["nowhere"], None, "nowhere: no run folder, as it holds no config.json"),
-    (["runs"], None, "runs: no run folder"),
+    (["nowhere"], None, "nowhere: not a run folder, because it has no config.json"),
+    (["runs"], None, "runs: not a run folder"),
     (["runs/a", "--out=x"], None, "Unrecognized options: --out=x"),
     (["runs/a", "runs/final"], None, "runs of search.py and of train_final.py"),
     (["runs/a", "--output=runs/a/config.json"], None, "runs/a/config.json: exists and is no report"),
@@ -474,7 +474,7 @@ def test_a_command_that_is_none_of_ours_is_not_there_to_be_copied(copy):
 
 
 def test_a_folder_of_several_searches_is_no_run(copy):
-    edit_config(Path("runs/a"), lambda config: config["config"]["several"].update(searches=2))
+    edit_config(Path("runs/a"), lambda config: config["config"]["selection"].update(searches=2))
     with pytest.raises(InputError, match="runs/a: several searches; name one of the run folders in it"):
         run_data.read_run(Path("runs/a"))
 

@@ -51,27 +51,29 @@ def test_the_table_names_all_that_led_to_a_cell():
 
 def test_the_verdict_counts_a_cell_as_often_as_it_was_found():
     searches, drawn, worth = ranking.verdict(ROWS)
-    assert searches == "searches: mean 91.33 ± 1.15 % held out (of 3), best 92.00 %"
-    assert drawn == "random cells: mean 87.00 ± 6.08 % held out (of 3), best 91.00 %"
+    assert searches == "searches: mean 91.33 ± 1.15 % accuracy on held-out images (of 3), best 92.00 %"
+    assert drawn == "random cells: mean 87.00 ± 6.08 % accuracy on held-out images (of 3), best 91.00 %"
     assert worth == (
-        "worth it? the searches' mean is 4.33 points above the random cells' mean (standard error 3.65; chance alone "
-        "does as much with p = 0.37, Welch's t-test); the best search is 5.00 points above it, and 1.00 points above "
+        "worth it? the searches' mean is 4.33 points above the random cells' mean (standard error 3.65; Welch's "
+        "t-test: p = 0.37); the best search is 5.00 points above it, and 1.00 points above "
         "the best random cell"
     )
 
 
 def test_the_verdict_on_few_and_on_clear_results():
-    assert ranking.verdict(ROWS[:1]) == ["searches: mean 92.00 ± 0.00 % held out (of 2), best 92.00 %"]
+    assert ranking.verdict(ROWS[:1]) == [
+        "searches: mean 92.00 ± 0.00 % accuracy on held-out images (of 2), best 92.00 %"
+    ]
     few = ranking.verdict([candidate(0.9, (0,)), candidate(0.91, (), (0,))])
-    assert few[0] == "searches: mean 90.00 % held out (of 1), best 90.00 %"
-    assert "1.00 points below the random cells' mean (from too few trainings to tell it from chance)" in few[2]
+    assert few[0] == "searches: mean 90.00 % accuracy on held-out images (of 1), best 90.00 %"
+    assert "1.00 points below the random cells' mean (too few trainings to rule out chance)" in few[2]
     clear = [candidate(0.9 + index / 1000, (index,)) for index in range(4)]
     clear += [candidate(0.8 + index / 1000, (), (index,)) for index in range(4)]
-    assert "chance alone does as much with p = 3.9e-11, Welch's t-test" in ranking.verdict(clear)[2]
+    assert "Welch's t-test: p = 3.9e-11" in ranking.verdict(clear)[2]
     once = [candidate(0.92, (0, 1, 2, 3)), *clear[4:]]  # found four times, trained once
-    assert "from too few trainings to tell it from chance" in ranking.verdict(once)[2]
+    assert "too few trainings to rule out chance" in ranking.verdict(once)[2]
     alike = [candidate(0.9, (0,)), candidate(0.9, (1,)), candidate(0.8, (), (0,)), candidate(0.8, (), (1,))]
-    assert "without a spread that would tell it from chance" in ranking.verdict(alike)[2]
+    assert "no spread from which to rule out chance" in ranking.verdict(alike)[2]
 
 
 def test_where_each_class_is_drawn_as_often_the_balanced_accuracy_counts():
@@ -79,7 +81,9 @@ def test_where_each_class_is_drawn_as_often_the_balanced_accuracy_counts():
     header, first, _ = ranking.table(rows)
     assert header.split()[:3] == ["cell", "balanced", "loss"]
     assert first.split()[:3] == ["seed", "0", "90.00%"]
-    assert ranking.verdict(rows)[0] == "searches: mean 90.00 % balanced accuracy held out (of 1), best 90.00 %"
+    assert (
+        ranking.verdict(rows)[0] == "searches: mean 90.00 % balanced accuracy on held-out images (of 1), best 90.00 %"
+    )
     assert "40.00 points above the random cells' mean" in ranking.verdict(rows)[2]
 
 
@@ -96,14 +100,14 @@ def test_the_table_is_kept_in_a_genotype_file(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("spoilt", "complaint"),
     [
-        ({"holdout_accuracy": 1.5}, "holdout_accuracy: Input should be less than or equal to 1"),
-        ({"holdout_loss": -1.0}, "holdout_loss: Input should be greater than or equal to 0"),
+        ({"holdout_accuracy": 1.5}, "holdout_accuracy: must be less than or equal to 1"),
+        ({"holdout_loss": -1.0}, "holdout_loss: must be greater than or equal to 0"),
         ({"seeds": ["0"]}, "seeds"),
-        ({"seeds": list(range(MAX_CANDIDATES + 1))}, "seeds: Tuple should have at most 400 items"),
-        ({"weights": True}, "weights: Input should be a valid integer"),
-        ({"weights": 10**30}, "weights: Input should be less than"),
+        ({"seeds": list(range(MAX_CANDIDATES + 1))}, "seeds: Tuple must have at most 400 items"),
+        ({"weights": True}, "weights: must be a valid integer"),
+        ({"weights": 10**30}, "weights: must be less than"),
         ({"genotype": "__import__('os')"}, "genotype: "),
-        ({"genotype": "x" * 10_001}, "genotype: String should have at most 10000 characters"),
+        ({"genotype": "x" * 10_001}, "genotype: String must have at most 10000 characters"),
         ({"extra": 1}, "extra: unknown field"),
         ({"supernet_accuracies": 0.5}, "supernet_accuracies: "),
     ],
