@@ -215,7 +215,7 @@ def test_torchrun_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="--searches: cannot be combined with torchrun"):
-        search.search(parse(SearchConfig, COMMAND))
+        search.main(parse(SearchConfig, COMMAND))
 
 
 @pytest.mark.parametrize("given", [[], ["--threads=3", "--stem=imagenet", "--device=cpu", "--no-flip"]])
