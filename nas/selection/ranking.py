@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from nas.errors import InputError, first_problem
 from nas.report.run_data import read_run
-from nas.search_space.genotype import Candidate, Genotype
-from nas.search_space.space import EDGES_PER_NODE
+from nas.search_space.darts import DARTS
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import Candidate
 
 TABLE_VERSION = 1
 
@@ -43,10 +44,7 @@ class Cell:
 
 def key(genotype: Genotype) -> object:
     """Return what is equal for cells that differ only in the order of a node's edges, which means nothing."""
-    cells = [
-        [tuple(sorted(edges[index : index + EDGES_PER_NODE])) for index in range(0, len(edges), EDGES_PER_NODE)]
-        for edges in (genotype.normal, genotype.reduce)
-    ]
+    cells = [[tuple(sorted(edges)) for _, edges in DARTS.by_node(cell)] for cell in (genotype.normal, genotype.reduce)]
     return (*map(tuple, cells), genotype.normal_concat, genotype.reduce_concat)
 
 

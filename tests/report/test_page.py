@@ -15,8 +15,9 @@ from nas.models.size import network_size
 from nas.models.supernet import Alphas
 from nas.report import page as report
 from nas.report import run_data
-from nas.search_space.genotype import SHIPPED, Genotype, GenotypeFile
-from nas.search_space.space import PRIMITIVES
+from nas.search_space.darts import DARTS
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import SHIPPED, GenotypeFile
 from nas.training.accuracy import Measured, count_answers
 from tests.bad_calls import content, fault
 from tests.in_process import call
@@ -535,7 +536,7 @@ def test_a_browser_runs_nothing_of_a_hostile_run(copy):
 
 def test_primitives_have_a_colour():
     style = (report.ASSETS / "report.css").read_text(encoding="utf-8")
-    for name in (*PRIMITIVES, "conv_7x1_1x7"):
+    for name in (*DARTS.primitives, "conv_7x1_1x7"):
         assert f".kind-{name.split('_')[0]} {{" in style
 
 

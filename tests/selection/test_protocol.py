@@ -22,8 +22,8 @@ from nas.config.flags import FinalConfig, SearchConfig, Selection
 from nas.data import datasets
 from nas.errors import InputError
 from nas.runs import checkpoint
-from nas.search_space.genotype import Genotype, GenotypeFile
-from nas.search_space.random_cells import random_genotype
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import GenotypeFile
 from nas.selection import protocol, ranking
 from nas.selection.jobs import Ending, Job
 from nas.selection.protocol import distinct_cells, search_job, training_job
@@ -230,7 +230,7 @@ def test_a_job_is_one_run_of_a_script_with_a_config_file(given, tmp_path, monkey
     alone = parse(SearchConfig, [f"--config={search.config}", "--name=x-seed7"])
     expected = parse(SearchConfig, [*quick, "--seed=7", "--name=x-seed7", *given])
     assert to_json(alone) == to_json(with_call_of(expected, alone, selection=Selection()))
-    cell = Cell(random_genotype(0), Path("random0.json"), random_seeds=[0])
+    cell = Cell(Genotype.random(0), Path("random0.json"), random_seeds=[0])
     train = training_job(config, Path("scripts"), Path("runs/x"), cell)
     trained = parse(FinalConfig, [f"--config={train.config}", "--name=retrained-random0"])
     short = ["--init-channels=16", "--num-cells=3", "--epochs=10", "--holdout-fraction=0.5", "--skip-test", "--seed=5"]
@@ -248,7 +248,7 @@ def test_cells_that_were_found_twice_are_trained_once(tmp_path):
     config = parse(SearchConfig, ["--searches=3", "--random-baseline=2", "--name=x"])
     for seed, cell in enumerate((1, 2, 1)):
         (tmp_path / f"x-seed{seed}").mkdir()
-        random_genotype(cell).save(tmp_path / f"x-seed{seed}" / "genotype.json")
+        Genotype.random(cell).save(tmp_path / f"x-seed{seed}" / "genotype.json")
     cells = distinct_cells(config, tmp_path)
     assert [(cell.seeds, cell.random_seeds) for cell in cells] == [([0, 2], [1]), ([1], []), ([], [0])]
     assert [cell.name for cell in cells] == ["seed0", "seed1", "random0"]

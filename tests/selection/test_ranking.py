@@ -6,8 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from nas.errors import InputError
-from nas.genotypes import main, random_genotype
-from nas.search_space.genotype import MAX_CANDIDATES, Candidate, Genotype, GenotypeFile, Provenance
+from nas.genotypes import main
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import MAX_CANDIDATES, Candidate, GenotypeFile, Provenance
 from nas.selection import ranking
 
 
@@ -15,7 +16,7 @@ def candidate(accuracy, seeds=(), random_seeds=(), loss=1.0, balanced=None):
     return Candidate(
         seeds=seeds,
         random_seeds=random_seeds,
-        genotype=random_genotype(0).to_text(),
+        genotype=Genotype.random(0).to_text(),
         weights=1_234_567,
         multiply_adds=8_900_000,
         supernet_accuracies=tuple(0.5 for _ in seeds),
@@ -29,12 +30,12 @@ ROWS = [candidate(0.92, (0, 2)), candidate(0.91, (), (1,)), candidate(0.9, (1,),
 
 
 def test_cells_that_differ_in_the_order_of_a_nodes_edges_are_the_same():
-    genotype = random_genotype(5)
+    genotype = Genotype.random(5)
     content = genotype.model_dump()
     swapped = Genotype(**content | {"reduce": content["reduce"][1::-1] + content["reduce"][2:]})
     assert swapped != genotype
     assert ranking.key(swapped) == ranking.key(genotype)
-    assert ranking.key(random_genotype(6)) != ranking.key(genotype)
+    assert ranking.key(Genotype.random(6)) != ranking.key(genotype)
     shifted = Genotype(**content | {"reduce_concat": content["reduce_concat"][1:]})
     assert ranking.key(shifted) != ranking.key(genotype)
 
@@ -89,7 +90,7 @@ def test_where_each_class_is_drawn_as_often_the_balanced_accuracy_counts():
 
 def test_the_table_is_kept_in_a_genotype_file(tmp_path, capsys):
     provenance = Provenance(method="nas search, onestage", candidates=tuple(ROWS))
-    random_genotype(1).save(tmp_path / "cell.json", provenance)
+    Genotype.random(1).save(tmp_path / "cell.json", provenance)
     assert GenotypeFile.load(tmp_path / "cell.json").provenance == provenance
     assert main(["show", str(tmp_path / "cell.json")]) == 0
     out = capsys.readouterr().out
@@ -114,7 +115,7 @@ def test_the_table_is_kept_in_a_genotype_file(tmp_path, capsys):
 )
 def test_hostile_tables_are_refused_in_one_sentence(tmp_path, spoilt, complaint):
     path = tmp_path / "cell.json"
-    random_genotype(1).save(path, Provenance(candidates=tuple(ROWS)))
+    Genotype.random(1).save(path, Provenance(candidates=tuple(ROWS)))
     content = json.loads(path.read_text())
     content["provenance"]["candidates"][1] |= spoilt
     path.write_text(json.dumps(content))
