@@ -1,6 +1,12 @@
 #!/usr/bin/env python
 """Search a cell: the weights and the alphas of a supernet learn in turn (DARTS, ICLR 2019, algorithm 1)."""
 
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    from nas.config.flags import SearchConfig
+    from nas.entry import answer_help
+
+    answer_help(SearchConfig)
+
 import functools
 import sys
 from pathlib import Path
@@ -60,7 +66,7 @@ def search(config: SearchConfig, run: Run) -> None:
         return lower | upper
 
     if config.run.dry_run:
-        loop.rehearse(take_step, plan(config) if is_several(config) else (), config.several.searches)
+        loop.rehearse(take_step, plan(config) if is_several(config) else (), config.selection.searches)
         return
 
     with loop:

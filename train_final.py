@@ -1,6 +1,12 @@
 #!/usr/bin/env python
 """Train the network of a genotype from scratch, and report its test accuracy (DARTS, ICLR 2019, appendix A.2.1)."""
 
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    from nas.config.flags import FinalConfig
+    from nas.entry import answer_help
+
+    answer_help(FinalConfig)
+
 import copy
 import functools
 import json
@@ -28,7 +34,8 @@ from nas.models.size import network_size
 from nas.runs.checkpoint import save_weights, state_tensors
 from nas.runs.progress_bar import duration
 from nas.search_space import pictures, reader
-from nas.search_space.genotype import Genotype, GenotypeFile
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import GenotypeFile
 from nas.training.accuracy import Measured, in_words
 from nas.training.forecast import memory_of_step, on_meta
 from nas.training.loop import Loop

@@ -205,12 +205,12 @@ def textbook_step(
     return lower_loss.detach(), upper_loss.detach()
 
 
-# Where the stacked tensors of nas.supernet.MixedOperations go: name there -> (primitive, place in the module here).
+# Where the stacked tensors of `nas.models.supernet.MixedOperations` go: name there -> (primitive, place here).
 STACKED = {
-    "skip.conv_1": ("skip_connect", "conv_1"),
-    "skip.conv_2": ("skip_connect", "conv_2"),
+    "skip_connect.conv_1": ("skip_connect", "conv_1"),
+    "skip_connect.conv_2": ("skip_connect", "conv_2"),
 } | {
-    f"{kind}_{kernel}.{stage}{layer}": (f"{kind}_conv_{kernel}x{kernel}", str(place))
+    f"{kind}_conv_{kernel}x{kernel}.{stage}{layer}": (f"{kind}_conv_{kernel}x{kernel}", str(place))
     for kind, stages in (("sep", {"first.": 0, "second.": 4}), ("dil", {"": 0}))
     for kernel in (3, 5)
     for stage, first in stages.items()

@@ -1,10 +1,15 @@
 """Differentiable architecture search: a supernet, its hypergradient, and the genotypes they lead to."""
 
-from nas.bilevel.hypergradient import FirstOrder, Onestage, State
-from nas.errors import InputError
-from nas.models.final_network import FinalNetwork
-from nas.models.supernet import Alphas, EdgeWeights, Supernet
-from nas.search_space.genotype import Genotype, GenotypeFile, Provenance
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nas.bilevel.hypergradient import FirstOrder, Onestage, State
+    from nas.errors import InputError
+    from nas.models.final_network import FinalNetwork
+    from nas.models.supernet import Alphas, EdgeWeights, Supernet
+    from nas.search_space.genotype import Genotype
+    from nas.search_space.reader import GenotypeFile, Provenance
 
 __all__ = [
     "Alphas",
@@ -19,3 +24,23 @@ __all__ = [
     "State",
     "Supernet",
 ]
+
+_MODULES = {
+    **dict.fromkeys(("FirstOrder", "Onestage", "State"), "nas.bilevel.hypergradient"),
+    **dict.fromkeys(("Alphas", "EdgeWeights", "Supernet"), "nas.models.supernet"),
+    **dict.fromkeys(("GenotypeFile", "Provenance"), "nas.search_space.reader"),
+    "FinalNetwork": "nas.models.final_network",
+    "Genotype": "nas.search_space.genotype",
+    "InputError": "nas.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: torch takes seconds to import, and --help does not need it."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,9 +1,8 @@
-"""How a script starts and ends: its config on every process, one sentence for each end, its exit code."""
+"""How a script starts and ends: its config on every process, one sentence for each end, and its exit code."""
 
 import dataclasses
 import errno
 import io
-import json
 import os
 import signal
 import sys
@@ -11,26 +10,39 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from nas.config.cli import begun_before, parse
-from nas.config.file import Config, validate
+from nas.config.cli import RunConfig, config_to_resume, parse
+from nas.config.file import from_json, to_json
 from nas.config.flags import FinalConfig
-from nas.distributed import connect
 from nas.errors import InputError, Stopped, printable
-from nas.machine.threads import release_cores
 
-SENTENCE = 4000  # characters at most, none of which gives a terminal orders: files from elsewhere are quoted in it
+MAX_SENTENCE = 4000  # characters
 
 
-def run_script(run: Any, kind: type[Config]) -> int:
-    """Parse the command line, run, and turn a mistake of the user's into one sentence. Returns the exit code."""
+def answer_help(kind: type[RunConfig]) -> None:
+    """Answer --help and exit; return if the command line has no --help.
+
+    A script calls it before it imports torch, which takes seconds.
+    """
+    if {"--help", "-h"} & {*sys.argv[1:]}:
+        if os.environ.get("RANK", "0") != "0":  # one process of torchrun answers
+            sys.exit(0)
+        sys.exit(exit_code(lambda: 0 if parse(kind, sys.argv[1:]) else 1))
+
+
+def run_script(run: Any, kind: type[RunConfig]) -> int:
+    """Parse the command line, call `run` with the config and the world, and return the exit code.
+
+    The main process parses; the others take its config as it is.
+    """
 
     def parse_and_run() -> int:
+        from nas.distributed import connect
+        from nas.machine.threads import release_cores
+
         with connect() as world:
-            text = world.from_main(lambda: json.dumps(dataclasses.asdict(_found_again(parse(kind, sys.argv[1:])))))
+            sent = world.from_main(lambda: to_json(adopt_existing_run(parse(kind, sys.argv[1:]))))
             try:
-                run(validate(kind, json.loads(text)), world)
+                run(from_json(kind, sent), world)
             finally:
                 release_cores()
         return 0
@@ -38,11 +50,11 @@ def run_script(run: Any, kind: type[Config]) -> int:
     return exit_code(parse_and_run)
 
 
-def _found_again(config: Any) -> Any:
-    """The config, or that of the run which it has begun, where torchrun may have started its processes again.
+def adopt_existing_run(config: Any) -> Any:
+    """Return the config; or, if torchrun has restarted its processes, that with which to resume their run.
 
     Raises:
-        InputError: there is no name by which it could be found, or the run that has it was begun with another config.
+        InputError: the config has no name by which to find the run, or the run of that name began with another config.
     """
     evaluates = isinstance(config, FinalConfig) and config.network.evaluate is not None
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) == 0:
@@ -50,16 +62,16 @@ def _found_again(config: Any) -> Any:
     if config.run.resume is not None or config.run.dry_run or evaluates:
         return config
     if config.run.name is None:
-        raise InputError("--name: missing; torchrun --max-restarts needs it, so that the run is found again.")
+        raise InputError("--name: missing; torchrun --max-restarts finds the run again by its name.")
     folder = Path(config.run.run_dir, config.run.name)
     if not (folder / "config.json").is_file():
         return config
-    begun = begun_before(config, folder)
-    return dataclasses.replace(begun, run=dataclasses.replace(begun.run, resume=str(folder)))
+    began = config_to_resume(config, folder)
+    return dataclasses.replace(began, run=dataclasses.replace(began.run, resume=str(folder)))
 
 
 def exit_code(run: Callable[[], int]) -> int:
-    """The exit code that `run` returns, or that of what ends it early, after one sentence on that."""
+    """Return the exit code of `run`, or of the exception that ends it early, after printing one sentence about it."""
 
     def terminate(*_: object) -> None:
         raise Stopped("by SIGTERM.", 143)
@@ -74,30 +86,31 @@ def exit_code(run: Callable[[], int]) -> int:
         finally:
             _flush_output()
     except InputError as error:
-        print(f"error: {printable(error, SENTENCE)}", file=sys.stderr)
+        print(f"error: {printable(error, MAX_SENTENCE)}", file=sys.stderr)
         return 2
     except SystemExit as end:  # of --help, of tyro after it has said what is wrong, or of another process
         if not end.code:
             raise
         return int(end.code)
     except Stopped as stopped:
-        print(f"stopped: {printable(stopped, SENTENCE)}", file=sys.stderr)
+        print(f"stopped: {printable(stopped, MAX_SENTENCE)}", file=sys.stderr)
         return stopped.code
     except BrokenPipeError:  # whoever reads has seen enough, as `head` has
-        return 141  # what shells say of a command that SIGPIPE ended
+        return 141  # what shells report for a command that SIGPIPE ended
     except ConnectionError as error:  # of processes that compute together, before there is a run
         print(f"stopped: {error.strerror or error}.", file=sys.stderr)
         return 1
     except OSError as error:
-        # Every other file is named, or was said to have failed by whoever writes it.
+        # Whoever writes another file names it.
         place = "standard output" if error.errno in (errno.ENOSPC, errno.EIO) else None
         where = "".join(f"{printable(name, 400)}: " for name in (error.filename or place,) if name)
         print(f"error: {where}{printable(error.strerror or error, 400)}.", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+        torch: Any = sys.modules.get("torch")  # not imported here, as --help has no need of it
+        if not ((torch and isinstance(error, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)):
             raise
-        print(f"stopped: out of memory ({printable(error, 200)}); take a smaller --batch-size.", file=sys.stderr)
+        print(f"stopped: out of memory ({printable(error, 200)}); choose a smaller --batch-size.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped: by Ctrl-C.", file=sys.stderr)

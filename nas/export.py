@@ -1,9 +1,10 @@
-"""A trained network for use without this package: python -m nas.export RUN_DIR --format onnx (--help says more).
+"""A trained network for use without this package: python -m nas.export RUN_DIR --format onnx (see --help).
 
-Whatever the format, the network takes `images`, float32, (batch, channels, size, size): pixels in [0, 1] less the mean,
-divided by the standard deviation, a channel each. It gives `logits`, (batch, classes). What that takes is in the file,
-each as JSON: `classes`, `mean`, `std`, `image_size`, `genotype`; `resize`, how an oblong image became a square (crop,
-squeeze or pad); and `bits`, which says that grey images of 16 bits per pixel became `value >> bits - 8`, 255 at most.
+In every format, the network takes `images`, float32, (batch, channels, size, size): pixels in [0, 1] minus the mean of
+each channel, divided by its standard deviation. It returns `logits`, (batch, classes). The file holds what is needed
+for this, each as JSON: `classes`, `mean`, `std`, `image_size`, `genotype`; `resize`, how an image that is not square
+was made square (crop, squeeze or pad); and `bits`, which says that grey images of 16 bits per pixel became
+`value >> bits - 8`, 255 at most.
 """
 
 import copy
@@ -14,29 +15,30 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import safetensors.torch
-import torch
 import tyro
-from torch import Tensor, nn
 
 from nas import files
-from nas.config.cli import understand
+from nas.config.cli import run_tyro
 from nas.entry import exit_code
 from nas.errors import InputError, Stopped
-from nas.models.final_network import FinalNetwork
+
+if TYPE_CHECKING:  # torch is imported where a network is loaded, so that --help is quick
+    from torch import Tensor
+
+    from nas.models.final_network import FinalNetwork, Logits
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
-LARGEST_DIFFERENCE = {"onnx": 1e-4, "torch-export": 0.0, "safetensors": 0.0}  # of logits, from those computed here
-BATCH_SIZES = (1, 5)  # with which that is checked
+LARGEST_DIFFERENCE = {"onnx": 1e-4, "torch-export": 0.0, "safetensors": 0.0}  # of the file's logits from torch's
+BATCH_SIZES = (1, 5)  # for the check of the logits
 
 
 @dataclass(frozen=True)
 class Export:
-    """Write a trained network to a file that others read.
+    """Write a trained network to a file that other programs read.
 
-    It is checked that the file computes the same as the network.
+    The command checks that the file computes the same logits.
 
     For example:
       python -m nas.export runs/mine-final --format onnx
@@ -45,25 +47,13 @@ class Export:
     run_dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """Run folder of train_final.py."""
     format: Annotated[Literal["onnx", "torch-export", "safetensors"], tyro.conf.arg(metavar="FORMAT")] = "onnx"
-    """onnx: for any ONNX runtime. torch-export: for `torch.export.load`. safetensors: the weights alone."""
+    """onnx: for any ONNX runtime. torch-export: for `torch.export.load`. safetensors: only the weights."""
     output: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """File to write, which must not exist. (default: network.onnx, .pt2 or .safetensors in RUN_DIR)"""
 
 
-class Logits(nn.Module):
-    """A final network without its auxiliary head, which serves training alone."""
-
-    def __init__(self, network: FinalNetwork):
-        super().__init__()
-        self.network = network
-        network.auxiliary_head = None
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)[0]
-
-
-def metadata(network: FinalNetwork) -> dict[str, str]:
-    """What it takes to classify an image, and the cells, each as JSON."""
+def metadata(network: "FinalNetwork") -> dict[str, str]:
+    """Return what is needed to classify an image, and the cells, each as JSON."""
     trained_on = network.trained_on
     assert trained_on is not None
     content = {
@@ -78,9 +68,8 @@ def metadata(network: FinalNetwork) -> dict[str, str]:
     return {name: json.dumps(value, ensure_ascii=False) for name, value in content.items()}
 
 
-@torch.no_grad()
 def export(run_dir: str, kind: str, output: str | None = None) -> tuple[Path, float]:
-    """Write the network of a run to a file, which appears only once it was checked.
+    """Write the network of a run to a file, which appears only after its logits were checked.
 
     Args:
         run_dir: a run of train_final.py.
@@ -88,19 +77,23 @@ def export(run_dir: str, kind: str, output: str | None = None) -> tuple[Path, fl
         output: the file; by default `network` in the run folder, with the suffix of the format.
 
     Returns:
-        The file, and the largest difference of its logits from those of the network here, on random images.
+        The file, and the largest difference of its logits from those of the network in torch, on random images.
 
     Raises:
-        InputError: no such run, a package is missing, or the file exists or cannot be written.
-        Stopped: the file does not compute the same.
+        InputError: there is no such run, a package is missing, or the file exists or cannot be written.
+        Stopped: the file does not compute the same logits.
     """
+    import torch
+
+    from nas.models.final_network import FinalNetwork, Logits
+
     path = Path(output) if output is not None else Path(run_dir, f"network{SUFFIXES[kind]}")
     network = FinalNetwork.from_run(run_dir)
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if kind == "onnx" and missing:
         raise InputError(f"--format onnx: needs {', '.join(missing)}; pip install {' '.join(missing)}")
     if path.exists():
-        raise InputError(f"--output {path}: exists already, and is left as it is.")
+        raise InputError(f"--output {path}: exists already and was not changed.")
     if not path.parent.is_dir():
         raise InputError(f"--output {path}: there is no folder {path.parent}.")
     texts, trained_on = metadata(network), network.trained_on
@@ -112,32 +105,33 @@ def export(run_dir: str, kind: str, output: str | None = None) -> tuple[Path, fl
 
     def write_and_check(aside: Path) -> None:
         nonlocal difference
-        # Of two images, as of one torch would take the batch's size for a constant.
+        # Two images: torch would take a batch size of one for a constant.
         computed = write(logits, torch.zeros(2, *shape), texts, aside)
         generator = torch.Generator().manual_seed(0)
         for batch_size in BATCH_SIZES:
             images = torch.randn(batch_size, *shape, generator=generator)
             found = (computed(images) - logits(images)).abs().max().item()
-            if not found <= LARGEST_DIFFERENCE[kind]:  # nor where it is not a number
-                raise Stopped(f"the logits of {path} would differ by {found:.1e} from those of the run: not written.")
+            if not found <= LARGEST_DIFFERENCE[kind]:  # also if it is not a number
+                raise Stopped(f"{path} was not written: its logits would differ by {found:.1e} from those of the run.")
             difference = max(difference, found)
 
     try:
-        files.replace(path, write_and_check)
+        with torch.no_grad():
+            files.replace(path, write_and_check)
     except OSError as error:
         raise InputError(f"--output {path}: cannot be written ({error.strerror}).") from None
     return path, difference
 
 
-Computed = Callable[[Tensor], Tensor]
-
-
-def _write_onnx(logits: Logits, images: Tensor, texts: dict[str, str], path: Path) -> Computed:
+def _write_onnx(
+    logits: "Logits", images: "Tensor", texts: dict[str, str], path: Path
+) -> Callable[["Tensor"], "Tensor"]:
     import onnx
     import onnxruntime
+    import torch
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about itself
+        warnings.simplefilter("ignore")  # the exporter warns about itself
         program = torch.onnx.export(
             logits,
             (images,),
@@ -155,7 +149,11 @@ def _write_onnx(logits: Logits, images: Tensor, texts: dict[str, str], path: Pat
     return lambda batch: torch.from_numpy(session.run(["logits"], {"images": batch.numpy()})[0])
 
 
-def _write_torch_export(logits: Logits, images: Tensor, texts: dict[str, str], path: Path) -> Computed:
+def _write_torch_export(
+    logits: "Logits", images: "Tensor", texts: dict[str, str], path: Path
+) -> Callable[["Tensor"], "Tensor"]:
+    import torch
+
     program = torch.export.export(logits, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files=texts)
@@ -163,7 +161,11 @@ def _write_torch_export(logits: Logits, images: Tensor, texts: dict[str, str], p
         return torch.export.load(file).module()
 
 
-def _write_safetensors(logits: Logits, images: Tensor, texts: dict[str, str], path: Path) -> Computed:
+def _write_safetensors(
+    logits: "Logits", images: "Tensor", texts: dict[str, str], path: Path
+) -> Callable[["Tensor"], "Tensor"]:
+    import safetensors.torch
+
     path.write_bytes(safetensors.torch.save(logits.network.state_dict(), texts))
     again = copy.deepcopy(logits)
     for tensor in again.state_dict().values():
@@ -173,14 +175,14 @@ def _write_safetensors(logits: Logits, images: Tensor, texts: dict[str, str], pa
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command, and return its exit code."""
 
     def run() -> int:
-        options = understand(Export, arguments, prog="python -m nas.export")
+        options = run_tyro(Export, arguments, prog="python -m nas.export")
         path, difference = export(options.run_dir, options.format, options.output)
         print(
-            f"{path}: {path.stat().st_size:,} bytes; on random images, in batches of "
-            f"{' and '.join(map(str, BATCH_SIZES))}, its logits differ by {difference:.1e} at most from those here"
+            f"{path}: {path.stat().st_size:,} bytes; its logits differ by at most {difference:.1e} from those of the "
+            f"run (random images, batches of {' and '.join(map(str, BATCH_SIZES))})"
         )
         return 0
 

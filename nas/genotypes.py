@@ -1,30 +1,35 @@
-"""The library of genotypes: python -m nas.genotypes {list,show,diff,convert,random,validate} (--help says more).
+"""The library of genotypes: python -m nas.genotypes {list,show,diff,convert,random,validate} (see --help).
 
-Exit codes: 0; 1 where `diff` found a difference, or `list` a file that cannot be read; 2 after a wrong call or input,
-with one sentence on standard error, and where `validate` found a file that is not valid.
+Exit codes: 0; 1 if `diff` found a difference, or `list` a file that cannot be read; 2 after a wrong call or input, with
+one sentence on standard error, and if `validate` found a file that is not valid.
 """
 
+import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from nas import genotype_lines
-from nas.config.cli import understand
+from nas import files
+from nas.config.cli import run_tyro
 from nas.entry import exit_code
 from nas.errors import InputError, printable
-from nas.search_space import reader
-from nas.search_space.genotype import MAX_NODES, SHIPPED, GenotypeFile, Provenance
-from nas.search_space.pictures import HOW_TO_GET_PICTURES
-from nas.search_space.random_cells import random_genotype
+from nas.report import cells
+from nas.search_space import conversions
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import SHIPPED, GenotypeFile, Provenance, Read, known_names, read
+from nas.search_space.space import MAX_NODES
 
 SEEDS = 2**32
 
-# The terminal breaks lines of the docstrings below anew, except before one that begins with a space or a sign.
-DESCRIPTION = """The library of cells: list them, show, compare, convert, draw and check them.
+Form = Literal["json", "text", "nni", "nasbench301"]
+
+# tyro joins the lines of the docstrings below, except those that begin with a space or a sign.
+DESCRIPTION = """List, show, compare, convert, draw and check cells.
 
 For example:
   python -m nas.genotypes show DARTS_V2
@@ -36,15 +41,15 @@ Output = Annotated[str | None, tyro.conf.arg(aliases=["-o"], metavar="FILE", hel
 
 @dataclass(frozen=True)
 class List:
-    """All known cells: the published ones, and those in ./genotypes.
+    """List all known cells: the published ones, and those in ./genotypes.
 
     The columns:
-    - weights, mult-adds: counted here, for 36 channels, 20 cells
-      and images of CIFAR-10, without the auxiliary head
-    - reported test error, weights: by the authors of the cell
-    - supernet accuracy: of a search of your own
+    - weights, mult-adds: of a network with 36 channels and 20 cells
+      for images of CIFAR-10, without the auxiliary head
+    - reported test error, weights: as the authors of the cell report
+    - supernet accuracy: of the search that found the cell
 
-    Exit code: 0, or 1 where a file cannot be read, as its row then says.
+    Exit code: 0, or 1 if a file cannot be read; its row says why.
 
     For example:
       python -m nas.genotypes list
@@ -52,31 +57,33 @@ class List:
 
     def run(self) -> int:
         paths = {path.stem: path for folder in (SHIPPED, Path("genotypes")) for path in folder.glob("*.json")}
-        files = {name: _file_or_problem(paths[name]) for name in sorted(paths)}
-        for line in genotype_lines.table(files):
+        found = {name: _file_or_problem(paths[name]) for name in sorted(paths)}
+        for line in cells.table(found):
             print(line, flush=True)
-        return int(any(isinstance(file, str) for file in files.values()))
+        return int(any(isinstance(file, str) for file in found.values()))
 
 
 @dataclass(frozen=True)
 class Show:
-    """Both cells of a genotype, with its provenance and the size of its network.
+    """Show both cells of a genotype, its provenance and the size of its network.
 
     For example:
       python -m nas.genotypes show DARTS_V2 --svg pictures
     """
 
     source: Source
-    """A name such as DARTS_V2, a file, or what else convert reads."""
-    svg: Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: draw none)")] = None
+    """A name such as DARTS_V2, a file, or anything else that convert reads."""
+    svg: Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: no pictures)")] = None
     """Also draw both cells into this folder, as .gv, .svg and .png; the pictures need Graphviz."""
 
     def run(self) -> int:
         found = _read(self.source)
         print(found.where)
-        for line in genotype_lines.description(found.genotype, found.file.provenance):
+        for line in cells.description(found.genotype, found.file.provenance):
             print(line)
         if self.svg is not None:
+            from nas.search_space.pictures import HOW_TO_GET_PICTURES  # here, as it takes a while
+
             drawn = found.genotype.draw(self.svg)
             print("\nwrote normal.gv, reduce.gv" + drawn * ", .svg and .png", "to", self.svg)
             if not drawn:
@@ -86,26 +93,26 @@ class Show:
 
 @dataclass(frozen=True)
 class Diff:
-    """Which edges two genotypes do not have in common, per cell and node.
+    """Show the edges that two genotypes do not have in common, per cell and node.
 
-    The order of a node's edges means nothing.
+    The order of a node's edges does not matter.
 
-    Exit code: 0 where they are equal, 1 where they differ, 2 in trouble.
+    Exit code: 0 if they are equal, 1 if they differ, 2 after an error.
 
     For example:
       python -m nas.genotypes diff DARTS_V1 DARTS_V2
     """
 
     one: Source
-    """A name such as DARTS_V2, a file, or what else convert reads."""
+    """A name such as DARTS_V2, a file, or anything else that convert reads."""
     two: Source
-    """What it is compared with, given in the same way."""
+    """The genotype to compare it with, given in the same way."""
 
     def run(self) -> int:
-        before, after = _read(self.one), _read(self.two)
-        lines = genotype_lines.difference(before.genotype, after.genotype)
+        one, two = _read(self.one), _read(self.two)
+        lines = cells.difference(one.genotype, two.genotype)
         if lines:
-            print(f"--- {before.where}", f"+++ {after.where}", *lines, sep="\n")
+            print(f"--- {one.where}", f"+++ {two.where}", *lines, sep="\n")
         return int(bool(lines))
 
 
@@ -114,9 +121,9 @@ class Convert:
     """Write a genotype in another form.
 
     The forms:
-    - json: a genotype file; it alone keeps the provenance.
-    - text: what the papers exchange.
-    - nni: NNI's DARTS space.
+    - json: a genotype file, the only form that keeps the provenance.
+    - text: the form in papers, Genotype(normal=...).
+    - nni: the DARTS space of NNI.
     - nasbench301: the configuration of NAS-Bench-301 and NASLib.
 
     For example:
@@ -124,39 +131,39 @@ class Convert:
     """
 
     source: Source
-    """A name such as DARTS_V2, the text itself, a run folder, - for standard input, or a file in any of these forms,
-    also a log, a Python module or a printed dictionary (FILE:NAME for one of several)."""
-    to: Annotated[reader.Form, tyro.conf.arg(metavar="FORM")]
-    """What that form cannot express is an error."""
+    """A name such as DARTS_V2, the text itself, a run folder, - for standard input, or a file in one of these forms.
+    The file may be a log, a Python module or a printed dictionary. FILE:NAME chooses one of several genotypes."""
+    to: Annotated[Form, tyro.conf.arg(metavar="FORM")]
+    """The form to write. A genotype that it cannot express is an error."""
     output: Output = None
     """File to write, which must not exist. (default: standard output)"""
 
     def run(self) -> int:
         found = _read(self.source)
         try:
-            text = reader.written_as(self.to, found.genotype, found.file.provenance)
+            text = written_as(self.to, found.genotype, found.file.provenance)
         except InputError as error:
             raise InputError(f"{found.where}: {error}") from None
-        reader.write(text, self.output)
+        write(text, self.output)
         return 0
 
 
 @dataclass(frozen=True)
 class Random:
-    """A cell pair drawn at random, all derived cells being equally likely.
+    """Draw a pair of cells at random; all cells are equally likely.
 
     For example:
       python -m nas.genotypes random --seed 1 --name random-1
     """
 
     seed: int
-    """The same seed and number of nodes give the same cells, on any machine; 0 to 4294967295."""
+    """Seed, 0 to 4294967295. The same seed and number of nodes give the same cells on any machine."""
     nodes: int = 4
     """Nodes in each of the two cells, 1 to 32."""
     output: Output = None
     """Genotype file to write, which must not exist. (default: the text form, to standard output)"""
     name: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
-    """Instead of --output: write genotypes/NAME.json, so that train_final.py --genotype NAME finds it."""
+    """Write genotypes/NAME.json, which train_final.py --genotype NAME then finds. Cannot be combined with --output."""
 
     def run(self) -> int:
         if not 0 <= self.seed < SEEDS:
@@ -164,55 +171,112 @@ class Random:
         if not 1 <= self.nodes <= MAX_NODES:
             raise InputError(f"--nodes: must be 1 to {MAX_NODES}, got {self.nodes}.")
         if self.name is not None and self.output is not None:
-            raise InputError("--name: goes without --output; both say where to write.")
-        output = self.output if self.name is None else reader.path_of_new(self.name)
-        genotype = random_genotype(self.seed, self.nodes)
+            raise InputError("--name cannot be combined with --output: both say where to write.")
+        output = self.output if self.name is None else path_of_new(self.name)
+        genotype = Genotype.random(self.seed, self.nodes)
         provenance = Provenance(method="random", seed=self.seed)
         form = "text" if output is None else "json"
-        reader.write(reader.written_as(form, genotype, provenance), output)
+        write(written_as(form, genotype, provenance), output)
         return 0
 
 
 @dataclass(frozen=True)
 class Validate:
-    """Say of each genotype whether it is valid, a line each.
+    """Check genotypes, and print one line for each.
 
-    Exit code: 0 where all are valid, else 2.
+    Exit code: 0 if all are valid, else 2.
 
     For example:
       python -m nas.genotypes validate genotypes/DARTS_V2.json
     """
 
     paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...", help_behavior_hint="")]
-    """Names, files, or what else convert reads; one at least. (required)"""
+    """Names, files, or anything else that convert reads; at least one. (required)"""
 
     def run(self) -> int:
         if not self.paths:
-            raise InputError("validate: name one file at least.")
+            raise InputError("validate: PATH is missing; name at least one file.")
         code = 0
         for path in self.paths:
             try:
-                verdict = " ".join(["valid", *(f"({note})" for note in reader.read(path).notes)])
+                verdict = " ".join(["valid", *(f"({note})" for note in read(path).notes)])
             except InputError as error:
                 code, verdict = 2, printable(str(error).partition(": ")[2], 400)
             print(f"{printable(path, 400)}: {verdict}")
         return code
 
 
-def _read(source: str) -> reader.Read:
-    """What is there; on standard error, what is to be known of it."""
-    found = reader.read(source)
+def _read(source: str) -> Read:
+    """Read a genotype, and print on standard error what the reader notes about it."""
+    found = read(source)
     for note in found.notes:
         print(f"{found.where}: {note}", file=sys.stderr)
     return found
 
 
 def _file_or_problem(path: Path) -> GenotypeFile | str:
-    """A genotype file, or what is wrong with it."""
+    """Load a genotype file, or say what is wrong with it."""
     try:
         return GenotypeFile.load(path)
     except InputError as error:
         return printable(str(error).partition(": ")[2], 400)
+
+
+def path_of_new(name: str) -> str:
+    """Make the folder `genotypes`, and return the path of a new cell in it.
+
+    Raises:
+        InputError: this is not a name for a cell, or there is a cell of this name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name.endswith(".json"):
+        raise InputError(
+            "--name: must be up to 100 letters, digits, '.', '_' or '-', start with a letter or digit, and not end in "
+            f".json, got {name!r:.60}."
+        )
+    if name in known_names():
+        raise InputError(f"--name {name}: there is already a cell of this name.")
+    Path("genotypes").mkdir(exist_ok=True)
+    return f"genotypes/{name}.json"
+
+
+def written_as(form: Form, genotype: Genotype, provenance: Provenance) -> str:
+    """Write a genotype in a form, as text.
+
+    Raises:
+        InputError: the form cannot express the cells.
+    """
+    match form:
+        case "json":
+            return files.json_text(GenotypeFile.of(genotype, provenance).model_dump(exclude_none=True))
+        case "text":
+            return f"{genotype.to_text()}\n"
+        case "nni":
+            return files.json_text(conversions.to_nni(genotype))
+        case "nasbench301":
+            return files.json_text(conversions.to_nasbench301(genotype))
+
+
+def write(text: str, output: str | None) -> None:
+    """Write a text to a new file, whose folder is made if it is missing, or to standard output if `output` is None.
+
+    Raises:
+        InputError: the file exists already, or cannot be written; then no part of it is left.
+    """
+    if output is None:
+        print(text, end="")
+        return
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file = open(output, "x", encoding="utf-8")  # noqa: SIM115, as only a file made here may be removed
+    except FileExistsError:
+        raise InputError(f"{output}: exists already and was not changed.") from None
+    try:
+        with file:
+            file.write(text)
+    except OSError as error:
+        os.unlink(output)
+        raise InputError(f"{output}: {error.strerror}.") from None
+    print(f"wrote {output}")
 
 
 Command = (
@@ -226,11 +290,11 @@ Command = (
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command, and return its exit code."""
 
     def run() -> int:
         prog = "python -m nas.genotypes"
-        return understand(Command, arguments, prog=prog, description=DESCRIPTION, default=List()).run()
+        return run_tyro(Command, arguments, prog=prog, description=DESCRIPTION, default=List()).run()
 
     return exit_code(run)
 

@@ -35,7 +35,7 @@ with atheris.instrument_imports(include=["nas"], enable_loader_override=False):
     from nas.data import npz
     from nas.errors import InputError
     from nas.runs import checkpoint
-    from nas.search_space import conversions, genotype, reader, space
+    from nas.search_space import conversions, darts, genotype, reader
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = sorted((ROOT / "genotypes").glob("*.json"))
@@ -47,7 +47,7 @@ WORDS = [
     *["epochs", "steps", "bad_steps", "bad_steps_in_a_row", "loss", "num_correct", "num_images", "peaks"],
     *["epoch_began_s", "metrics.jsonl", "tensorboard/events.out.tfevents.1", "../", "checksum", "manifest"],
     *["__metadata__", "dtype", "shape", "data_offsets", "F32", "I64", "BF16", "NaN", "Infinity", "-Infinity", "1e999"],
-    *["true", "false", "null", r"\ud800", r"\u0000", "9" * 400, "[" * 300, *space.PRIMITIVES],
+    *["true", "false", "null", r"\ud800", r"\u0000", "9" * 400, "[" * 300, *darts.DARTS.primitives],
     *["PK\1\2", "PK\3\4", "PK\5\6", "PK\6\6", "PK\6\7", "\x93NUMPY\1\0", "images.npy", "labels.npy", "classes.npy"],
     *[
         "mirror.npy",
@@ -191,7 +191,7 @@ class Json(Target):
     def read(self, data: bytes) -> None:
         path = self.folder / "input.json"
         path.write_bytes(data)
-        content = genotype.GenotypeFile.load(path)
+        content = reader.GenotypeFile.load(path)
         read = genotype.Genotype(**content.cells())
         read.save(path, content.provenance)
         assert genotype.Genotype.load(path) == read

@@ -108,7 +108,7 @@ def test_asked_to_stop_on_two_and_resumed_on_one(tmp_path):
     (code, _, said), (other_code, other_output, other_said) = ends(processes)
     assert (code, other_code) == (143, 143)
     assert said.count("\n") == 1
-    assert "continue with: python search.py --resume runs/a" in said
+    assert "resume with: python search.py --resume runs/a" in said
     assert (other_output, other_said) == ("", "\nStopping after this step. Press Ctrl-C again to stop at once.\n")
     [(code, output, said)] = ends(start(1, [str(ROOT / "search.py"), "--resume=runs/a"], tmp_path))
     assert (code, said) == (0, "")

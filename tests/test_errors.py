@@ -8,7 +8,6 @@ from nas.config.flags import SearchConfig
 from nas.errors import InputError, count
 from nas.search_space import conversions
 from nas.search_space.genotype import Genotype
-from nas.search_space.random_cells import random_genotype
 from nas.selection.protocol import plan
 from nas.training import forecast
 from nas.training.steps import too_many_bad_steps
@@ -57,7 +56,7 @@ def sentence_of(refused):
             ),
             "1 edge, but a cell has",
         ),
-        (lambda: sentence_of(lambda: conversions.to_nni(random_genotype(0, 1))), "1 node, and cells of"),
+        (lambda: sentence_of(lambda: conversions.to_nni(Genotype.random(0, 1))), "1 node, and cells of"),
     ],
 )
 def test_sentences_about_one(said, part):

@@ -171,7 +171,7 @@ def test_a_folder_that_is_not_there_and_packages_that_are_missing(run, tmp_path,
 
 
 def test_only_a_trained_network_can_be_exported(tmp_path):
-    with pytest.raises(InputError, match="nowhere: no run folder"):
+    with pytest.raises(InputError, match="nowhere: not a run folder"):
         export.export("nowhere", "onnx")
     RunFolder.create(tmp_path / "found", SearchConfig()).close()
     with pytest.raises(InputError, match=r"found: a run of search\.py; give that of a trained network"):

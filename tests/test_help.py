@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from nas import export, genotypes
-from nas.config.cli import understand
+from nas.config.cli import run_tyro
 from nas.report import page
 
 SUBCOMMANDS = ["list", "show", "diff", "convert", "random", "validate"]
@@ -37,7 +37,7 @@ def test_a_help_has_a_sentence_and_an_example_that_is_understood(module, subcomm
     examples = [line for line in lines if line.startswith("python -m nas.")]
     kind, options = KINDS[module]
     for example in examples:
-        assert understand(kind, shlex.split(example)[3:], **options)
+        assert run_tyro(kind, shlex.split(example)[3:], **options)
     if (module, subcommand) == (genotypes, []):  # its own, and one of each subcommand, none of them on two lines
         assert [example.split()[3] for example in examples] == ["show", *SUBCOMMANDS]
         assert all(len(example.split()) > 4 for example in examples if not example.endswith(" list"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nas.config.cli import parse, understand
+from nas.config.cli import parse, run_tyro
 from nas.config.flags import FinalConfig, SearchConfig
 from nas.errors import InputError
 from nas.export import Export
@@ -40,14 +40,14 @@ def test_each_command_of_a_module_is_understood(command):
         "nas.export": (Export, {}),
         "nas.report": (Arguments, {}),
     }[module]
-    assert understand(kind, arguments, **options)
+    assert run_tyro(kind, arguments, **options)
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if re.search(r" \w+\.py", command)])
 def test_the_flags_of_each_command_are_understood(command):
     script, *arguments = shlex.split(command[re.search(r"\w+\.py", command).start() :])
     # A run that there is not is noticed after all flags were understood.
-    there_is_none = pytest.raises(InputError, match="no run folder")
+    there_is_none = pytest.raises(InputError, match="not a run folder")
     with there_is_none if {"--resume", "--config", "--evaluate"} & set(arguments) else contextlib.nullcontext():
         parse({"search.py": SearchConfig, "train_final.py": FinalConfig}[script], arguments)
 

@@ -208,7 +208,7 @@ def test_a_signal_ends_a_process_after_its_step_and_the_command_it_prints_goes_o
     _, error = running.communicate(timeout=120)
     assert running.returncode == 128 + number
     assert "Traceback" not in error
-    said = re.search(r"\nstopped: after step (\d+); continue with: python (.*)\n$", error)
+    said = re.search(r"\nstopped: after step (\d+); resume with: python (.*)\n$", error)
     assert said, error
     assert manifest(tmp_path / RUN / checkpoint.CURRENT).progress.steps == int(said[1]) < STEPS[script]
     assert f"stopped: after step {said[1]}" in log(tmp_path)
@@ -376,7 +376,7 @@ def test_a_process_whose_files_may_not_grow_ends_in_one_sentence_and_goes_on_lat
     _, error = running.communicate(timeout=120)
     assert running.returncode == 1
     said = re.fullmatch(
-        r"stopped: runs/run\S*: File too large; the checkpoint of step (\d+) is kept; continue with: "
+        r"stopped: runs/run\S*: File too large; the checkpoint of step (\d+) is kept; resume with: "
         r"python search\.py --resume runs/run\n",
         error,
     )
@@ -399,7 +399,7 @@ def test_a_full_disk_ends_in_one_sentence_and_the_run_goes_on_when_there_is_spac
         assert call("train_final", tmp_path, *flags("train_final", EVERY_STEP)) == 1
         error = capfd.readouterr().err
         kept = "no step is kept" if checkpoints < 1 else f"the checkpoint of step {int(checkpoints) - 1} is kept"
-        go_on = f"{kept}; then continue with: python train_final.py --resume runs/run\n"
+        go_on = f"{kept}; then resume with: python train_final.py --resume runs/run\n"
         assert is_one_sentence(error, "stopped: runs/run"), error
         assert f": No space left on device; {go_on}" in error
         if checkpoints > 1:

@@ -21,7 +21,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from nas.models.size import network_size
 from nas.models.supernet import Alphas, Supernet
 from nas.runs.checkpoint import Manifest
-from nas.search_space.genotype import Genotype, GenotypeFile
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import GenotypeFile
 from tests import bad_calls
 from tests.in_process import call
 

@@ -1,155 +1,156 @@
-"""From command-line arguments to a config, and from whatever ends a script to one sentence and an exit code."""
+"""From command-line arguments to a validated config."""
 
 import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
 from nas.config import foreign_flags
-from nas.config.file import MAY_CHANGE, Config, flag_of, read_config, validate
-from nas.config.flags import PRESETS, Data, FinalConfig, SearchConfig, Stem, SupernetSize, TrainedOn, is_several
-from nas.errors import InputError
+from nas.config.file import MAY_CHANGE, flag_of, read_config, validate
+from nas.config.flags import PRESETS, Data, FinalConfig, SearchConfig, Stem, SupernetSize, is_several
+from nas.errors import InputError, printable
+
+RunConfig = TypeVar("RunConfig", SearchConfig, FinalConfig)
+
+# What says how a run begins, and is no part of what it computes.
+OF_THE_CALL = {"name", "run_dir", "resume", "config", "preset", "dry_run", "evaluate"}
 
 
-def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
-    """The config that command-line arguments stand for.
+def parse(kind: type[RunConfig], arguments: Sequence[str]) -> RunConfig:
+    """Return the validated config of a command line.
 
-    What they leave alone comes from --config, --preset or the run of --resume or --evaluate.
+    Flags that are not given come from --config, --preset, or the run of --resume or --evaluate.
 
     Raises:
-        InputError: a flag of another program, a value out of range, or one that the run to be resumed does not go with;
-            it names the flag.
-        SystemExit: as `understand`.
+        InputError: a flag belongs to another program, has a value out of range, or does not fit the run to be resumed;
+            the flag is named.
+        SystemExit: as `run_tyro`.
     """
-    if kind is not TrainedOn and (advice := foreign_flags.advice(kind, arguments)):
+    if advice := foreign_flags.advice(kind, arguments):
         raise InputError(advice)
-    config = understand(kind, arguments)
-    if isinstance(config, TrainedOn):
-        return validate(kind, dataclasses.asdict(config))
+    config = run_tyro(kind, arguments)
     given = {argument[2:].partition("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
     if isinstance(config, FinalConfig) and config.network.evaluate is not None:
-        return validate(kind, dataclasses.asdict(_evaluated(config, given, Path(config.network.evaluate))))
-    if config.run.resume is not None:
-        alone = sorted(given & {"config", "preset", "dry_run"})
-        if alone:
-            raise InputError(f"{flag_of(alone[0])}: goes without --resume, with which the flags of the run hold.")
-        return _resumed(kind, config, given, Path(config.run.resume))
+        return validate(kind, _config_to_evaluate(config, given))
+    if config.run.resume is not None and (others := sorted(given & {"preset", "dry_run"})):
+        raise InputError(f"{flag_of(others[0])}: cannot be combined with --resume, which keeps the flags of the run.")
     if config.run.config is not None:
         if "preset" in given:
-            raise InputError("--preset: goes without --config; both say what the flags are that are not given.")
-        config = understand(kind, arguments, default=_flags_of_run(kind, Path(config.run.config)))
+            raise InputError("--preset: cannot be combined with --config; both set the flags that are not given.")
+        config = run_tyro(kind, arguments, default=_config_of_file(kind, Path(config.run.config)))
+        given = _fields(config) - OF_THE_CALL | {"resume"}
     elif "preset" in given:
-        config = understand(kind, arguments, default=PRESETS[config.run.preset])
-    return validate(kind, dataclasses.asdict(config))
+        config = run_tyro(kind, arguments, default=PRESETS[config.run.preset])
+    if config.run.resume is not None:
+        config = _resumed(config, given, Path(config.run.resume))
+    return validate(kind, config)
 
 
-def understand(kind: Any, arguments: Sequence[str], **options: Any) -> Any:
-    """The instance of a dataclass, or of one of a union of them (a subcommand each), that arguments stand for.
+def run_tyro(kind: Any, arguments: Sequence[str], **options: Any) -> Any:
+    """Return the instance of a dataclass, or of one of a union of them (one subcommand each), that arguments describe.
 
     Args:
         options: of `tyro.cli`, such as `prog` and `default`.
 
     Raises:
+        InputError: an argument is not UTF-8, so that it could be neither printed nor kept in a file.
         SystemExit: with code 0, after --help was printed; with code 2, after tyro has printed which flag is wrong: an
             unknown flag or subcommand, a missing one, or a value of the wrong type.
     """
+    for argument in arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):  # how Python holds bytes that are not UTF-8
+            raise InputError(f"'{printable(argument, 100)}': not UTF-8; rename that file or folder.")
     omit = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     return tyro.cli(kind, args=list(arguments), config=omit, **options)
 
 
-def _flags_of_run(kind: type[Config], path: Path) -> Any:
-    """The flags of a run, without those that make it that run."""
-    file = read_config(path)
-    if (file.trained_on is None) != (kind is SearchConfig):
-        raise InputError(f"--config {path}: of a run of the other script, {file.script}.")
-    config: Any = validate(kind, file.config, path)
+def config_to_resume(config: RunConfig, folder: Path) -> RunConfig:
+    """Return the config with which to resume the run in a folder, given the config with which it began.
+
+    Raises:
+        InputError: the run began with another config; the first flag that differs is named.
+    """
+    return validate(type(config), _resumed(config, _fields(config) - OF_THE_CALL, folder))
+
+
+def _fields(config: Any) -> set[str]:
+    return {name for flags in dataclasses.asdict(config).values() for name in flags}
+
+
+def _load(kind: type[RunConfig], flag: str, folder: Path) -> RunConfig:
+    """Return the config in a config.json of the same script, which `flag` names."""
+    file = read_config(folder)
+    if (file.script == "search.py") != (kind is SearchConfig):
+        raise InputError(f"{flag} {shlex.quote(str(folder))}: belongs to {file.script}, not to this script.")
+    return validate(kind, file.config, folder if folder.is_file() else folder / "config.json")
+
+
+def _config_of_file(kind: type[RunConfig], path: Path) -> Any:
+    """Return the flags of another run, without its name."""
+    config: Any = _load(kind, "--config", path)
     return dataclasses.replace(config, run=dataclasses.replace(config.run, name=None))
 
 
-def _evaluated(config: FinalConfig, given: set[str], folder: Path) -> FinalConfig:
-    """The config of a trained network, to be measured again where its images lie now."""
-    validate(FinalConfig, dataclasses.asdict(config))
-    others = sorted(given - {"evaluate", "data_dir", "device", "threads"})
-    if others:
-        raise InputError(f"{flag_of(others[0])}: goes without --evaluate, which measures what was trained.")
-    file = read_config(folder)
-    if file.trained_on is None:
-        raise InputError(f"--evaluate {folder}: a run of search.py; give that of a trained network.")
-    trained = validate(FinalConfig, file.config, folder / "config.json")
-    data_dir = config.data.data_dir if "data_dir" in given else trained.data.data_dir
+def _config_to_evaluate(config: FinalConfig, given: set[str]) -> FinalConfig:
+    """Return the config of a trained network, to be measured again where its images lie now."""
+    if others := sorted(given - {"evaluate", "data_dir", "test_fraction", "device", "threads"}):
+        raise InputError(f"{flag_of(others[0])}: cannot be combined with --evaluate, which measures a trained network.")
+    folder = str(config.network.evaluate)
+    trained = _load(FinalConfig, "--evaluate", Path(folder))
+    changed = {name: getattr(config.data, name) for name in ("data_dir", "test_fraction") if name in given}
     return dataclasses.replace(
         trained,
-        data=dataclasses.replace(trained.data, data_dir=data_dir),
-        network=dataclasses.replace(trained.network, genotype=None, evaluate=str(folder)),
+        data=dataclasses.replace(trained.data, **changed),
+        network=dataclasses.replace(trained.network, genotype=None, evaluate=folder),
         training=dataclasses.replace(trained.training, skip_test=False),
         run=dataclasses.replace(trained.run, device=config.run.device, threads=config.run.threads),
     )
 
 
-def _resumed(kind: type[Config], config: Any, given: set[str], folder: Path) -> Any:
-    """The config of a run folder, with those of the given flags that may change."""
-    file = read_config(folder)
-    if (file.trained_on is None) != (kind is SearchConfig):
+def _resumed(config: Any, given: set[str], folder: Path) -> Any:
+    """Return the config of a run folder, with those of the given flags that may change."""
+    began: Any = _load(type(config), "--resume", folder)
+    if isinstance(began, SearchConfig) and "ray" not in given and ":" in (began.selection.ray or ""):
         raise InputError(
-            f"--resume {folder}: a run of another script: python {file.script} --resume {shlex.quote(str(folder))}"
+            f"--ray: missing; the run used the cluster {began.selection.ray}. Name that cluster again, because its "
+            "answers are trusted; or give --ray alone for this machine."
         )
-    begun: Any = validate(kind, file.config, folder / "config.json")
-    content = dataclasses.asdict(begun)
-    if isinstance(begun, SearchConfig) and "ray" not in given and ":" in (begun.several.ray or ""):
-        raise InputError(
-            f"--ray: missing; the run was spread over {begun.several.ray}. Name that cluster again, as what it answers "
-            "is trusted, or give --ray alone for this machine."
-        )
-    # Cells of more epochs would be others than those that were trained for the choice.
-    may_change = {*MAY_CHANGE} - ({"epochs"} if kind is SearchConfig and is_several(begun) else set())
-    for group, flags in dataclasses.asdict(config).items():
-        for name in given & flags.keys():
-            before, now = content[group][name], flags[name]
-            if name == "epochs" and name in may_change and now < before:
-                raise InputError(f"--epochs {now}: the run has {before} already; it may get more, not fewer.")
-            if name not in may_change and now != before:
+    # With more epochs the cells would no longer be those that were trained for the choice.
+    may_change = {*MAY_CHANGE} - ({"epochs"} if isinstance(began, SearchConfig) and is_several(began) else set())
+    groups = {}
+    for group in dataclasses.fields(began):
+        before, now = getattr(began, group.name), getattr(config, group.name)
+        changed = {name: getattr(now, name) for name in given if hasattr(now, name)}
+        for name, value in changed.items():
+            old = getattr(before, name)
+            if name == "epochs" and name in may_change and value < old:
+                raise InputError(f"--epochs {value}: the run already has {old}; a resumed run cannot have fewer.")
+            if name not in may_change and value != old:
                 raise InputError(
-                    f"{flag_of(name)} {now}: the run in {folder} has {before}; another value would make another run; "
-                    "leave the flag out, or begin a new run."
+                    f"{flag_of(name)} {value}: the run in {folder} has {old}, which cannot change; leave the flag out, "
+                    "or start a new run."
                 )
-            content[group][name] = now
-    return validate(kind, content)
-
-
-def begun_before(config: Any, folder: Path) -> Any:
-    """The config with which the run in a folder goes on that was begun with this one.
-
-    Raises:
-        InputError: it was begun with another one; the first flag that differs is named.
-    """
-    of_the_call = {"name", "run_dir", "resume", "config", "preset", "dry_run", "evaluate"}
-    given = {name for flags in dataclasses.asdict(config).values() for name in flags} - of_the_call
-    return _resumed(type(config), config, given, folder)
-
-
-def flags(config: SearchConfig | FinalConfig) -> tuple[str, ...]:
-    """The flags that give a config to a script; what has its default is left out."""
-    groups = (getattr(config, group.name) for group in dataclasses.fields(config))
-    return tuple(flag for group in groups for flag in _given(group))
+        groups[group.name] = dataclasses.replace(before, **changed)
+    return dataclasses.replace(began, **groups)
 
 
 def data_flags(data: Data, seed: int = 0, stem: Stem = "cifar") -> str:
-    """The flags with which a run has the same images again, and the same stem; each has a space before it.
+    """Return the flags that give a run the same images and the same stem, each with a space before it.
 
     Args:
-        seed: of the run; the draw of --train-limit follows from it.
+        seed: of the run; it determines the draw of --train-limit.
     """
-    given = [flag.partition("=") for flag in (*_given(data), *_given(SupernetSize(stem=stem)))]
+    given = [flag.partition("=") for group in (data, SupernetSize(stem=stem)) for flag in _given(group)]
     if data.train_limit is not None and seed != 0:
         given.append(("--seed", "=", str(seed)))
     return "".join(f" {flag} {shlex.quote(value)}" if equals else f" {flag}" for flag, equals, value in given)
 
 
 def _given(group: Any) -> list[str]:
-    """The flags of a group that are not left at their defaults."""
+    """Return the flags of a group that differ from their defaults."""
     values = ((field, getattr(group, field.name)) for field in dataclasses.fields(group))
     return [
         flag_of(field.name) if value is True else f"{flag_of(field.name)}={value}"

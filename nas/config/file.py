@@ -1,5 +1,7 @@
-"""A config that comes from outside, checked: of a command line, or of a run's config.json."""
+"""A config that comes from outside, checked: from a command line, or from a run's config.json."""
 
+import dataclasses
+import functools
 import json
 from datetime import datetime
 from pathlib import Path
@@ -8,8 +10,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nas import files
-from nas.config.flags import MOST_THREADS, SEEDS, Data, FinalConfig, SearchConfig, Several, TrainedOn, is_several
-from nas.errors import InputError
+from nas.config.flags import MOST_THREADS, SEEDS, Data, FinalConfig, SearchConfig, Selection, TrainedOn, is_several
+from nas.errors import InputError, first_problem
 
 CONFIG_VERSION = 1
 
@@ -27,7 +29,7 @@ def _iso_date(environment: dict[str, Any]) -> dict[str, Any]:
     try:
         datetime.fromisoformat(environment["date"])
     except (KeyError, TypeError, ValueError):
-        raise ValueError("date: missing, or not a date of ISO 8601") from None
+        raise ValueError("date: must be a date of ISO 8601") from None
     return environment
 
 
@@ -39,13 +41,13 @@ def _number_of_threads(environment: dict[str, Any]) -> dict[str, Any]:
 
 
 class ConfigFile(BaseModel):
-    """The content of a run's config.json.
+    """The content of a config.json: that of a run, or one with which a run is to begin.
 
     Attributes:
         config: the flags, still to be validated.
-        trained_on: of a final network alone: the images, still to be validated.
-        environment: when, how and where the run was begun.
-        resumed: the same of each time it went on.
+        trained_on: the images of a trained network, still to be validated; None for a search.
+        environment: when, how and where the run began.
+        resumed: the same for each time that it was resumed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -58,43 +60,49 @@ class ConfigFile(BaseModel):
 
     @property
     def script(self) -> str:
-        """That made the run."""
-        return "search.py" if self.trained_on is None else "train_final.py"
+        """The script that takes these flags."""
+        return "search.py" if "supernet" in self.config else "train_final.py"
 
     @property
     def num_threads(self) -> int | None:
-        """Threads of a process when the run was last at work; None where the file does not say so."""
+        """Threads of each process when the run last started; None where the file does not say so."""
         return (self.resumed or [self.environment])[-1].get("num_threads")
 
 
 def read_config(folder: Path) -> ConfigFile:
-    """The config.json of a run folder, which may be named itself.
+    """Read the config.json of a run folder; the file itself may be named instead.
 
     Raises:
-        InputError: there is none, or not such a one; it names file and field.
+        InputError: there is no such file, or it has another format; the file and the field are named.
     """
     path = folder if folder.is_file() else folder / "config.json"
     if not path.exists():
-        raise InputError(f"{folder}: no run folder, as it holds no config.json.")
+        raise InputError(f"{folder}: not a run folder, because it has no config.json.")
     try:
         return ConfigFile.model_validate_json(files.read_json(path, "config", CONFIG_VERSION))
     except ValidationError as error:
-        raise InputError(_complaint(error, path)) from None
+        raise InputError(f"config {path}: {first_problem(error)}") from None
 
 
 def validate(kind: type[Config], content: Any, path: Path | None = None) -> Config:
-    """The config in a nested dictionary.
+    """Check a config, each field by itself and together with the others, and return it.
 
     Args:
-        path: of the file that it comes from; none for the command line.
+        content: a config, as the command line gives it; or the dictionary of a config file.
+        path: that file; None for the command line.
 
     Raises:
-        InputError: a field is missing, unknown, of the wrong type or out of range; it names flag, or file and field.
+        InputError: a field is missing, unknown, of the wrong type or out of range, or does not fit another one; the
+            flag, or the file and the field, are named.
     """
     try:
-        config = TypeAdapter(kind).validate_json(json.dumps(content))
+        if dataclasses.is_dataclass(content):
+            config = _adapter(kind).validate_python(content)
+        else:  # by the rules of JSON, where a list stands for a tuple and nothing else stands for anything else
+            config = _adapter(kind).validate_json(json.dumps(content))
     except ValidationError as error:
-        raise InputError(_complaint(error, path)) from None
+        sentence = f"config {path}: {first_problem(error)}" if path else first_problem(error, _flag_at)
+        raise InputError(sentence) from None
     if isinstance(config, SearchConfig | FinalConfig):
         _check_data(config.data)
         size = config.supernet if isinstance(config, SearchConfig) else config.network
@@ -102,75 +110,61 @@ def validate(kind: type[Config], content: Any, path: Path | None = None) -> Conf
             raise InputError("--init-channels: must be at least 2 with --stem imagenet, got 1.")
     if isinstance(config, SearchConfig):
         _check_search(config)
-    if isinstance(config, FinalConfig):
-        _check_final(config)
+    if isinstance(config, FinalConfig) and config.training.skip_test and not config.training.holdout_fraction:
+        raise InputError("--skip-test: needs --holdout-fraction above 0; otherwise no accuracy would be measured.")
     return config
 
 
+def to_json(config: SearchConfig | FinalConfig) -> str:
+    """Return a valid config as text for another process, which reads it by `from_json`."""
+    return _adapter(type(config)).dump_json(config).decode()
+
+
+def from_json(kind: type[Config], text: str) -> Config:
+    """Return the config that another process has validated and sent."""
+    return _adapter(kind).validate_json(text)
+
+
+@functools.cache
+def _adapter(kind: type[Config]) -> TypeAdapter[Config]:
+    return TypeAdapter(kind)
+
+
 def _check_data(data: Data) -> None:
-    if data.image_size is not None and data.dataset != "folder":
-        raise InputError(
-            f"--image-size {data.image_size}: goes with --dataset folder; {data.dataset} has a size of its own."
-        )
-    if data.skip_bad_images and data.dataset != "folder":
-        raise InputError(f"--skip-bad-images: goes with --dataset folder; {data.dataset} is read as a whole.")
-    if data.resize != "crop" and data.dataset != "folder":
-        raise InputError(f"--resize {data.resize}: needs --dataset folder; images of {data.dataset} are squares.")
-    if data.test_fraction and data.dataset != "folder":
-        raise InputError(
-            f"--test-fraction {data.test_fraction}: needs --dataset folder; {data.dataset} has a test set."
-        )
-
-
-def _check_final(config: FinalConfig) -> None:
-    network, skip_test = config.network, config.training.skip_test
-    if network.evaluate and config.run.resume:
-        raise InputError("--evaluate: goes without --resume; the one measures a trained network, the other trains on.")
-    if network.evaluate and network.genotype:
-        raise InputError("--evaluate: goes without --genotype; the run folder holds the genotype of its network.")
-    if skip_test and network.evaluate:
-        raise InputError("--skip-test: goes without --evaluate, which measures the test accuracy and nothing else.")
-    if skip_test and not config.training.holdout_fraction:
-        raise InputError("--skip-test: goes with --holdout-fraction above 0; else no accuracy would be measured.")
+    needs_folder = {
+        f"--image-size {data.image_size}": (data.image_size is not None, "has images of one size"),
+        "--skip-bad-images": (data.skip_bad_images, "is read as a whole"),
+        f"--resize {data.resize}": (data.resize != "crop", "has square images"),
+        f"--test-fraction {data.test_fraction}": (data.test_fraction > 0, "has its own test set"),
+    }
+    for flag, (is_given, why) in needs_folder.items():
+        if is_given and data.dataset != "folder":
+            raise InputError(f"{flag}: needs --dataset folder; {data.dataset} {why}.")
 
 
 def _check_search(config: SearchConfig) -> None:
-    lower, upper, several, seed = config.lower, config.upper, config.several, config.run.seed
+    lower, upper, selection, seed = config.lower, config.upper, config.selection, config.run.seed
+    share = selection.devices_per_search
     if upper.share_lower_step and upper.hypergradient != "onestage":
-        raise InputError("--share-lower-step: goes with --hypergradient onestage; first-order has no virtual step.")
+        raise InputError("--share-lower-step: needs --hypergradient onestage; first-order has no virtual step.")
     if lower.lower_lr_min > lower.lower_lr:
         raise InputError(f"--lower-lr-min: must be at most --lower-lr, {lower.lower_lr}, got {lower.lower_lr_min}.")
-    share = several.devices_per_search
-    if several.ray is not None and not is_several(config):
-        raise InputError("--ray: goes with --searches above 1, or --random-baseline above 0.")
-    if several.ray is None and share != Several.devices_per_search:
-        raise InputError("--devices-per-search: goes with --ray; without it there is one search at a time.")
+    if selection.ray is not None and not is_several(config):
+        raise InputError("--ray: needs --searches above 1, or --random-baseline above 0.")
+    if selection.ray is None and share != Selection.devices_per_search:
+        raise InputError("--devices-per-search: needs --ray; without it the searches run one after another.")
     if share > 1 and not share.is_integer():
         raise InputError(f"--devices-per-search: must be a whole number where it is above 1, got {share}.")
-    if seed + max(several.searches, several.random_baseline) > SEEDS:
-        raise InputError(f"--seed {seed}: too large, as the seeds that follow it must be less than {SEEDS}.")
+    if seed + max(selection.searches, selection.random_baseline) > SEEDS:
+        raise InputError(f"--seed {seed}: too large; the seeds that follow it must also be less than {SEEDS}.")
     if is_several(config) and len(config.run.name or "") > 80:
-        raise InputError("--name: must be up to 80 characters, as the seed of each search is added to it.")
+        raise InputError("--name: must have at most 80 characters, because each search adds its seed to it.")
 
 
-def _complaint(error: ValidationError, path: Path | None) -> str:
-    """Its first problem, as one sentence that names the flag, or the file and the field."""
-    problem = error.errors(include_url=False)[0]
-    # A file may have chosen these names: one that is no identifier may hold a line break, or orders to a terminal.
-    names = [part if str(part).isidentifier() else repr(part) for part in problem["loc"]]
-    field = ".".join(f"{name:.60}" for name in map(str, names))
-    where = f"config {path}: {field}" if path else flag_of(field.rpartition(".")[2])
-    return f"{where}: {_requirement(problem)}, got {problem['input']!r:.60}."
+def _flag_at(location: tuple[int | str, ...]) -> str:
+    return flag_of(str(location[-1]))
 
 
 def flag_of(name: str) -> str:
-    """The flag that sets a field."""
+    """Return the flag that sets a field, such as --batch-size for batch_size."""
     return "--" + name.replace("_", "-")
-
-
-def _requirement(problem: Any) -> str:
-    if problem["type"] == "string_pattern_mismatch":
-        return "must be up to 100 letters, digits, '.', '_' or '-', and begin with a letter or digit"
-    if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
-    return problem["msg"].replace("Input should be", "must be").replace("Unexpected keyword argument", "unknown field")

@@ -29,12 +29,17 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Stem = Literal["cifar", "imagenet"]
 Resize = Literal["crop", "squeeze", "pad"]
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 def _optional(metavar: str, default: str) -> Any:
-    """How --help shows a flag whose default is to be worked out."""
+    """Return what --help shows for a flag whose default is worked out later."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+def _name(given: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", given):
+        raise ValueError("must be up to 100 letters, digits, '.', '_' or '-', and begin with a letter or digit")
+    return given
 
 
 def _address(given: str) -> str:
@@ -43,7 +48,7 @@ def _address(given: str) -> str:
     return given
 
 
-# tyro has no value that may be left out.
+# tyro has no flag whose value may be left out.
 _ADDRESS_OR_LOCAL = tyro.constructors.PrimitiveConstructorSpec[str | None](
     nargs="*",
     metavar="[ADDRESS]",
@@ -52,8 +57,8 @@ _ADDRESS_OR_LOCAL = tyro.constructors.PrimitiveConstructorSpec[str | None](
     str_from_instance=lambda value: [] if value is None else [value],
 )
 
-# Strict: a config that is read back from a file must hold the very types.
-_STRICT = ConfigDict(extra="forbid", strict=True)
+# Strict: a config that is read back from a file must hold exactly these types. `validate` checks objects as well.
+_STRICT = ConfigDict(extra="forbid", strict=True, revalidate_instances="always")
 
 
 @dataclass(frozen=True)
@@ -66,33 +71,33 @@ class Data:
         "cifar10"
     )
     """Data set. digits is embedded and works offline.
-    folder reads DATA_DIR/train/CLASS/** and DATA_DIR/test/CLASS/**, or val where there is no test.
-    npz reads DATA_DIR/train.npz and test.npz: the arrays images, labels and, if you like, classes and mirror.
-    Files of other tools are read as well where their meaning is plain, and a line says how."""
+    folder reads DATA_DIR/train/CLASS/** and DATA_DIR/test/CLASS/**; without test it reads val.
+    npz reads DATA_DIR/train.npz and test.npz: the arrays images and labels, optionally classes and mirror.
+    It also reads what other tools write if the meaning is clear, and prints how."""
     data_dir: str = "data"
-    """Folder of the images. The sets that torchvision knows are unpacked there from their archives, if these are there
-    (cifar-10-python.tar.gz and the like), and else downloaded."""
+    """Folder of the images. torchvision's data sets are unpacked there from their archives, such as
+    cifar-10-python.tar.gz. If the archives are not there, they are downloaded."""
     image_size: Annotated[Annotated[int, Field(ge=8, le=1024)] | None, _optional("INT", "32")] = None
-    """Pixels a side, for folder alone: images become RGB, and are scaled to squares.
-    The other sets have their own size."""
+    """Pixels per side, only for folder: images become RGB and are scaled to squares.
+    The other data sets have their own size."""
     resize: Resize = "crop"
-    """How an oblong image of folder becomes a square. crop: both ends are cut off. squeeze: its proportions change.
-    pad: it stands between black bars."""
+    """How an image of folder that is not square becomes a square. crop: cut off both ends.
+    squeeze: change its proportions. pad: add black bars."""
     test_fraction: BelowOne = 0.0
-    """Where folder has no test set: hold back this share of each class for it, the same images whatever the seed.
-    Give the search and the training the same value. Then DATA_DIR/CLASS/** may also be all there is."""
+    """If folder has no test set: hold back this share of each class as the test set, independent of the seed.
+    Give the search and the training the same value. The images may then also be DATA_DIR/CLASS/**."""
     train_limit: Annotated[Annotated[int, Field(ge=4)] | None, _optional("INT", "all")] = None
-    """Use so many training images, drawn by the seed."""
+    """Use this many training images, drawn by the seed."""
     skip_bad_images: Flag = False
-    """Leave out files of folder that cannot be read as images, and say how many, where they would end the run."""
+    """Leave out files of folder that are no readable images, and print how many. Otherwise such a file ends the run."""
     balanced: Flag = False
-    """Draw each class as often as any other in training; images of small classes come again sooner."""
+    """Draw all classes equally often in training; images of small classes are repeated."""
     no_flip: Flag = False
-    """Do not mirror training images, as with letters; otherwise half of them are, except in digits and svhn."""
+    """Do not mirror images, such as letters. Otherwise half are mirrored, except in digits, mnist, kmnist and svhn."""
     crop_padding: Annotated[
         Annotated[int, Field(ge=0)] | None, _optional("INT", "an eighth of the image: 4 for CIFAR-10")
     ] = None
-    """Pixels by which training images are shifted at most to each side; 0 for no shift (DARTS, appendix A.2.1)."""
+    """Largest shift of training images to each side, in pixels; 0: no shift (DARTS, appendix A.2.1)."""
 
 
 @dataclass(frozen=True)
@@ -102,34 +107,38 @@ class Run:
     __pydantic_config__ = _STRICT
 
     seed: Seed = 0
-    """Everything random follows from it: the same seed and --threads on the same machine give the same bits."""
+    """Determines everything random: the same seed and --threads give the same bits on the same machine."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute. auto takes cuda, else mps, else cpu."""
+    """Where to compute. auto takes cuda if there is a GPU, otherwise mps, otherwise cpu."""
     threads: Annotated[
         Annotated[int, Field(ge=1, le=MOST_THREADS)] | None, _optional("INT", "as many as cores are free")
     ] = None
-    """CPU threads of each process. Without the flag OMP_NUM_THREADS counts, else the cores that are free at the start.
-    A run that goes on keeps its number, as bits depend on it."""
+    """CPU threads of each process. The default is OMP_NUM_THREADS, or else the cores that are free at the start.
+    A resumed run keeps its number, because bits depend on it."""
     run_dir: str = "runs"
-    """Folder of the run folders."""
-    name: Annotated[Annotated[str, Field(pattern=_NAME)] | None, _optional("STR", "what it is, seed and time")] = None
+    """Folder that holds the run folders."""
+    name: Annotated[
+        Annotated[str, AfterValidator(_name)] | None,
+        _optional("STR", "search-<dataset> or final-<genotype>, then -seed<N>-<time>"),
+    ] = None
     """Name of the run folder: letters, digits, '.', '_', '-'."""
     config: Annotated[str | None, _optional("FILE", "none")] = None
-    """Begin with the flags of another run: its config.json, or its folder. Flags given beside it win."""
+    """Begin with the flags of another run: its config.json, or its folder. Other flags given here override them.
+    With --resume: take from it what may change in a resumed run."""
     dry_run: Flag = False
-    """Say what would happen and how long it would take, by a few steps, and begin nothing.
-    Images are downloaded, or read and kept for the next time, as they would be."""
+    """Take a few steps, print what a run would do and how long it would take, and start nothing.
+    The images are downloaded or read as in a run, and kept."""
     resume: Annotated[str | None, _optional("RUN_DIR", "none")] = None
-    """Go on with a run from its last checkpoint, bit for bit, with its flags.
-    Of these --epochs may grow; --data-dir, --device, --threads and the three below may be others."""
+    """Resume a run from its last checkpoint, bit for bit, with its flags.
+    --epochs may be larger; --data-dir, --device, --threads and the next three flags may change."""
     checkpoint_minutes: NotNegative = 5.0
-    """Minutes between checkpoints within an epoch; each epoch ends with one. 0: after every step."""
+    """Minutes between checkpoints within an epoch; 0: after every step. Each epoch also ends with a checkpoint."""
     max_bad_steps: Annotated[int, Field(ge=1)] = 10
-    """So many steps in a row whose loss, gradient or weights are not finite end the run. None of them is applied."""
+    """End the run after this many steps in a row that are not finite in loss, gradient or weights; none is applied."""
     deterministic: Flag = False
-    """Refuse operations that may give other bits the next time. On a CPU there are none."""
+    """Refuse operations whose bits may differ from run to run. A CPU has none."""
     sync_batch_norm: Flag = False
-    """Under torchrun: batch norms see the whole batch, as one process does, not the part of their own process."""
+    """With torchrun: batch norms use the whole batch, not only the part of their own process."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +146,8 @@ class SearchRun(Run):
     """Run"""
 
     preset: Literal["paper", "paper-first-order", "quick"] = "paper"
-    """What the other flags are where they are not given.
-    quick is a small supernet, which takes minutes on the digits and hours on CIFAR-10."""
+    """Defaults of the other flags.
+    quick: a small supernet, which takes minutes on the digits and hours on CIFAR-10."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +159,11 @@ class SupernetSize:
     init_channels: Channels = 16
     """Channels of the first cell (DARTS, appendix A.1.1)."""
     num_cells: Cells = 8
-    """Cells, two of which reduce (DARTS, appendix A.1.1)."""
+    """Cells, two of them reduction cells (DARTS, appendix A.1.1)."""
     num_nodes: Annotated[int, Field(ge=1, le=8)] = 4
-    """Nodes a cell (DARTS, appendix A.1.1)."""
+    """Nodes per cell (DARTS, appendix A.1.1)."""
     stem: Stem = "cifar"
-    """First layers, as in the final network. imagenet divides the sides of the images by eight, for 224 × 224."""
+    """First layers, as in the final network. imagenet divides the sides of the images by eight; it is for 224 × 224."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +175,7 @@ class LowerLevel:
     epochs: Epochs = 50
     """Passes over the images of the lower level (DARTS, appendix A.1.1)."""
     batch_size: BatchSize = 64
-    """Images a batch, at either level (DARTS, appendix A.1.1)."""
+    """Images per batch, at each level (DARTS, appendix A.1.1)."""
     lower_lr: Positive = 0.025
     """Learning rate at the start; it falls along a cosine over the epochs (DARTS, appendix A.1.1)."""
     lower_lr_min: NotNegative = 0.001
@@ -190,41 +199,41 @@ class UpperLevel:
     alpha_weight_decay: NotNegative = 1e-3
     """Weight decay (DARTS, appendix A.1.1)."""
     upper_fraction: BetweenZeroAndOne = 0.5
-    """Share of the training images that the alphas learn from, not the weights (DARTS, section 3.1)."""
+    """Share of the training images from which the alphas learn, not the weights (DARTS, section 3.1)."""
     hypergradient: Literal["onestage", "first-order"] = "onestage"
-    """onestage: DARTS, equation 7, by finite differences. first-order: the same for a virtual step of 0, quicker."""
+    """onestage: DARTS, equation 7, by finite differences. first-order: without the virtual step, which is faster."""
     share_lower_step: Flag = False
-    """Quicker, not as published: w′ is the step that the weights keep, so that four passes make a step, not five."""
+    """Faster, not as published: the weights keep the virtual step w′, so a step takes four passes, not five."""
     r: Positive = 0.01
-    """Length of the weights' perturbation in the finite differences (DARTS, section 2.3)."""
+    """Euclidean norm of the perturbation of the weights in the finite differences (DARTS, section 2.3)."""
 
 
 @dataclass(frozen=True)
-class Several:
+class Selection:
     """Several searches, from which the best cell is chosen"""
 
     __pydantic_config__ = _STRICT
 
     searches: Annotated[int, Field(ge=1, le=200)] = 1
-    """Search so often, with seeds from --seed on (DARTS, section 3.2: four times).
-    Then train each distinct cell shortly, the images of the first seed's alphas held out, and export the best one."""
+    """Number of searches, with the seeds from --seed on (DARTS, section 3.2: four). Then each distinct cell is trained
+    briefly and measured on the images from which the alphas of the first search learn; the best cell is exported."""
     random_baseline: Annotated[int, Field(ge=0, le=200)] = 0
-    """Train so many cells drawn at random in the same way: what the searches have to beat."""
+    """Also train this many random cells in the same way: the searches have to beat them."""
     selection_epochs: Epochs = 100
-    """Epochs of each such training (DARTS, section 3.2)."""
+    """Epochs of each brief training (DARTS, section 3.2)."""
     selection_channels: Channels = 36
-    """Channels of its first cell: those of the final network (DARTS, appendix A.2.1)."""
+    """Channels of its first cell: as in the final network (DARTS, appendix A.2.1)."""
     selection_cells: Cells = 20
-    """Cells, two of which reduce: those of the final network (DARTS, appendix A.2.1)."""
+    """Number of its cells: as in the final network (DARTS, appendix A.2.1)."""
     ray: Annotated[
         Annotated[str, AfterValidator(_address)] | None,
         _ADDRESS_OR_LOCAL,
-        tyro.conf.arg(help_behavior_hint="(default: without Ray, one after another)"),
+        tyro.conf.arg(help_behavior_hint="(default: no Ray, one after another)"),
     ] = None
-    """Run them side by side as tasks of Ray: without a value on this machine, else on the cluster at ADDRESS.
-    This is HOST:PORT, or auto for the cluster of this machine. Its nodes have this folder at the same place."""
+    """Run searches and trainings in parallel as Ray tasks: without a value on this machine, otherwise on the cluster at
+    ADDRESS: HOST:PORT, or auto for the cluster of this machine. Each node needs this folder at the same path."""
     devices_per_search: Annotated[float, Field(ge=0.0001, le=1024, allow_inf_nan=False)] = 1.0
-    """With --ray: GPUs that a search or training takes, or CPU cores where there are no GPUs. 0.5: two share one."""
+    """With --ray: GPUs per search or training; CPU cores if there are no GPUs. 0.5: two share one."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +249,7 @@ class SearchConfig:
     supernet: SupernetSize = field(default_factory=SupernetSize)
     lower: LowerLevel = field(default_factory=LowerLevel)
     upper: UpperLevel = field(default_factory=UpperLevel)
-    several: Several = field(default_factory=Several)
+    selection: Selection = field(default_factory=Selection)
     run: SearchRun = field(default_factory=SearchRun)
 
 
@@ -251,14 +260,14 @@ PRESETS = {
         supernet=SupernetSize(init_channels=8, num_cells=3),
         lower=LowerLevel(epochs=8, batch_size=96),
         upper=UpperLevel(alpha_lr=0.01),
-        several=Several(selection_epochs=10, selection_channels=16, selection_cells=3),
+        selection=Selection(selection_epochs=10, selection_channels=16, selection_cells=3),
     ),
 }
 
 
 def is_several(config: SearchConfig) -> bool:
-    """Whether it takes more than one search, or cells to compare it with."""
-    return config.several.searches > 1 or config.several.random_baseline > 0
+    """Return whether the config asks for more than one search, or for random cells to compare with."""
+    return config.selection.searches > 1 or config.selection.random_baseline > 0
 
 
 @dataclass(frozen=True)
@@ -268,20 +277,20 @@ class Network:
     __pydantic_config__ = _STRICT
 
     genotype: Annotated[str | None, _optional("PATH_OR_NAME", "none")] = None
-    """The cell: a name such as DARTS_V2, its text, a file with it (FILE:NAME for one of several), or a run folder."""
+    """The cell: a name such as DARTS_V2, a run folder, a file (FILE:NAME if it holds several), or its text."""
     evaluate: Annotated[str | None, _optional("RUN_DIR", "none")] = None
-    """Instead of training: the run folder of a trained network, whose test accuracy is measured again.
-    Its flags hold, but for --device, --threads and, where its images have been moved, --data-dir."""
+    """Measure the test accuracy of a trained network again, instead of training: its run folder.
+    It keeps its flags; --device, --threads, --data-dir and --test-fraction may change."""
     init_channels: Channels = 36
     """Channels of the first cell (DARTS, appendix A.2.1)."""
     num_cells: Cells = 20
-    """Cells, two of which reduce (DARTS, appendix A.2.1)."""
+    """Cells, two of them reduction cells (DARTS, appendix A.2.1)."""
     stem: Stem = "cifar"
-    """First layers. imagenet divides the sides of the images by eight, for 224 × 224 (the authors' code)."""
+    """First layers. imagenet divides the sides of the images by eight; it is for 224 × 224 (the authors' code)."""
     auxiliary_weight: NotNegative = 0.4
-    """Weight of the auxiliary head's loss (DARTS, appendix A.2.1); 0 for no head."""
+    """Weight of the loss of the auxiliary head (DARTS, appendix A.2.1); 0: no such head."""
     drop_path: BelowOne = 0.2
-    """Probability of dropping an operation, reached linearly over the epochs (DARTS, appendix A.2.1; others: 0.3)."""
+    """Probability of dropping an operation; it rises linearly from 0 over the epochs (DARTS, appendix A.2.1)."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +302,7 @@ class Training:
     epochs: Epochs = 600
     """Passes over the training images (DARTS, appendix A.2.1)."""
     batch_size: BatchSize = 96
-    """Images a batch (DARTS, appendix A.2.1)."""
+    """Images per batch (DARTS, appendix A.2.1)."""
     lr: Positive = 0.025
     """Learning rate at the start; it falls to 0 along a cosine over the epochs (DARTS, appendix A.2.1)."""
     momentum: BelowOne = 0.9
@@ -303,11 +312,11 @@ class Training:
     grad_clip: Positive = 5.0
     """Largest Euclidean norm of the gradient (the authors' code)."""
     cutout: Annotated[Annotated[int, Field(ge=0)] | None, _optional("INT", "half the image: 16 for CIFAR-10")] = None
-    """Side of the square that is cut out, in pixels; 0 for none (DARTS, appendix A.2.1)."""
+    """Side of the square that is cut out, in pixels; 0: no cutout (DARTS, appendix A.2.1)."""
     holdout_fraction: BelowOne = 0.0
-    """Share of the training images kept back, whose accuracy is reported each epoch for whoever wants to choose."""
+    """Share of the training images that is held out; the accuracy on it is reported each epoch."""
     skip_test: Flag = False
-    """Leave the test set alone, neither read nor measured: for choosing among cells by --holdout-fraction."""
+    """Do not read the test set. Report the accuracy on the held-out images instead, to choose among cells."""
 
 
 @dataclass(frozen=True)
@@ -327,7 +336,7 @@ class FinalConfig:
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """The images that a final network was trained on, as far as it takes to classify others."""
+    """What a final network needs to know of its training images to classify others."""
 
     __pydantic_config__ = _STRICT
 

@@ -1,4 +1,4 @@
-"""What arrays of images, labels and names of classes mean, where that is plain; else one sentence says why not."""
+"""Arrays of images, labels and names of classes, read if their meaning is clear; otherwise a sentence says why not."""
 
 import math
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 from nas.errors import InputError, printable
 
-MAX_CLASSES = 10_000  # as many as nas.config.TrainedOn reads back
+MAX_CLASSES = 10_000  # as many as nas.config.flags.TrainedOn reads back
 MAX_CHUNK_BYTES = 16 << 20  # of images that are converted at once
 
 
 def wanted_shape(role: str, shape: tuple[int, ...], num_images: int) -> str:
-    """The shape that an array must have, in words; empty where it has it.
+    """Return the shape that an array must have, in words; empty if it has that shape.
 
     Args:
         role: images, labels, classes or mirror.
@@ -25,7 +25,7 @@ def wanted_shape(role: str, shape: tuple[int, ...], num_images: int) -> str:
             return (
                 "(N, size, size), (N, size, size, 1 or 3) or (N, 1 or 3, size, size), with 8 to 1,024 pixels per side"
             )
-        return "" if shape[0] >= 2 else "of two images at least"
+        return "" if shape[0] >= 2 else "of at least two images"
     if role == "labels":
         right = shape[:1] == (num_images,) and len(shape) <= 2 and 1 <= math.prod(shape[1:]) <= MAX_CLASSES
         return "" if right else f"({num_images},), one per image, or one-hot"
@@ -35,17 +35,17 @@ def wanted_shape(role: str, shape: tuple[int, ...], num_images: int) -> str:
 
 
 def images(where: str, array: np.ndarray) -> tuple[Tensor, str]:
-    """Images (num_images, channels, size, size), uint8, and how they were read, in words.
+    """Return images (num_images, channels, size, size), uint8, and how they were read, in words.
 
-    Plain are whole numbers from 0 to 255 and floats from 0 to 1, of any dtype, and bool, where True is white; channels
-    may stand before or behind rows and columns.
+    The meaning is clear for whole numbers from 0 to 255 and floats from 0 to 1, of any dtype, and for bool, where True
+    is white. Channels may come before or after rows and columns.
 
     Args:
-        where: file and array, for what is raised.
+        where: file and array, for error messages.
         array: (num_images, size, size), (num_images, size, size, 1 or 3) or (num_images, 1 or 3, size, size).
 
     Raises:
-        InputError: other numbers; nobody knows what is black and white in them.
+        InputError: the array holds other numbers, for which black and white are not defined.
     """
     pixels, how = array, ""
     if array.dtype != np.uint8:
@@ -61,7 +61,7 @@ def images(where: str, array: np.ndarray) -> tuple[Tensor, str]:
             is_plain = is_plain and (is_share or bool((pixels[start : start + step] == chunk).all()))
         if not is_plain:
             raise InputError(
-                f"{where}: {array.dtype.name} from {low:g} to {high:g}, where nothing says which value is black and "
+                f"{where}: {array.dtype.name} from {low:g} to {high:g}, so it is not clear which value is black and "
                 "which is white; give whole numbers from 0 to 255, or floats from 0 to 1."
             )
         how = f", with {1 if is_share else 255} as white"
@@ -77,18 +77,18 @@ def images(where: str, array: np.ndarray) -> tuple[Tensor, str]:
 def targets(
     where: str, array: np.ndarray, classes: tuple[str, ...] | None, is_training: bool
 ) -> tuple[Tensor, tuple[str, ...], str]:
-    """Targets (num_images,), int64, from 0 on, a name for each class, and how they were read, in words.
+    """Return targets (num_images,), int64, from 0 on, a name for each class, and how they were read, in words.
 
-    Plain are whole numbers of any dtype, one-hot rows, and text, whose classes are sorted.
+    The meaning is clear for whole numbers of any dtype, one-hot rows, and text, whose classes are sorted.
 
     Args:
-        where: file and array, for what is raised.
+        where: file and array, for error messages.
         array: (num_images,), (num_images, 1) or, one-hot, (num_images, num_classes).
-        classes: names of the classes, in the order of their numbers; without them they are called by their numbers.
+        classes: names of the classes, in the order of their numbers; by default their numbers.
         is_training: whether each class must have an image.
 
     Raises:
-        InputError: numbers that are no classes, several classes of an image, or a class without images.
+        InputError: a number is not a class, an image has several classes, or a class has no images.
     """
     how = ""
     if array.shape[1:] == (1,):
@@ -96,17 +96,19 @@ def targets(
     if array.dtype.kind in "US":
         values = np.unique(array)
         if len(values) > MAX_CLASSES:
-            raise InputError(f"{where}: there are {len(values):,} texts; there may be {MAX_CLASSES:,} classes at most.")
+            raise InputError(f"{where}: there are {len(values):,} texts, but at most {MAX_CLASSES:,} classes.")
         names = texts(where, values)
         classes, how = classes or names, f"{how}, as text"
         number = {name: index for index, name in enumerate(classes)}
         if unknown := [name for name in names if name not in number]:
-            raise InputError(f"{where}: '{printable(unknown[0], 60)}' is none of the {len(classes)} classes.")
+            raise InputError(f"{where}: '{printable(unknown[0], 60)}' is not one of the {len(classes)} classes.")
         array = np.array([number[name] for name in names])[np.searchsorted(values, array)]
     elif array.ndim == 2:
         num_classes, numbers = array.shape[1], array.argmax(axis=1)
         if np.count_nonzero(array) != len(array) or not (array[np.arange(len(array)), numbers] == 1).all():
-            raise InputError(f"{where}: of shape {array.shape}, but its rows do not hold one 1 each and else 0.")
+            raise InputError(
+                f"{where}: of shape {array.shape}, but its rows are not one-hot (one 1 each, otherwise 0)."
+            )
         classes, how = classes or tuple(map(str, range(num_classes))), ", one-hot"
         if len(classes) != num_classes:
             raise InputError(f"{where}: one-hot of {num_classes} classes, but there are {len(classes)}.")
@@ -117,29 +119,29 @@ def targets(
             raise InputError(f"{where}: of dtype {array.dtype.name}, but not all of them are whole numbers.")
     low, high = int(array.min()), int(array.max())
     if low < 0:
-        raise InputError(f"{where}: {low} is below 0; number the classes from 0 on.")
+        raise InputError(f"{where}: {low} is negative; number the classes from 0 on.")
     num_classes = len(classes) if classes else high + 1
     if high >= num_classes:
-        raise InputError(f"{where}: {high} is no class; there are {num_classes}, numbered from 0 on.")
+        raise InputError(f"{where}: {high} is not a class; there are {num_classes}, numbered from 0 on.")
     if num_classes > MAX_CLASSES:
-        raise InputError(f"{where}: {high} is too much; there may be {MAX_CLASSES:,} classes at most.")
+        raise InputError(f"{where}: {high} is too large; at most {MAX_CLASSES:,} classes can be read.")
     if is_training and num_classes < 2:
-        raise InputError(f"{where}: all images are of one class, but two classes at least are needed.")
+        raise InputError(f"{where}: all images are of one class, but at least two classes are needed.")
     numbers = torch.from_numpy(array.astype(np.int64))
     classes = classes or tuple(map(str, range(num_classes)))
     if is_training and (empty := (numbers.bincount(minlength=num_classes) == 0).nonzero().flatten().tolist()):
         raise InputError(
-            f"{where}: no image is of class {empty[0]}, '{printable(classes[empty[0]], 60)}'; number the classes that "
-            "there are from 0 on, without gaps."
+            f"{where}: no image is of class {empty[0]}, '{printable(classes[empty[0]], 60)}'; number the "
+            "classes from 0 on, without gaps."
         )
     return numbers, classes, how
 
 
 def texts(where: str, array: np.ndarray) -> tuple[str, ...]:
-    """The text in an array, (num_texts,), that can be printed, each once.
+    """Return the texts in an array, (num_texts,).
 
     Raises:
-        InputError: a text is empty, cannot be printed, or is there twice.
+        InputError: a text is empty, cannot be printed, or occurs twice.
     """
     try:
         if array.dtype.kind == "U":  # else numpy makes text of it that breaks Python
@@ -147,11 +149,11 @@ def texts(where: str, array: np.ndarray) -> tuple[str, ...]:
             chr(numbers.max())
         found = tuple(text.decode() if isinstance(text, bytes) else text for text in array.tolist())
     except (OverflowError, ValueError):
-        raise InputError(f"{where}: a name holds what is no letter.") from None
+        raise InputError(f"{where}: a name is not valid Unicode.") from None
     for text in found:
         if not text or not text.isprintable():
-            raise InputError(f"{where}: '{printable(text, 60)}' is no name that can be printed.")
+            raise InputError(f"{where}: '{printable(text, 60)}' cannot be printed as a name.")
     if len(set(found)) < len(found):
         twice = next(text for text in found if found.count(text) > 1)
-        raise InputError(f"{where}: '{printable(twice, 60)}' is there twice.")
+        raise InputError(f"{where}: '{printable(twice, 60)}' occurs twice.")
     return found

@@ -15,7 +15,7 @@ def augment(
     rows: slice = slice(None),
     crop_padding: int | None = None,
 ) -> Tensor:
-    """Random crop, horizontal flip, normalisation, cutout: the published training transform of DARTS (appendix A.2.1).
+    """Return images after the training transform of DARTS (appendix A.2.1): crop, flip, normalisation, cutout.
 
     Args:
         images: (batch, channels, size, size), uint8.
@@ -24,8 +24,8 @@ def augment(
         flip: whether half of the images, drawn at random, are mirrored.
         cutout: side in pixels of a square, centred anywhere in the image, that is set to the mean
             (DeVries and Taylor, 2017); 0 for none.
-        batch_size, rows: where the images are some rows of a batch, its size and these rows; they come out as they
-            would in the whole batch.
+        batch_size, rows: if the images are some rows of a batch: its size and these rows. The result is that of the
+            same rows in the whole batch.
         crop_padding: pixels by which a crop is shifted at most to each side; by default an eighth of the size, 4 of 32.
 
     Returns:
@@ -56,14 +56,14 @@ def augment(
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 to float32 with mean 0 and standard deviation 1 a channel."""
+    """Return uint8 images as float32, with mean 0 and standard deviation 1 per channel."""
     return (images.float() / 255 - mean[:, None, None]) / std[:, None, None]
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, of pixels in [0, 1]; both of shape (channels,), float32.
+    """Return mean and standard deviation of each channel, of pixels in [0, 1]; both of shape (channels,), float32.
 
-    They are sums over the 256 values a pixel can have, so that no float copy of a data set is made.
+    They are sums over the 256 values of a pixel, so that no float copy of a data set is made.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in images.cpu().unbind(1)])

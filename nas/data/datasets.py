@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import socket
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas.data import image_folder, npz
+from nas.data import folder_layout, image_folder, npz
 from nas.data.sampler import generator
 from nas.errors import InputError, Stopped, printable
 
@@ -43,7 +44,7 @@ class Split(NamedTuple):
         targets: (num_images,), int64, indices into `classes`, on the CPU.
         classes: names of the classes.
         mirror: whether a mirrored image is of the same class, as far as the images say so themselves.
-        bits: of `folder` alone: range of the grey images that have 16 bits per pixel (see `nas.image_folder.Loaded`).
+        bits: only for `folder`: range of the grey images with 16 bits per pixel (see `nas.data.image_folder.Loaded`).
         notes: lines on what was left out or lost, and on which folder serves as what.
     """
 
@@ -81,21 +82,20 @@ def load(
     Args:
         name: cifar10, cifar100, mnist, kmnist, fashion-mnist, svhn, digits, folder or npz. `digits` is embedded: 1,797
             grey images, 8 × 8, every fifth one for testing. `folder` is `data_dir/train/<class>/**` and
-            `data_dir/test/<class>/**`, any image format, as RGB whether they are grey or not; a part read whole is kept
-            beside it (see `nas.image_folder`). `npz` is `data_dir/train.npz` and `data_dir/test.npz`, arrays of
-            numpy's, grey or RGB (see `nas.npz`).
-        data_dir: where the files lie; a set that torchvision knows and that is missing is unpacked from its archive
-            where this lies there, its checksum being the published one, or else downloaded.
+            `data_dir/test/<class>/**`, any image format, always as RGB (see `nas.data.image_folder`). `npz` is
+            `data_dir/train.npz` and `data_dir/test.npz`, arrays of numpy, grey or RGB (see `nas.data.npz`).
+        data_dir: folder of the files. torchvision's data sets are unpacked there from their archives, if these are
+            there with the published checksums, and otherwise downloaded.
         part: "train" or "test".
-        image_size: pixels a side, for `folder` alone (32 by default).
-        limit: at most so many images, drawn by the seed.
+        image_size: pixels per side, only for `folder` (32 by default).
+        limit: at most this many images, drawn by the seed.
         seed: of that draw.
-        skip_bad: for `folder` alone: leave out files that cannot be read as images.
-        classes: for `npz` alone: names of the classes where the file has none, such as those of the other part.
-        resize, test_fraction, bits: for `folder` alone; see `nas.image_folder.load`.
+        skip_bad: only for `folder`: leave out files that cannot be read as images.
+        classes: only for `npz`: names of the classes for a file that has none, such as those of the other part.
+        resize, test_fraction, bits: only for `folder`; see `nas.data.image_folder.load`.
 
     Raises:
-        InputError: files are missing or cannot be read; it names the folder and the files.
+        InputError: files are missing or cannot be read; the folder and the files are named.
     """
     assert part in ("train", "test"), part
     if name == "folder":
@@ -109,8 +109,8 @@ def load(
     num_bytes = len(json.dumps(split.classes, ensure_ascii=False).encode())
     if num_bytes > MAX_NAMES_BYTES:
         raise InputError(
-            f"--data-dir {data_dir}: the names of the {len(split.classes):,} classes take {num_bytes:,} bytes, of "
-            f"which {MAX_NAMES_BYTES:,} can be kept; shorten them."
+            f"--data-dir {data_dir}: the names of the {len(split.classes):,} classes take {num_bytes:,} bytes, but at "
+            f"most {MAX_NAMES_BYTES:,} can be kept; shorten them."
         )
     return split.select(_draw(len(split.targets), limit, seed)) if limit else split
 
@@ -128,7 +128,7 @@ def fingerprint(*splits: Split) -> str:
 
 
 def _draw(num_images: int, limit: int | None, seed: int) -> Tensor:
-    """Indices of `limit` images, rising."""
+    """Return the indices of `limit` images, in ascending order."""
     order = torch.randperm(num_images, generator=generator("limit", seed))
     return order[:limit].sort().values
 
@@ -176,22 +176,22 @@ def _torchvision_class(name: str) -> Any:
 
 
 def _open_torchvision(name: str, root: Path, part: str, download: bool) -> Any:
-    """torchvision's own reader. It checks the MD5 of the CIFAR and SVHN files before it opens them."""
+    """Open a data set by torchvision's reader, which checks the MD5 of CIFAR and SVHN files before it opens them."""
     kind = _torchvision_class(name)
     if name == "svhn":
         return kind(str(root), split=part, download=download)
     if os.path.exists(legacy := root / kind.__name__ / "processed" / "training.pt"):  # torchvision would unpickle it
         raise InputError(
-            f"{legacy}: a file of an old torchvision, which is not opened here; remove the folder it is in."
+            f"{legacy}: a file of an old torchvision, which is not opened, as it may run code; remove its folder."
         )
     return kind(str(root), train=part == "train", download=download)
 
 
 def _archives(name: str, data_dir: Path) -> tuple[dict[str, Path], bool]:
-    """Which of the files that are downloaded lie there, by where torchvision puts them, and whether all do.
+    """Return the archives that are there, by where torchvision puts them, and whether all of them are.
 
     Raises:
-        InputError: a file has another checksum than the published one; it is named.
+        InputError: a file has another checksum than the published one; the file is named.
     """
     from torchvision.datasets.utils import check_integrity
 
@@ -217,15 +217,24 @@ def _archives(name: str, data_dir: Path) -> tuple[dict[str, Path], bool]:
     return found, len(found) == len(archives)
 
 
+def _own_images(data_dir: Path) -> tuple[str, Path] | None:
+    """Return the --dataset that would read images of the user's own in a folder, and their place; None without any."""
+    for folder in itertools.chain(*folder_layout.named_folders(data_dir).values()):
+        if folder_layout.class_folders(folder) or folder.name.lower() == "train":
+            return "folder", folder
+    found = [data_dir / "train.npz", data_dir / "test.npz"]
+    found = [path for path in found if os.path.exists(path)] or npz.only_file(data_dir)
+    return ("npz", found[0]) if found else None
+
+
 def _fetch(name: str, data_dir: Path) -> None:
-    """Unpack or download into a folder aside, so that nothing half-done stays behind, then move it to its place."""
+    """Unpack or download into a folder aside, then move it to its place, so that nothing half-done stays behind."""
     archives, is_complete = _archives(name, data_dir)
-    for kind, own in (("folder", data_dir / "train"), ("npz", data_dir / "train.npz")):
-        if os.path.exists(own) and not is_complete:
-            raise InputError(
-                f"--dataset {name}: not found in --data-dir {data_dir}, which holds {own}; for images of your own add "
-                f"--dataset {kind}."
-            )
+    if not is_complete and (own := _own_images(data_dir)):
+        raise InputError(
+            f"--dataset {name}: not found in --data-dir {data_dir}, which holds {own[1]}. Add --dataset {own[0]} to "
+            f"use these images, or give another --data-dir to download {name}."
+        )
     listed = ", ".join(map(str, archives.values()))
     print(f"Unpacking {listed}." if is_complete else f"{name} is not in {data_dir}: downloading it.", flush=True)
     before = socket.getdefaulttimeout()

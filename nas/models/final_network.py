@@ -13,10 +13,12 @@ from nas.config.file import read_config, validate
 from nas.config.flags import FinalConfig, TrainedOn
 from nas.errors import InputError
 from nas.models.batch_norm import BatchNorm2d
-from nas.models.primitives import FactorizedReduce, ReLUConvBN, concatenate, make_operation, make_stem
+from nas.models.operations import FactorizedReduce, ReLUConvBN, concatenate, make_stem
+from nas.models.primitives import PRIMITIVES
 from nas.runs.checkpoint import load_weights
+from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
-from nas.search_space.space import EDGES_PER_NODE, NUM_INPUTS, reduction_cells
+from nas.search_space.space import Edges, SearchSpace
 
 
 class FinalNetwork(nn.Module):
@@ -24,16 +26,17 @@ class FinalNetwork(nn.Module):
 
     Args:
         genotype: the cells.
-        in_channels: of the images.
-        init_channels: of the first cell; each of the two reduction cells doubles them.
-        num_cells: cells `num_cells // 3` and `2 * num_cells // 3` reduce.
-        num_classes: logits an image.
-        auxiliary: whether there is an auxiliary head. It serves training alone.
-        stem: "cifar" leaves images as large as they are, "imagenet" divides their sides by eight (the authors' code).
+        in_channels: channels of the images.
+        init_channels: channels of the first cell; each of the two reduction cells doubles them.
+        num_cells: number of cells; cells `num_cells // 3` and `2 * num_cells // 3` reduce.
+        num_classes: logits for each image.
+        auxiliary: whether there is an auxiliary head, which only training uses.
+        stem: "cifar" leaves the size of images as it is, "imagenet" divides their sides by eight (the authors' code).
+        space: the search space of the genotype.
 
     Attributes:
         genotype: the cells.
-        trained_on: of a network that comes `from_run`: its classes, and the size and statistics of its images.
+        trained_on: the classes, and the size and statistics of the images, of a network that comes `from_run`.
     """
 
     trained_on: TrainedOn | None = None
@@ -47,46 +50,50 @@ class FinalNetwork(nn.Module):
         num_classes: int = 10,
         auxiliary: bool = True,
         stem: str = "cifar",
+        space: SearchSpace = DARTS,
     ):
         super().__init__()
         self.genotype = genotype
-        self.stem, self.second_stem, channels = make_stem(stem, in_channels, init_channels)
-        before, previous, channels = channels, channels, init_channels
+        self.stem, self.second_stem, channels_0 = make_stem(stem, in_channels, init_channels)
+        channels_1, channels = channels_0, init_channels
         self.cells = nn.ModuleList()
         self.auxiliary_head = None
         self.auxiliary_after = 2 * num_cells // 3
-        halved = stem == "imagenet"
+        after_reduction = stem == "imagenet"
         for index in range(num_cells):
-            reduction = index in reduction_cells(num_cells)
+            reduction = index in space.reduction_cells(num_cells)
             channels *= 2 if reduction else 1
             edges, concat = (
                 (genotype.reduce, genotype.reduce_concat) if reduction else (genotype.normal, genotype.normal_concat)
             )
-            self.cells.append(FinalCell(edges, concat, before, previous, channels, reduction, halved))
-            before, previous, halved = previous, len(concat) * channels, reduction
+            self.cells.append(
+                FinalCell(edges, concat, channels_0, channels_1, channels, reduction, after_reduction, space)
+            )
+            channels_0, channels_1, after_reduction = channels_1, len(concat) * channels, reduction
             if auxiliary and index == self.auxiliary_after:
-                self.auxiliary_head = AuxiliaryHead(previous, num_classes, stem)
-        self.classifier = nn.Linear(previous, num_classes)
+                self.auxiliary_head = AuxiliaryHead(channels_1, num_classes, stem)
+        self.classifier = nn.Linear(channels_1, num_classes)
 
     @classmethod
     def from_run(cls, folder: str | os.PathLike) -> Self:
-        """The network that a run of train_final.py has trained, on the CPU, to be evaluated.
+        """Load the network that a run of train_final.py has trained, on the CPU, in evaluation mode.
 
-        Its images are (batch, in_channels, image_size, image_size), of pixels in [0, 1] less `trained_on.mean`, divided
-        by `trained_on.std`; logit i is that of `trained_on.classes[i]`.
+        Its images are (batch, in_channels, image_size, image_size): pixels in [0, 1] minus `trained_on.mean`, divided
+        by `trained_on.std`. Logit i is that of `trained_on.classes[i]`.
 
         Raises:
-            InputError: no such run, one of search.py, one that has not ended, or a damaged one; the file is named.
+            InputError: there is no such run, it is a run of search.py, it is not finished, or it is damaged; the file
+                is named.
         """
         path = Path(folder)
         file = read_config(path)
         if file.trained_on is None:
-            raise InputError(f"{path}: a run of search.py; give that of a trained network.")
+            raise InputError(f"{path}: this is a run of search.py; give a run of train_final.py.")
         config = validate(FinalConfig, file.config, path / "config.json")
         trained_on = validate(TrainedOn, file.trained_on, path / "config.json")
         if not len(trained_on.mean) == len(trained_on.std) == trained_on.in_channels or min(trained_on.std) <= 0:
             raise InputError(
-                f"config {path / 'config.json'}: trained_on: mean and std need one positive value a channel."
+                f"config {path / 'config.json'}: trained_on: mean and std need one positive value per channel."
             )
         with torch.device("meta"):  # the weights come from the file
             network = cls(
@@ -110,59 +117,83 @@ class FinalNetwork(nn.Module):
         batch_size: int | None = None,
         rows: slice = slice(None),
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits and, in training and with an auxiliary head, the head's logits; each (batch, num_classes).
+        """Return logits and, in training and with an auxiliary head, the head's logits; each (batch, num_classes).
 
         Args:
             images: (batch, in_channels, height, width), square, at least 8 × 8.
             drop_path: probability that an operation other than identity is dropped for an image, in [0, 1).
-            generator: draws what is dropped; on the device of the images.
-            batch_size, rows: where the images are some rows of a batch, its size and these rows; what is dropped is
-                what would be in the whole batch.
+            generator: draws what is dropped; it is on the device of the images.
+            batch_size, rows: if the images are some rows of a larger batch, its size and these rows; then the same
+                operations are dropped as in the whole batch.
         """
 
         def draw() -> Tensor:  # (images, 1, 1, 1), in [0, 1)
             shape = (batch_size or len(images), 1, 1, 1)
             return torch.rand(shape, device=images.device, dtype=images.dtype, generator=generator)[rows]
 
-        before = self.stem(images)
-        previous = self.second_stem(before)
+        s0 = self.stem(images)
+        s1 = self.second_stem(s0)
         auxiliary_logits = None
         for index, cell in enumerate(self.cells):
-            before, previous = previous, cell(before, previous, drop_path, draw)
+            s0, s1 = s1, cell(s0, s1, drop_path, draw)
             if self.training and self.auxiliary_head is not None and index == self.auxiliary_after:
-                auxiliary_logits = self.auxiliary_head(previous)
-        return self.classifier(previous.mean(dim=(2, 3))), auxiliary_logits
+                auxiliary_logits = self.auxiliary_head(s1)
+        return self.classifier(s1.mean(dim=(2, 3))), auxiliary_logits
+
+
+class Logits(nn.Module):
+    """A final network for use elsewhere: its logits alone, without the auxiliary head."""
+
+    def __init__(self, network: FinalNetwork):
+        super().__init__()
+        self.network = network
+        network.auxiliary_head = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)[0]
 
 
 class FinalCell(nn.Module):
-    """A derived cell: each node adds up two operations."""
+    """A derived cell: each node adds up the operations of its edges.
+
+    Args:
+        edges: (primitive, source state) of each edge, nodes in order.
+        concat: the nodes whose concatenation is the output.
+        channels_0, channels_1: channels of the two inputs, the outputs of the last cell but one and of the last cell.
+        channels: channels of each node.
+        reduction: whether the edges from the inputs have stride 2.
+        after_reduction: whether the last cell was a reduction, so that the first input is twice as large as the second.
+        space: the search space.
+    """
 
     def __init__(
         self,
-        edges: tuple[tuple[str, int], ...],
+        edges: Edges,
         concat: tuple[int, ...],
-        before: int,
-        previous: int,
+        channels_0: int,
+        channels_1: int,
         channels: int,
         reduction: bool,
-        halved: bool,
+        after_reduction: bool,
+        space: SearchSpace = DARTS,
     ):
         super().__init__()
         self.sources = [source for _, source in edges]
+        self.nodes = [list(incoming) for _, incoming in space.by_node(range(len(edges)))]  # numbers of their edges
         self.concat = concat
-        self.preprocess_0 = (FactorizedReduce if halved else ReLUConvBN)(before, channels)
-        self.preprocess_1 = ReLUConvBN(previous, channels)
+        self.preprocess_0 = (FactorizedReduce if after_reduction else ReLUConvBN)(channels_0, channels)
+        self.preprocess_1 = ReLUConvBN(channels_1, channels)
         self.operations = nn.ModuleList(
-            make_operation(primitive, channels, 2 if reduction and source < NUM_INPUTS else 1)
+            PRIMITIVES[primitive].on_edge(channels, 2 if reduction and source < space.num_inputs else 1)
             for primitive, source in edges
         )
 
-    def forward(self, before: Tensor, previous: Tensor, drop_path: float, draw: Callable[[], Tensor]) -> Tensor:
-        """The nodes that count, concatenated; `draw` gives a number in [0, 1) an image."""
-        states = [self.preprocess_0(before), self.preprocess_1(previous)]
-        for first in range(0, len(self.sources), EDGES_PER_NODE):
+    def forward(self, s0: Tensor, s1: Tensor, drop_path: float, draw: Callable[[], Tensor]) -> Tensor:
+        """Return the nodes of `concat`, concatenated; `draw` gives a number in [0, 1) for each image."""
+        states = [self.preprocess_0(s0), self.preprocess_1(s1)]
+        for edges in self.nodes:
             node = None
-            for edge in range(first, first + EDGES_PER_NODE):
+            for edge in edges:
                 operation = self.operations[edge]
                 x = operation(states[self.sources[edge]])
                 if self.training and drop_path > 0 and not isinstance(operation, nn.Identity):
@@ -174,7 +205,7 @@ class FinalCell(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """Classifier on features that are pooled to 2 × 2: in the published way of 8 × 8 (CIFAR) or 7 × 7 (ImageNet) ones.
+    """A classifier on features that are pooled to 2 × 2, as published if they are 8 × 8 (CIFAR) or 7 × 7 (ImageNet).
 
     For ImageNet the authors' code has no second batch norm.
     """

@@ -1,153 +1,205 @@
-"""The modules behind the primitives (Liu, Simonyan, Yang, "DARTS", ICLR 2019, section 3.1), and the stem before them.
+"""The primitives: how each computes one edge, how it computes all edges that leave a state, and what it costs.
 
-All take and return images of shape (batch, channels, height, width); with stride 2 height and width are halved, rounded
-up. In the supernet batch norms have no affine parameters; in the final network they do.
+The modules are in `nas.models.operations`, which is imported only where one is made: names and costs need no torch.
 """
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
-from nas.models.batch_norm import BatchNorm2d
-from nas.models.depthwise import DepthwiseConv2d
-
-
-class ReLUConvBN(nn.Module):
-    """ReLU, convolution, batch norm."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, affine: bool = True):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
-        self.norm = BatchNorm2d(out_channels) if affine else PlanarBatchNorm2d(out_channels, affine=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(F.relu(x)))
+if TYPE_CHECKING:
+    from torch import nn
 
 
-class PlanarBatchNorm2d(BatchNorm2d):
-    """A batch norm on a copy that is not channels_last: of images that are, torch (2.15) adds up in float32 on a CPU.
+class Cost(NamedTuple):
+    """What a part of a final network costs.
 
-    For the inputs of the supernet's cells, where the gradients of all edges meet: what their sums lose reaches every
-    earlier cell.
+    Attributes:
+        weights: number of parameters.
+        multiply_adds: multiply-adds of its convolutions and linear layers for one image.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        x = super().forward(input.contiguous())
-        if x.requires_grad:
-            x.register_hook(lambda gradient: gradient.contiguous())
-        return x.contiguous(memory_format=torch.channels_last)
+    weights: int
+    multiply_adds: int
 
 
-class FactorizedReduce(nn.Module):
-    """A skip connection of stride 2: two strided 1x1 convolutions, the second on the image shifted by one pixel."""
+class Primitive:
+    """What an edge of a cell may carry."""
 
-    def __init__(self, in_channels: int, out_channels: int, affine: bool = True):
-        super().__init__()
-        self.conv_1 = nn.Conv2d(in_channels, out_channels // 2, 1, bias=False)
-        self.conv_2 = nn.Conv2d(in_channels, out_channels - out_channels // 2, 1, bias=False)
-        self.norm = BatchNorm2d(out_channels, affine=affine)
+    def on_edge(self, channels: int, stride: int, in_supernet: bool = False) -> "nn.Module":
+        """Make the operation of one edge.
 
-    def forward(self, x: Tensor) -> Tensor:
-        first, second = every_second_pixel(F.relu(x))
-        return self.norm(torch.cat([self.conv_1(first), self.conv_2(second)], dim=1))
+        Args:
+            channels: channels of its input and of its output.
+            stride: 1, or 2 to halve height and width, rounded up.
+            in_supernet: whether it is part of a supernet: batch norms have no affine parameters there, and pools are
+                followed by one.
+        """
+        raise NotImplementedError
 
+    def on_edges(self, num_edges: int, channels: int, stride: int) -> "nn.Module":
+        """Make the operations of all edges that leave one state in a supernet: by default edge by edge.
 
-def every_second_pixel(x: Tensor) -> tuple[Tensor, Tensor]:
-    """What the strided 1x1 convolutions of a factorised reduction see: even rows and columns, and odd ones.
+        Returns:
+            Either a `Shared` module, which is called with the state and returns what all edges share, before it is
+            weighted. Or a module with an attribute `takes` that is called with this part of `Inputs` and with
+            `scales`, and returns the weighted outputs, (batch, edges * channels, height, width).
+        """
+        from nas.models.operations import EdgeByEdge
 
-    An odd size gets a row and a column of zeros at its end, so that both are equally large. They are taken out here, as
-    oneDNN's weight gradient of a strided 1x1 convolution writes beyond its memory where images of fewer than 8 channels
-    are channels_last and the CPU has no more than AVX2 (torch 2.15).
-    """
-    height, width = x.shape[2:]
-    padded = F.pad(x, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x
-    first, second = x[:, :, ::2, ::2], padded[:, :, 1::2, 1::2]
-    return first.contiguous(memory_format=torch.channels_last), second.contiguous(memory_format=torch.channels_last)
+        return EdgeByEdge(self.on_edge(channels, stride, in_supernet=True) for _ in range(num_edges))
 
+    def cost(self, channels: int, stride: int, size: int) -> Cost:
+        """Return what one edge of a final network costs: by default counted on shapes alone.
 
-class SepConv(nn.Module):
-    """(ReLU, depthwise, pointwise, batch norm) twice; the first depthwise convolution has the stride."""
+        Args:
+            channels: channels of its input and of its output.
+            stride: 1 or 2.
+            size: height and width of its input.
+        """
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
 
-    def __init__(self, channels: int, kernel: int, stride: int, affine: bool = True):
-        super().__init__()
-        self.first = DilConv(channels, kernel, stride, dilation=1, affine=affine)
-        self.second = DilConv(channels, kernel, 1, dilation=1, affine=affine)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x))
-
-
-class DilConv(nn.Module):
-    """ReLU, dilated depthwise convolution, pointwise convolution, batch norm."""
-
-    def __init__(self, channels: int, kernel: int, stride: int, dilation: int = 2, affine: bool = True):
-        super().__init__()
-        self.depthwise = DepthwiseConv2d(channels, kernel, stride, dilation)
-        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
-        self.norm = BatchNorm2d(channels, affine=affine)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.pointwise(self.depthwise(F.relu(x))))
+        with torch.device("meta"):
+            operation, x = self.on_edge(channels, stride).eval(), torch.empty(1, channels, size, size)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            operation(x)
+        # The counter has two operations for each multiply-add.
+        return Cost(sum(weight.numel() for weight in operation.parameters()), counter.get_total_flops() // 2)
 
 
-class Conv7x1And1x7(nn.Module):
-    """ReLU, 1x7 and 7x1 convolution, batch norm (AmoebaNet's cells)."""
+class _Pool(Primitive):
+    def on_edge(self, channels: int, stride: int, in_supernet: bool = False) -> "nn.Module":
+        from torch import nn
 
-    def __init__(self, channels: int, stride: int, affine: bool = True):
-        super().__init__()
-        self.conv_1 = nn.Conv2d(channels, channels, (1, 7), stride=(1, stride), padding=(0, 3), bias=False)
-        self.conv_2 = nn.Conv2d(channels, channels, (7, 1), stride=(stride, 1), padding=(3, 0), bias=False)
-        self.norm = BatchNorm2d(channels, affine=affine)
+        from nas.models.batch_norm import BatchNorm2d
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv_2(self.conv_1(F.relu(x))))
+        pool = self.pool(stride)
+        return nn.Sequential(pool, BatchNorm2d(channels, affine=False)) if in_supernet else pool
 
+    def pool(self, stride: int) -> "nn.Module":
+        raise NotImplementedError
 
-def make_operation(primitive: str, channels: int, stride: int) -> nn.Module:
-    """The operation on one edge of a final network, `channels` in and out."""
-    match primitive:
-        case "max_pool_3x3":
-            return nn.MaxPool2d(3, stride, padding=1)
-        case "avg_pool_3x3":
-            return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
-        case "skip_connect":
-            return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels)
-        case "sep_conv_3x3" | "sep_conv_5x5" | "sep_conv_7x7":
-            return SepConv(channels, int(primitive[-1]), stride)
-        case "dil_conv_3x3" | "dil_conv_5x5":
-            return DilConv(channels, int(primitive[-1]), stride)
-        case "conv_7x1_1x7":
-            return Conv7x1And1x7(channels, stride)
-    raise AssertionError(primitive)
+    def on_edges(self, num_edges: int, channels: int, stride: int) -> "nn.Module":
+        from nas.models.operations import Shared
+
+        return Shared(*self.on_edge(channels, stride, in_supernet=True).children())
+
+    def cost(self, channels: int, stride: int, size: int) -> Cost:
+        return Cost(0, 0)
 
 
-def make_stem(stem: str, in_channels: int, init_channels: int) -> tuple[nn.Module, nn.Module, int]:
-    """The first layers of a supernet or a final network: what gives the first input of the first cell, what makes the
-    second input of it, and the channels of both.
+class MaxPool(_Pool):
+    """3 × 3 max pooling."""
 
-    Args:
-        stem: "cifar" leaves images as large as they are, and both inputs are one. "imagenet" divides their sides by
-            four for the first input and by eight for the second (the authors' final network for ImageNet).
-        init_channels: of the first cell; at least 2 for "imagenet".
-    """
-    if stem == "cifar":
-        channels = 3 * init_channels
-        return nn.Sequential(*_convolution(in_channels, channels, stride=1)), nn.Identity(), channels
-    half = _convolution(in_channels, init_channels // 2, stride=2)
-    first = nn.Sequential(*half, nn.ReLU(), *_convolution(init_channels // 2, init_channels, stride=2))
-    return first, nn.Sequential(nn.ReLU(), *_convolution(init_channels, init_channels, stride=2)), init_channels
+    def pool(self, stride: int) -> "nn.Module":
+        from torch import nn
+
+        return nn.MaxPool2d(3, stride, padding=1)
 
 
-def _convolution(in_channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module]:
-    """3 × 3, and its batch norm."""
-    conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-    return conv, BatchNorm2d(out_channels)
+class AveragePool(_Pool):
+    """3 × 3 average pooling, which does not count the padding."""
+
+    def pool(self, stride: int) -> "nn.Module":
+        from torch import nn
+
+        return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
 
 
-def concatenate(nodes: list[Tensor]) -> Tensor:
-    """The output of a cell: its nodes, one after the other."""
-    for node in nodes:
-        if node.requires_grad:
-            # Else its gradient would be a slice, and the batch norms before it would go a slow way back on a CPU.
-            node.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
-    return torch.cat(nodes, dim=1)
+class SkipConnection(Primitive):
+    """Identity; with stride 2 a factorised reduction."""
+
+    def on_edge(self, channels: int, stride: int, in_supernet: bool = False) -> "nn.Module":
+        from torch import nn
+
+        from nas.models.operations import FactorizedReduce
+
+        return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine=not in_supernet)
+
+    def on_edges(self, num_edges: int, channels: int, stride: int) -> "nn.Module":
+        from nas.models.operations import Shared, StackedFactorizedReduce
+
+        return Shared() if stride == 1 else StackedFactorizedReduce(num_edges, channels)
+
+    def cost(self, channels: int, stride: int, size: int) -> Cost:
+        return Cost(0, 0) if stride == 1 else convolution(channels, channels, 1, half(size) ** 2)
+
+
+@dataclass(frozen=True)
+class SeparableConvolution(Primitive):
+    """A depthwise and a pointwise convolution, twice."""
+
+    kernel: int
+
+    def on_edge(self, channels: int, stride: int, in_supernet: bool = False) -> "nn.Module":
+        from nas.models.operations import SepConv
+
+        return SepConv(channels, self.kernel, stride, affine=not in_supernet)
+
+    def on_edges(self, num_edges: int, channels: int, stride: int) -> "nn.Module":
+        from nas.models.operations import StackedSepConv
+
+        return StackedSepConv(num_edges, channels, self.kernel, stride)
+
+    def cost(self, channels: int, stride: int, size: int) -> Cost:
+        once = DilatedConvolution(self.kernel).cost(channels, stride, size)
+        return Cost(2 * once.weights, 2 * once.multiply_adds)
+
+
+@dataclass(frozen=True)
+class DilatedConvolution(Primitive):
+    """A depthwise convolution with dilation 2, and a pointwise one."""
+
+    kernel: int
+
+    def on_edge(self, channels: int, stride: int, in_supernet: bool = False) -> "nn.Module":
+        from nas.models.operations import DilConv
+
+        return DilConv(channels, self.kernel, stride, affine=not in_supernet)
+
+    def on_edges(self, num_edges: int, channels: int, stride: int) -> "nn.Module":
+        from nas.models.operations import StackedDilConv
+
+        return StackedDilConv(num_edges, channels, self.kernel, stride, dilation=2)
+
+    def cost(self, channels: int, stride: int, size: int) -> Cost:
+        pixels = (size if stride == 1 else half(size)) ** 2
+        pointwise, depthwise = convolution(channels, channels, 1, pixels), self.kernel**2 * channels
+        return Cost(pointwise.weights + depthwise, pointwise.multiply_adds + depthwise * pixels)
+
+
+class Convolution7x1And1x7(Primitive):
+    """A 1 × 7 and a 7 × 1 convolution (AmoebaNet's cells)."""
+
+    def on_edge(self, channels: int, stride: int, in_supernet: bool = False) -> "nn.Module":
+        from nas.models.operations import Conv7x1And1x7
+
+        return Conv7x1And1x7(channels, stride, affine=not in_supernet)
+
+    def cost(self, channels: int, stride: int, size: int) -> Cost:
+        after = size if stride == 1 else half(size)
+        return Cost(2 * 7 * channels**2 + 2 * channels, 7 * channels**2 * (size * after + after * after))
+
+
+def convolution(in_channels: int, out_channels: int, kernel_area: int, pixels: int) -> Cost:
+    """Return the cost of a convolution and its batch norm; `pixels` are those of its output."""
+    kernels = in_channels * out_channels * kernel_area
+    return Cost(kernels + 2 * out_channels, kernels * pixels)
+
+
+def half(size: int) -> int:
+    """Return height or width after an operation of stride 2."""
+    return (size + 1) // 2
+
+
+PRIMITIVES: dict[str, Primitive] = {
+    "max_pool_3x3": MaxPool(),
+    "avg_pool_3x3": AveragePool(),
+    "skip_connect": SkipConnection(),
+    "sep_conv_3x3": SeparableConvolution(3),
+    "sep_conv_5x5": SeparableConvolution(5),
+    "sep_conv_7x7": SeparableConvolution(7),
+    "dil_conv_3x3": DilatedConvolution(3),
+    "dil_conv_5x5": DilatedConvolution(5),
+    "conv_7x1_1x7": Convolution7x1And1x7(),
+}

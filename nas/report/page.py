@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import tyro
 
 from nas import files
-from nas.config.cli import understand
+from nas.config.cli import run_tyro
 from nas.entry import exit_code
 from nas.errors import InputError
 from nas.report.run_data import read_run
-from nas.search_space.space import PRIMITIVES
+from nas.search_space.darts import DARTS
 
 ASSETS = Path(__file__).parent / "assets"
 # In this order.
@@ -59,7 +59,7 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
     """The page; what the runs hold stands in it as data alone, and the script makes text of it."""
     styles = [_asset("uPlot.min.css"), _asset("report.css")]
     scripts = [_asset("uPlot.iife.min.js"), "".join(map(_asset, SCRIPTS))]
-    data = {"runs": runs, "primitives": PRIMITIVES, "published": json.loads(_asset("published.json"))}
+    data = {"runs": runs, "primitives": DARTS.primitives, "published": json.loads(_asset("published.json"))}
     return string.Template(MARKER + _asset("report.html")).substitute(
         policy=f"default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
         f"style-src {' '.join(map(_hash, styles))}; script-src {' '.join(map(_hash, scripts))}",
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str]) -> int:
     """Write a report as the command line says. Returns the exit code."""
 
     def run() -> int:
-        given = understand(Arguments, arguments, prog="python -m nas.report")
+        given = run_tyro(Arguments, arguments, prog="python -m nas.report")
         folders = [Path(folder) for folder in given.run_dirs]
         if not folders:
             raise InputError("RUN_DIR: missing; name one run folder at least.")

@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from nas.config.cli import data_flags
 from nas.config.file import flag_of, read_config, validate
 from nas.config.flags import FinalConfig, SearchConfig, TrainedOn, is_several
-from nas.errors import InputError, count
+from nas.errors import InputError, count, first_problem
 from nas.models.size import network_size
-from nas.search_space.genotype import Genotype, GenotypeFile
-from nas.search_space.space import EDGES_PER_NODE, NUM_INPUTS, PRIMITIVES, edges
+from nas.search_space.darts import DARTS
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import GenotypeFile
 from nas.training.accuracy import FILE as ACCURACY_FILE
 from nas.training.accuracy import AccuracyFile
 
@@ -84,8 +85,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         environment = _Environment.model_validate(file.environment)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        raise InputError(f"config {path}: environment.{problem['loc'][0]}: {problem['msg']}.") from None
+        raise InputError(f"config {path}: environment.{first_problem(error)}") from None
     if file.trained_on is None:
         kind, config = "search", validate(SearchConfig, file.config, path)
     else:
@@ -111,7 +111,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     stored = shlex.quote(str(folder / "genotype.json"))
     commands = []
     if isinstance(config, SearchConfig):
-        history = [Genotype.from_edge_weights(**weights) for weights in metrics.edge_weights]
+        history = [Genotype.from_edge_weights(weights["normal"], weights["reduce"]) for weights in metrics.edge_weights]
         size = network_size(history[-1])
         run["edge_weights"] = {
             cell: [[[round(weight, 5) for weight in row] for row in weights[cell]] for weights in metrics.edge_weights]
@@ -177,9 +177,8 @@ def changes(history: Sequence[Genotype], epochs: Sequence[int]) -> list[dict[str
     found = []
     for index, (before, after) in enumerate(itertools.pairwise(history), 1):
         for cell in CELLS:
-            for node, (old, new) in enumerate(
-                zip(_by_node(getattr(before, cell)), _by_node(getattr(after, cell)), strict=True), NUM_INPUTS
-            ):
+            nodes = (DARTS.by_node(getattr(genotype, cell)) for genotype in (before, after))
+            for (node, old), (_, new) in zip(*nodes, strict=True):
                 gone, come = [edge for edge in old if edge not in new], [edge for edge in new if edge not in old]
                 gone.sort(key=lambda edge: edge[1] not in {source for _, source in come})
                 for edge in gone:
@@ -189,16 +188,12 @@ def changes(history: Sequence[Genotype], epochs: Sequence[int]) -> list[dict[str
     return found
 
 
-def _by_node(cell: Cell) -> list[Cell]:
-    return [cell[index : index + EDGES_PER_NODE] for index in range(0, len(cell), EDGES_PER_NODE)]
-
-
 def _read_metrics(folder: Path, names: Sequence[str], num_epochs: int, num_nodes: int) -> _Metrics:
     path = folder / "metrics.jsonl"
     columns = {
         cell: [
-            [f"edge_weights_{cell}/{source}-{node}_{primitive}" for primitive in PRIMITIVES]
-            for source, node in edges(num_nodes)
+            [f"edge_weights_{cell}/{source}-{node}_{primitive}" for primitive in DARTS.primitives]
+            for source, node in DARTS.edges(num_nodes)
         ]
         for cell in CELLS
     }

@@ -19,8 +19,9 @@ from nas.runs.folder import RunFolder
 from nas.runs.progress_bar import duration
 from nas.runs.silent import SilentRun
 from nas.search_space import pictures
-from nas.search_space.genotype import Genotype, GenotypeFile, Provenance
-from nas.search_space.space import PRIMITIVES, edges
+from nas.search_space.darts import DARTS
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import GenotypeFile, Provenance
 from nas.training.accuracy import Measured, in_words
 from nas.training.loop import Loop
 from nas.training.run import Run
@@ -120,7 +121,7 @@ def cell_scalars(edge_weights: EdgeWeights, genotype: Genotype) -> dict[str, flo
         skips = [primitive == "skip_connect" for primitive, _ in getattr(genotype, cell)]
         scalars[f"cells/skip_connections_{cell}"] = sum(skips)
         for edge, row in zip(edge_names(weights), weights.tolist(), strict=True):
-            for primitive, weight in zip(PRIMITIVES, row, strict=True):
+            for primitive, weight in zip(DARTS.primitives, row, strict=True):
                 scalars[f"edge_weights_{cell}/{edge}_{primitive}"] = weight
     return scalars
 
@@ -140,7 +141,8 @@ def skips(genotype: Genotype) -> str:
 def write_pictures(folder: RunFolder | SilentRun, edge_weights: EdgeWeights, step: int) -> None:
     """In TensorBoard: edge weights as heat maps and, where they were drawn, the derived cells."""
     for cell, weights in edge_weights._asdict().items():
-        folder.picture(f"heat_map/{cell}", pictures.heat_map(weights.tolist(), edge_names(weights), PRIMITIVES), step)
+        heat_map = pictures.heat_map(weights.tolist(), edge_names(weights), DARTS.primitives)
+        folder.picture(f"heat_map/{cell}", heat_map, step)
         drawing = folder.path / "cells" / f"{cell}.png"
         if drawing.is_file():
             folder.picture(f"cells/{cell}", Image.open(drawing), step)
@@ -148,5 +150,4 @@ def write_pictures(folder: RunFolder | SilentRun, edge_weights: EdgeWeights, ste
 
 def edge_names(weights: Tensor) -> list[str]:
     """Such as 0-2, from the first input to the first node."""
-    num_nodes = next(nodes for nodes in range(1, len(weights) + 1) if len(edges(nodes)) == len(weights))
-    return [f"{source}-{node}" for source, node in edges(num_nodes)]
+    return [f"{source}-{node}" for source, node in DARTS.edges(DARTS.num_nodes(len(weights)))]

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nas import files
-from nas.errors import InputError, printable
+from nas.errors import InputError, first_problem, printable
 
 FORMAT_VERSION = 1
 CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
@@ -259,9 +259,7 @@ def _manifest(path: Path, file: Any) -> Manifest:
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise InputError(f"checkpoint {path}: its manifest cannot be read ({where!r:.60}: {problem['msg']}).") from None
+        raise InputError(f"checkpoint {path}: its manifest cannot be read; {first_problem(error)}") from None
 
 
 def _check_header(what: str, file: Any, wanted: Mapping[str, Tensor]) -> None:

@@ -26,7 +26,8 @@ from nas.runs import checkpoint
 from nas.runs.checkpoint import LoopState, Manifest
 from nas.runs.lock import refuse_links, take_lock
 from nas.runs.metrics import Records
-from nas.search_space.genotype import Genotype, Provenance
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import Provenance
 
 BITS_DEPEND_ON = ("versions", "num_threads", "num_processes")
 # TensorBoard takes the columns of its table from any one of the runs: so all have all.
@@ -239,7 +240,7 @@ class RunFolder:
             name: value
             for group, values in config.items()
             for name, value in values.items()
-            if (group not in ("run", "several") or name == "seed") and value is not None
+            if (group not in ("run", "selection") or name == "seed") and value is not None
         }
         began = datetime.fromisoformat(self.started).timestamp()
         self._records = Records(self.path, sizes, began, flags, COMPARED, self.log)
@@ -309,9 +310,9 @@ class RunFolder:
         if not (self.path / "config.json").exists():
             return "the run folder is gone"
         if self._records is None and self._saved_step is None:  # such as one of several searches
-            return f"continue with: {self.go_on}"
+            return f"resume with: {self.go_on}"
         step = "no step" if self._saved_step is None else f"the checkpoint of step {self._saved_step}"
-        return f"{step} is kept; continue with: {self.go_on}"
+        return f"{step} is kept; resume with: {self.go_on}"
 
 
 def _plain(config: SearchConfig | FinalConfig) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from nas.errors import Stopped
 from nas.runs.checkpoint import LoopState
-from nas.search_space.genotype import Genotype, Provenance
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import Provenance
 
 
 class SilentRun:

@@ -12,10 +12,10 @@ NNI 1, and the first ones of version 2: examples/nas/darts/model.py and src/sdk/
 NAS-Bench-301: automl/nasbench301, nasbench301/representations.py (`convert_genotype_to_config`) and configspace.json;
 the same form is `config` in automl/NASLib, naslib/search_spaces/nasbench301/conversions.py. Every key begins with
 `NetworkSelectorDatasetInfo:darts:`. `edge_normal_i` is the primitive of edge i, with edges numbered as in
-`search_space.edges`; `inputs_node_normal_n`, for nodes 3 to 5, are the two source states, as "0_2". Node 2 has no such
+`DARTS.edges`; `inputs_node_normal_n`, for nodes 3 to 5, are the two source states, as "0_2". Node 2 has no such
 key, as it can only take 0 and 1. The hyperparameters of training that configspace.json has beside them are skipped.
 
-All know cells of four nodes, all of them concatenated, and the primitives of `search_space.PRIMITIVES` without none.
+All know cells of four nodes, all of them concatenated, and the primitives of `DARTS` without none.
 NAS-Bench-301's has no place for two edges from one source to one node, nor for the order of the two edges of a node,
 which means nothing: what is read from it has them by rising source.
 """
@@ -27,15 +27,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nas.errors import InputError, count
-from nas.search_space.genotype import Genotype, first_problem
-from nas.search_space.space import EDGES_PER_NODE, NUM_INPUTS, PRIMITIVES, edges
+from nas.errors import InputError, count, first_problem
+from nas.search_space.darts import DARTS
+from nas.search_space.genotype import Genotype
 from nas.search_space.text import FIELDS, OTHER_NAMES, Fields, Found, fields_of, find_all
 
 CELLS = ("normal", "reduce")
-NODES = range(NUM_INPUTS, NUM_INPUTS + 4)
-KNOWN = PRIMITIVES[1:]
-FIRST_EDGE = {node: edges(len(NODES)).index((0, node)) for node in NODES}
+NODES = DARTS.nodes(4)
+KNOWN = DARTS.derived_primitives
+FIRST_EDGE = {node: DARTS.edges(len(NODES)).index((0, node)) for node in NODES}
 
 NASBENCH301_PREFIX = "NetworkSelectorDatasetInfo:darts:"
 NNI_1 = ("maxpool", "avgpool", "skipconnect", "sepconv3x3", "sepconv5x5", "dilconv3x3", "dilconv5x5")
@@ -50,9 +50,9 @@ def to_nni(genotype: Genotype) -> dict[str, Any]:
     _must_fit(genotype, "NNI's DARTS space")
     content: dict[str, Any] = {}
     for cell in CELLS:
-        for index, (primitive, source) in enumerate(getattr(genotype, cell)):
-            edge = f"{index // EDGES_PER_NODE + NUM_INPUTS}_{index % EDGES_PER_NODE}"
-            content |= {f"{cell}/op_{edge}": primitive, f"{cell}/input_{edge}": [source]}
+        for node, edges in DARTS.by_node(getattr(genotype, cell)):
+            for edge, (primitive, source) in enumerate(edges):
+                content |= {f"{cell}/op_{node}_{edge}": primitive, f"{cell}/input_{node}_{edge}": [source]}
     return content
 
 
@@ -66,7 +66,7 @@ def from_nni(content: dict[str, Any]) -> Genotype:
     cells: dict[str, list[tuple[str, int]]] = {cell: [] for cell in CELLS}
     for cell in CELLS:
         for node in NODES:
-            for edge in range(EDGES_PER_NODE):
+            for edge in range(DARTS.edges_kept):
                 primitive = _take(fields, f"{cell}/op_{node}_{edge}", KNOWN)
                 key = f"{cell}/input_{node}_{edge}"
                 source = fields.get(key)
@@ -92,7 +92,7 @@ def from_nni_1(content: dict[str, Any]) -> Genotype:
             kept = fields.pop(f"{prefix}_switch", None)
             if type(kept) is list and len(kept) == node and all(type(is_kept) is bool for is_kept in kept):
                 kept = [name for name, is_kept in zip(names, kept, strict=True) if is_kept]
-            if type(kept) is not list or len(kept) != EDGES_PER_NODE:
+            if type(kept) is not list or len(kept) != DARTS.edges_kept:
                 raise InputError(f"{prefix}_switch: must be two of {', '.join(names)}, got {kept!r:.40}.")
             for place, name in enumerate(kept):
                 kept[place] = source = _one_of(f"{prefix}_switch", name, names)
@@ -113,10 +113,8 @@ def to_nasbench301(genotype: Genotype) -> dict[str, Any]:
     _must_fit(genotype, "NAS-Bench-301's space")
     content: dict[str, Any] = {}
     for cell in CELLS:
-        genes = getattr(genotype, cell)
-        for node in NODES:
-            start = EDGES_PER_NODE * (node - NUM_INPUTS)
-            kept = sorted(genes[start : start + EDGES_PER_NODE], key=lambda gene: gene[1])
+        for node, edges in DARTS.by_node(getattr(genotype, cell)):
+            kept = sorted(edges, key=lambda edge: edge[1])
             if kept[0][1] == kept[1][1]:
                 raise InputError(
                     f"{cell}: both edges of node {node} come from state {kept[0][1]}, "
@@ -124,7 +122,7 @@ def to_nasbench301(genotype: Genotype) -> dict[str, Any]:
                 )
             for primitive, source in kept:
                 content[f"{NASBENCH301_PREFIX}edge_{cell}_{FIRST_EDGE[node] + source}"] = primitive
-            if node != NUM_INPUTS:
+            if node != NODES[0]:
                 content[f"{NASBENCH301_PREFIX}inputs_node_{cell}_{node}"] = f"{kept[0][1]}_{kept[1][1]}"
     return content
 
@@ -139,9 +137,9 @@ def from_nasbench301(content: dict[str, Any]) -> Genotype:
     cells: dict[str, list[tuple[str, int]]] = {cell: [] for cell in CELLS}
     for cell in CELLS:
         for node in NODES:
-            pairs = {f"{one}_{two}": (one, two) for one, two in combinations(range(node), EDGES_PER_NODE)}
+            pairs = {f"{one}_{two}": (one, two) for one, two in combinations(range(node), DARTS.edges_kept)}
             key = f"{NASBENCH301_PREFIX}inputs_node_{cell}_{node}"
-            for source in pairs["0_1" if node == NUM_INPUTS else _take(fields, key, tuple(pairs))]:
+            for source in pairs["0_1" if node == NODES[0] else _take(fields, key, tuple(pairs))]:
                 edge = f"{NASBENCH301_PREFIX}edge_{cell}_{FIRST_EDGE[node] + source}"
                 cells[cell].append((_take(fields, edge, KNOWN), source))
     _must_be_empty(fields)
@@ -220,11 +218,10 @@ def _forms_of(content: dict) -> list[tuple]:
 
 def _must_fit(genotype: Genotype, space: str) -> None:
     for cell in CELLS:
-        genes, concat = getattr(genotype, cell), getattr(genotype, f"{cell}_concat")
-        if len(genes) != len(NODES) * EDGES_PER_NODE:
-            num_nodes = len(genes) // EDGES_PER_NODE
+        edges, concat = getattr(genotype, cell), getattr(genotype, f"{cell}_concat")
+        if (num_nodes := len(DARTS.by_node(edges))) != len(NODES):
             raise InputError(f"{cell}: {count(num_nodes, 'node')}, and cells of {space} have {len(NODES)}.")
-        for primitive, _ in genes:
+        for primitive, _ in edges:
             if primitive not in KNOWN:
                 raise InputError(f"{cell}: {primitive}, which {space} does not have.")
         if concat != tuple(NODES):

@@ -5,6 +5,7 @@ Pictures need Graphviz: the one inside pygraphviz's wheel, else a `dot` on the P
 
 import functools
 import importlib.util
+import itertools
 import os
 import shutil
 import subprocess
@@ -16,10 +17,12 @@ from pathlib import Path
 import graphviz
 from PIL import Image, ImageDraw, ImageFont
 
-from nas.search_space.space import NUM_INPUTS
+from nas.search_space.darts import DARTS
+from nas.search_space.space import SearchSpace
 
 HOW_TO_GET_PICTURES = (
-    "no pictures, only the .gv files: Graphviz is missing or failed here; pip install 'pygraphviz>=2.0' brings it."
+    "Only the .gv files were written, no pictures: Graphviz is missing or failed. To install it: "
+    "pip install 'pygraphviz>=2.0'"
 )
 
 # Fill of the label and colour of the arrow, by kind of primitive.
@@ -33,13 +36,14 @@ KINDS = {
 }
 
 
-def cell_source(edges: Sequence[tuple[str, int]], concat: Sequence[int], name: str) -> str:
-    """Graphviz source of one cell.
+def cell_source(edges: Sequence[tuple[str, int]], concat: Sequence[int], name: str, space: SearchSpace = DARTS) -> str:
+    """Make the Graphviz source of one cell.
 
     Args:
-        edges: (primitive, source state) of each edge, two a node, nodes in order.
+        edges: (primitive, source state) of each edge, nodes in order.
         concat: the states whose concatenation is the cell's output c_k.
         name: written above the cell.
+        space: the search space of the cell.
     """
     font = {"fontname": "Aileron, Helvetica, Arial, sans-serif"}
     graph = graphviz.Digraph(
@@ -61,18 +65,19 @@ def cell_source(edges: Sequence[tuple[str, int]], concat: Sequence[int], name: s
         node_attr=font | {"shape": "box", "style": "rounded,filled", "penwidth": "1.2", "fontsize": "16"},
         edge_attr=font | {"color": "#9a9a9a", "arrowsize": "0.7"},
     )
-    inputs = ('<c<SUB><FONT POINT-SIZE="12">k-2</FONT></SUB>>', '<c<SUB><FONT POINT-SIZE="12">k-1</FONT></SUB>>')
-    for state, label in enumerate(inputs):
+    for state in range(space.num_inputs):
+        label = f'<c<SUB><FONT POINT-SIZE="12">k-{space.num_inputs - state}</FONT></SUB>>'
         graph.node(f"s{state}", label, fillcolor="#cfe8cf", color="#3b7d3b")
     above = graphviz.Digraph(graph_attr={"rank": "same"})
-    above.edge("s0", "s1", style="invis")  # keeps the first input above the second
+    for first, second in itertools.pairwise(range(space.num_inputs)):
+        above.edge(f"s{first}", f"s{second}", style="invis")  # keeps the first input above the second
     graph.subgraph(above)
-    num_nodes = len(edges) // 2
-    for node in range(num_nodes):
-        graph.node(f"s{node + NUM_INPUTS}", str(node), fillcolor="#dfe3ea", color="#4a5568", shape="circle")
+    ends = [node for node, incoming in space.by_node(edges) for _ in incoming]
+    for node in dict.fromkeys(ends):
+        label = str(node - space.num_inputs)
+        graph.node(f"s{node}", label, fillcolor="#dfe3ea", color="#4a5568", shape="circle")
     graph.node("output", '<c<SUB><FONT POINT-SIZE="12">k</FONT></SUB>>', fillcolor="#f6dfa8", color="#a87b12")
-    for index, (primitive, source) in enumerate(edges):
-        node = index // 2 + NUM_INPUTS
+    for index, ((primitive, source), node) in enumerate(zip(edges, ends, strict=True)):
         fill, line = KINDS[primitive.split("_")[0]]
         label = f"e{index}"
         # The label is a node of its own on the edge: dot then routes around it, and nothing overlaps.
@@ -153,7 +158,7 @@ def _font_config() -> Path:
 
 
 def heat_map(weights: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
-    """Weights in [0, 1] as an RGB picture, one labelled cell a weight, white for 0 and dark blue for 1."""
+    """Draw weights in [0, 1] as an RGB picture: one labelled rectangle per weight, white for 0 and dark blue for 1."""
     font = ImageFont.load_default(12)
     left, top, width, height = 70, 92, 56, 22
     picture = Image.new("RGB", (left + width * len(columns), top + height * len(rows)), "white")

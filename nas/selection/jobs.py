@@ -1,7 +1,7 @@
-"""Runs of the two scripts as jobs: each a process of its own, begun, gone on with or left alone as its folder says.
+"""Runs of the two scripts as jobs: each in a process of its own, started, resumed or left alone as its folder says.
 
-A job may be run any number of times, by one process after another: what it has reached lies in its folder. So whoever
-runs jobs may die at any moment, and need not remember anything.
+A job may be run any number of times, by one process after another, because its folder holds all that it has reached.
+So the process that runs jobs may die at any moment and need not remember anything.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ CONNECT_S = 10.0
 MAX_RESTARTS = 3  # in a row, without a step between them that was kept
 ASKED_TO_STOP = (130, 143)
 
-# On Linux the kernel then sends SIGTERM to the script when whoever started it dies, however that happens: a script that
-# nobody waits for ends with a checkpoint. 1 is PR_SET_PDEATHSIG.
+# On Linux the kernel then sends SIGTERM to the script when the process that started it dies, however that happens: a
+# script that nobody waits for ends with a checkpoint. 1 is PR_SET_PDEATHSIG.
 DIE_WITH_PARENT = (
     "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
     "os.getppid() == int(sys.argv[1]) or sys.exit(143); "  # it may have died before
@@ -44,53 +44,51 @@ class Job:
 
     Attributes:
         script: the file.
-        folder: its run folder, seen from `cwd`.
-        begin: flags that begin it.
-        go_on: flags that may be given again with --resume.
-        epochs: after which it is finished.
-        cwd: where it runs.
+        folder: its run folder, relative to `cwd`.
+        config: a config file with its flags, relative to `cwd`; what may change in a resumed run is read again.
+        epochs: number of epochs after which it is finished.
+        cwd: the folder in which it runs.
     """
 
     script: Path
     folder: Path
-    begin: tuple[str, ...]
-    go_on: tuple[str, ...]
+    config: Path
     epochs: int
     cwd: Path
 
     @property
     def path(self) -> Path:
-        """The run folder, wherever this process is."""
+        """The run folder, wherever this process runs."""
         return self.cwd / self.folder
 
     @property
     def output(self) -> Path:
-        """What the script prints."""
+        """The file with what the script prints."""
         return self.path.with_name(f"{self.path.name}.out")
 
 
 class Ending(NamedTuple):
-    """How a job ended: 0 where it is finished, 2 where its input is wrong, or another code; and why, in a sentence."""
+    """The code with which a job ended (0: it is finished, 2: its input is wrong), and the reason in one sentence."""
 
     code: int
     why: str
 
 
 def is_done(job: Job) -> bool:
-    """Whether nothing is left to do."""
+    """Return whether nothing is left to do."""
     manifest = checkpoint.finished(job.path)
     return manifest is not None and manifest.progress.epochs >= job.epochs
 
 
 def run_job(job: Job, tick: Callable[[], None] = lambda: None, threads: int | None = None) -> Ending:
-    """Run a job to its end, from wherever it is; one that dies is started again.
+    """Run a job from where it is to its end; start it again when it dies.
 
     Args:
-        tick: called about twice a second.
-        threads: the job's share of the cores; None where it runs alone and may ask which are free.
+        tick: called about twice per second.
+        threads: the job's share of the cores; None if it runs alone and may ask which ones are free.
 
     Raises:
-        KeyboardInterrupt: it was raised here, as by `tick`: the script was asked to stop, and has ended.
+        KeyboardInterrupt: it was raised here, for example by `tick`; the script was asked to stop and has ended.
     """
     restarts = 0
     while not is_done(job):
@@ -104,7 +102,7 @@ def run_job(job: Job, tick: Callable[[], None] = lambda: None, threads: int | No
         if code == 2:
             return Ending(code, _last_line(job.output).removeprefix("error: "))
         if code in ASKED_TO_STOP:
-            return Ending(code, f"{job.folder} was asked to stop, and did")
+            return Ending(code, f"{job.folder} was asked to stop")
         restarts = 0 if _steps(job) > before else restarts + 1
         if restarts > MAX_RESTARTS:
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
@@ -113,16 +111,16 @@ def run_job(job: Job, tick: Callable[[], None] = lambda: None, threads: int | No
 
 
 def _steps(job: Job) -> int:
-    """That are kept and were applied; -1 where there is no checkpoint yet."""
+    """Return the number of steps that were applied up to the last checkpoint; -1 if there is no checkpoint yet."""
     manifest = checkpoint.newest(job.path)
     return manifest.progress.steps - manifest.progress.bad_steps if manifest else -1
 
 
 def _run_once(job: Job, tick: Callable[[], None], threads: int | None) -> int:
-    """The exit code of the script, negative where a signal ended it."""
-    flags = ("--resume", str(job.folder), *job.go_on) if job.path.exists() else job.begin
+    """Return the exit code of the script, which is negative if a signal ended it."""
+    which = ("--resume", str(job.folder)) if job.path.exists() else ("--name", job.folder.name)
     prelude = ("-c", DIE_WITH_PARENT, str(os.getpid())) if sys.platform == "linux" else ()
-    command = (sys.executable, *prelude, str(job.script), *flags)
+    command = (sys.executable, *prelude, str(job.script), *which, "--config", str(job.config))
     share = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     with job.output.open("ab") as output:
         # In a session of its own Ctrl-C does not reach it, so that it is asked to stop once, by us.
@@ -158,13 +156,13 @@ def _last_line(path: Path) -> str:
     return printable(next((line for line in reversed(lines) if line.strip()), "it printed nothing"), 1000)
 
 
-# Where the jobs run. Both return how those ended that are not finished; wrong input ends the other jobs as well.
+# Both functions return the endings of the jobs that are not finished; wrong input ends the other jobs as well.
 
 RunAll = Callable[[Sequence[Job], Callable[[], None]], list[Ending]]
 
 
 def in_turn(jobs: Sequence[Job], tick: Callable[[], None]) -> list[Ending]:
-    """One after another, here."""
+    """Run jobs one after another, on this machine."""
     endings = []
     for job in jobs:
         endings.append(run_job(job, tick))
@@ -174,7 +172,7 @@ def in_turn(jobs: Sequence[Job], tick: Callable[[], None]) -> list[Ending]:
 
 
 def on_ray(jobs: Sequence[Job], tick: Callable[[], None], resources: Mapping[str, float]) -> list[Ending]:
-    """Side by side, as tasks of the Ray that this process is connected to; those of a node that dies run elsewhere.
+    """Run jobs in parallel, as tasks of the Ray to which this process is connected; Ray moves those of a dead node.
 
     Raises:
         InputError: a node cannot run them.
@@ -193,7 +191,7 @@ def on_ray(jobs: Sequence[Job], tick: Callable[[], None], resources: Mapping[str
             tick()
     except ray.exceptions.RaySystemError as error:  # such as a node without nas
         why = printable(str(error).strip().rpartition("\n")[2].strip(), 300)
-        raise InputError(f"--ray: a node cannot run the jobs ({why}); it has to have nas and this folder.") from None
+        raise InputError(f"--ray: a node cannot run the jobs ({why}); each needs nas and this folder.") from None
     finally:
         for one in waiting:
             ray.cancel(one)
@@ -209,8 +207,8 @@ def _run_as_task(job: Job, threads: int) -> Ending:
         if asked:
             raise KeyboardInterrupt
 
-    # Ray cancels a task by SIGINT, as Python handles it: not at all where a shell began this command in the background,
-    # as its children ignore SIGINT, and theirs. So there is a handler, and one that does not hurry what is stopping.
+    # Ray cancels a task by SIGINT. Where a shell began this command in the background, its children ignore SIGINT, and
+    # theirs too. So there is a handler of our own, which does not hurry a script that is already stopping.
     before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
     try:
         return run_job(job, stop_if_asked, threads)
@@ -222,15 +220,15 @@ def _run_as_task(job: Job, threads: int) -> Ending:
 
 @contextlib.contextmanager
 def runner(address: str | None, share: float, device: str, threads: int | None = None) -> Iterator[RunAll]:
-    """Hands out `in_turn` or, where there is an address, `on_ray`, connected to it until the end.
+    """Yield `in_turn`; or, if there is an address, `on_ray`, connected to that Ray until the end.
 
     Args:
-        address: local begins a Ray on this machine.
-        share: GPUs that a job takes; CPU cores where the cluster has no GPU, or `device` is cpu.
-        threads: of a job, by --threads; it then takes this many cores at least.
+        address: of a Ray cluster; local starts a Ray on this machine.
+        share: GPUs per job; CPU cores if the cluster has no GPU, or `device` is cpu.
+        threads: of each job, from --threads; a job then takes at least this many cores.
 
     Raises:
-        InputError: Ray is not installed or does not answer, or no node has as much as a job takes.
+        InputError: Ray is not installed or does not answer, or no node has what a job takes.
     """
     if address is None:
         yield in_turn
@@ -240,7 +238,7 @@ def runner(address: str | None, share: float, device: str, threads: int | None =
     try:
         import ray
     except ImportError:
-        raise InputError("--ray: the package is missing; install it with: pip install '.[ray]'") from None
+        raise InputError("--ray: the package ray is missing; install it with: pip install '.[ray]'") from None
     before = signal.getsignal(signal.SIGTERM)
     try:
         if address not in ("local", "auto"):  # where nobody listens Ray itself would try for minutes
@@ -251,7 +249,7 @@ def runner(address: str | None, share: float, device: str, threads: int | None =
         ray.init(address, num_cpus=cores, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except Exception as error:  # as Ray raises that very class where a busy machine is too slow for it
         why = printable(str(error).strip().partition("\n")[0], 300)
-        raise InputError(f"--ray {address}: no Ray can be reached or begun there ({why}).") from None
+        raise InputError(f"--ray {address}: cannot connect to Ray, or start it ({why}).") from None
     try:
         signal.signal(signal.SIGTERM, before)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -263,7 +261,11 @@ def runner(address: str | None, share: float, device: str, threads: int | None =
 def resources_of_job(
     nodes: Sequence[Mapping[str, float]], share: float, device: str, threads: int | None = None
 ) -> dict[str, float]:
-    """What a job takes of what the nodes have, as options of a task of Ray's; see `runner`."""
+    """Return what a job takes from a node, as options of a Ray task; arguments as in `runner`.
+
+    Raises:
+        InputError: no node has that much.
+    """
     with_gpus = device in ("auto", "cuda") and any(node.get("GPU") for node in nodes)
     kind = "GPU" if with_gpus else "CPU"
     most = max((node.get(kind, 0.0) for node in nodes), default=0.0)

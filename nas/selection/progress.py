@@ -1,4 +1,4 @@
-"""How far several jobs are, in one view: a bar each on a terminal, else a line now and then."""
+"""The progress of several jobs in one view: one bar per job on a terminal, otherwise a line now and then."""
 
 import contextlib
 import time
@@ -20,7 +20,7 @@ _RECORD = TypeAdapter(dict[str, float])
 
 @contextlib.contextmanager
 def jobs_view(console: Console, log: Callable[[str], None], jobs: Sequence[Job]) -> Iterator[Callable[[], None]]:
-    """Hands out what to call again and again while the jobs run, here or elsewhere: their folders say how far they are.
+    """Yield a function to be called again and again while the jobs run, here or elsewhere; it reads their folders.
 
     Args:
         log: prints a line, and keeps it.
@@ -36,7 +36,7 @@ def jobs_view(console: Console, log: Callable[[str], None], jobs: Sequence[Job])
         for job in list(left):
             if job not in at_work and _modified(job.output) != before[job]:
                 at_work.append(job)
-                log(f"{job.path.name}: {'goes on' if _epochs(job) else 'begins'}")
+                log(f"{job.path.name}: {'resumed' if _epochs(job) else 'started'}")
             if is_done(job):
                 left.remove(job)
                 if job in at_work:
@@ -67,7 +67,7 @@ def jobs_view(console: Console, log: Callable[[str], None], jobs: Sequence[Job])
             for job in list(to_draw):
                 # Where there is no room for all, there is for those at work.
                 visible = job in at_work or len(jobs) < console.height - 2
-                how = "waits" if job in left and job not in at_work else status(job.path)
+                how = "waiting" if job in left and job not in at_work else status(job.path)
                 bars.update(tasks[job], completed=_epochs(job), status=how, visible=visible)
                 if job not in left:
                     to_draw.remove(job)
@@ -77,7 +77,7 @@ def jobs_view(console: Console, log: Callable[[str], None], jobs: Sequence[Job])
 
 
 def status(folder: Path) -> str:
-    """What the last finished epoch of a run brought: its accuracy, and the skip connections of a search's cells."""
+    """Return the accuracy of the last finished epoch of a run and, for a search, the skip connections of its cells."""
     for record in _last_records(folder / "metrics.jsonl"):
         if "upper/accuracy" in record:
             skips = [f"{record.get(f'cells/skip_connections_{cell}', 0):.0f}" for cell in ("normal", "reduce")]
@@ -91,7 +91,7 @@ def status(folder: Path) -> str:
 
 
 def _last_records(path: Path) -> Iterator[dict[str, float]]:
-    """Backwards; what is no record is left out."""
+    """Yield the records of a file, the last one first; lines that are no records are left out."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
@@ -104,7 +104,7 @@ def _last_records(path: Path) -> Iterator[dict[str, float]]:
 
 
 def _epochs(job: Job) -> int:
-    """That are finished."""
+    """Return the number of finished epochs."""
     manifest = checkpoint.newest(job.path)
     return min(manifest.progress.epochs, job.epochs) if manifest else 0
 

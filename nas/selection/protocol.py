@@ -1,4 +1,4 @@
-"""Several searches: each cell that they find is trained shortly, beside random ones, and the best one exported."""
+"""Several searches: each cell found is trained briefly, next to random cells, and the best one is exported."""
 
 import dataclasses
 import os
@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nas import files
-from nas.config.cli import begun_before, data_flags, flags
-from nas.config.flags import FinalConfig, Network, Run, SearchConfig, SearchRun, Several, Training
+from nas.config.cli import config_to_resume, data_flags
+from nas.config.file import CONFIG_VERSION, ConfigFile
+from nas.config.flags import FinalConfig, Network, Run, SearchConfig, SearchRun, Selection, Training
 from nas.data import datasets
 from nas.errors import InputError, Stopped, count
+from nas.machine.environment import environment
 from nas.report import page as report
 from nas.runs.folder import RunFolder, folder_of_run
 from nas.runs.interrupts import Interrupts
-from nas.search_space.genotype import Genotype, GenotypeFile, Provenance
-from nas.search_space.random_cells import random_genotype
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import GenotypeFile, Provenance
 from nas.selection import ranking
 from nas.selection.jobs import Job, RunAll, is_done, runner
 from nas.selection.progress import jobs_view
@@ -24,25 +26,25 @@ from nas.selection.ranking import Cell
 
 
 def run_searches(config: SearchConfig, scripts: Path) -> None:
-    """Run all searches and trainings, from wherever they are; print the table, and export the best searched cell.
+    """Run or resume all searches and trainings, print the table, and export the best cell that a search found.
 
     Args:
         scripts: folder of search.py and train_final.py.
 
     Raises:
-        InputError: the run cannot be begun, or gone on with, with these flags.
+        InputError: the run cannot be started or resumed with these flags.
         Stopped: it was asked to stop, or some of its jobs cannot be finished.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise InputError("--searches: goes without torchrun; with --ray searches run side by side, a device each.")
+        raise InputError("--searches: cannot be combined with torchrun; use --ray to run searches in parallel.")
     path = folder_of_run(config.run, lambda: f"searches-{config.data.dataset}")
     is_new = not (path / "config.json").exists()
     if config.run.resume is None and not is_new:
-        config = begun_before(config, path)
+        config = config_to_resume(config, path)
     name = config.run.name or path.name
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
-    several = config.several
-    with runner(several.ray, several.devices_per_search, config.run.device, config.run.threads) as run_all:
+    selection = config.selection
+    with runner(selection.ray, selection.devices_per_search, config.run.device, config.run.threads) as run_all:
         run = create(path, config) if is_new else RunFolder.reopen(path, config)
         try:
             with run, Interrupts() as interrupts:
@@ -54,7 +56,7 @@ def run_searches(config: SearchConfig, scripts: Path) -> None:
 
 
 def create(path: Path, config: SearchConfig) -> RunFolder:
-    """The folder of a new run.
+    """Return the folder of a new run, after reading its images.
 
     Raises:
         InputError: the name is taken, or the images cannot be read.
@@ -86,7 +88,7 @@ def search_and_choose(
 ) -> None:
     exported = Path("genotypes", f"{config.run.name}.json")
     if exported.exists() and GenotypeFile.load(exported).provenance.date != run.started:
-        raise InputError(f"--resume {run.path}: {exported} comes from another run; move it away.")
+        raise InputError(f"--resume {run.path}: {exported} belongs to another run; move it away.")
     run.write_config()
     for line in plan(config):
         run.log(line)
@@ -104,14 +106,14 @@ def search_and_choose(
                 endings = run_all(jobs, tick)
         except KeyboardInterrupt:
             done = sum(map(is_done, jobs))
-            sentence = f"finished {done} of {count(len(jobs), what)}; go on: {run.go_on}"
+            sentence = f"finished {done} of {count(len(jobs), what)}; resume with: {run.go_on}"
             raise Stopped(sentence, interrupts.exit_code) from None
         for ending in endings:
             if ending.code == 2:
                 raise InputError(ending.why)
         if endings:
             others = f" (and {len(endings) - 1} more)" if len(endings) > 1 else ""
-            raise Stopped(f"{endings[0].why.rstrip('.')}{others}; then go on: {run.go_on}")
+            raise Stopped(f"{endings[0].why.rstrip('.')}{others}; then resume with: {run.go_on}")
 
     run_jobs([search_job(config, scripts, run.path, seed) for seed in seeds(config)], "search")
     cells = distinct_cells(config, run.path)
@@ -145,82 +147,81 @@ def search_and_choose(
 
 
 def plan(config: SearchConfig) -> list[str]:
-    """What will be done, in lines."""
-    several, (first, last) = config.several, (seeds(config)[0], seeds(config)[-1])
-    where = "one after another" if several.ray is None else f"side by side by Ray ({several.ray})"
+    """Return lines that say what will be done."""
+    selection, (first, last) = config.selection, (seeds(config)[0], seeds(config)[-1])
+    where = "one after another" if selection.ray is None else f"in parallel on Ray ({selection.ray})"
     which = f"seed {first}" if first == last else f"seeds {first} to {last}"
-    drawn = f", and {several.random_baseline} drawn at random," if several.random_baseline else ""
+    drawn = f" and {count(selection.random_baseline, 'random cell')}" if selection.random_baseline else ""
     return [
-        f"{count(several.searches, 'search')}, {which}, {where}",
-        f"then each distinct cell{drawn} is trained (epochs: {several.selection_epochs}, channels: "
-        f"{several.selection_channels}, cells: {several.selection_cells}) on the images of the weights of seed "
-        f"{first}, and judged by those of its alphas, held out; the test set is left alone",
+        f"{count(selection.searches, 'search')}, {which}, {where}",
+        f"then each distinct cell{drawn} will be trained ({count(selection.selection_epochs, 'epoch')}, "
+        f"{count(selection.selection_channels, 'channel')}, {count(selection.selection_cells, 'cell')}) on the images "
+        f"from which the weights of seed {first} learn, and measured on those from which its alphas learn; the test "
+        "set is not read",
     ]
 
 
 def seeds(config: SearchConfig) -> range:
-    """Of the searches."""
-    return range(config.run.seed, config.run.seed + config.several.searches)
+    """Return the seeds of the searches."""
+    return range(config.run.seed, config.run.seed + config.selection.searches)
 
 
 def search_name(config: SearchConfig, seed: int) -> str:
-    """Of the run folder of a search, and of the genotype that it exports."""
+    """Return the name of a search's run folder, and of the genotype that it exports."""
     return f"{config.run.name}-seed{seed}"
 
 
 def training_name(cell: Cell) -> str:
-    """Of the run folder of a cell's short training."""
+    """Return the name of the run folder of a cell's brief training."""
     return f"retrained-{cell.name}"
 
 
 def search_job(config: SearchConfig, scripts: Path, path: Path, seed: int) -> Job:
-    """The search of a seed, as the command line that would run it alone."""
+    """Return the job that searches with one seed."""
     own = run_options(config, path, search_name(config, seed)) | {"seed": seed}
-    alone = dataclasses.replace(config, several=Several(), run=SearchRun(**own))
+    alone = dataclasses.replace(config, selection=Selection(), run=SearchRun(**own))
     return job(scripts / "search.py", alone, config.lower.epochs)
 
 
 def training_job(config: SearchConfig, scripts: Path, path: Path, cell: Cell) -> Job:
-    """The short training of a cell: as published but for its epochs, and for half of the images being held out."""
-    several = config.several
+    """Return the job that trains a cell briefly: as published, but for its size, its epochs and the held-out images."""
+    selection = config.selection
     own = FinalConfig(
         data=config.data,
         network=Network(
             genotype=str(cell.file),
-            init_channels=several.selection_channels,
-            num_cells=several.selection_cells,
+            init_channels=selection.selection_channels,
+            num_cells=selection.selection_cells,
             stem=config.supernet.stem,
         ),
         training=Training(
-            epochs=several.selection_epochs, holdout_fraction=config.upper.upper_fraction, skip_test=True
+            epochs=selection.selection_epochs, holdout_fraction=config.upper.upper_fraction, skip_test=True
         ),
         run=Run(**run_options(config, path, training_name(cell))),
     )
-    return job(scripts / "train_final.py", own, several.selection_epochs)
+    return job(scripts / "train_final.py", own, selection.selection_epochs)
 
 
 def run_options(config: SearchConfig, path: Path, name: str) -> dict:
+    """Return the options of a job's run: those of all searches, and its own folder."""
     kept = ("seed", "device", "threads", "checkpoint_minutes", "max_bad_steps", "deterministic")
     return {option: getattr(config.run, option) for option in kept} | {"run_dir": str(path), "name": name}
 
 
 def job(script: Path, config: SearchConfig | FinalConfig, epochs: int) -> Job:
+    """Write the config file of a job beside its run folder, and return the job."""
     assert config.run.name is not None
-    values = {"data_dir": config.data.data_dir} | dataclasses.asdict(config.run)
-    names = ("data_dir", "device", "threads", "checkpoint_minutes", "max_bad_steps")
-    go_on = [f"--{name.replace('_', '-')}={values[name]}" for name in names if values[name] is not None]
-    return Job(
-        script=script.resolve(),
-        folder=Path(config.run.run_dir, config.run.name),
-        begin=flags(config),
-        go_on=(*go_on, *["--deterministic"] * config.run.deterministic),
-        epochs=epochs,
-        cwd=Path.cwd(),
-    )
+    folder = Path(config.run.run_dir, config.run.name)
+    content = ConfigFile(
+        format_version=CONFIG_VERSION, config=dataclasses.asdict(config), environment=environment()
+    ).model_dump(exclude_defaults=True)
+    path = folder.with_name(f"{folder.name}.config.json")
+    files.write_json(path, content)
+    return Job(script.resolve(), folder, path, epochs, Path.cwd())
 
 
 def distinct_cells(config: SearchConfig, path: Path) -> list[Cell]:
-    """The cells of all searches, and random ones, each once; random ones are written to files."""
+    """Return the cells of all searches and the random cells, each once; write the random ones to files."""
     cells: dict[object, Cell] = {}
     for seed in seeds(config):
         file = path / search_name(config, seed) / "genotype.json"
@@ -230,8 +231,8 @@ def distinct_cells(config: SearchConfig, path: Path) -> list[Cell]:
         cell.seeds.append(seed)
         if found.provenance.supernet_accuracy is not None:
             cell.supernet_accuracies.append(found.provenance.supernet_accuracy)
-    for seed in range(config.run.seed, config.run.seed + config.several.random_baseline):
-        file, genotype = path / f"random{seed}.json", random_genotype(seed, config.supernet.num_nodes)
+    for seed in range(config.run.seed, config.run.seed + config.selection.random_baseline):
+        file, genotype = path / f"random{seed}.json", Genotype.random(seed, config.supernet.num_nodes)
         genotype.save(file, Provenance(method="random", seed=seed))
         cells.setdefault(ranking.key(genotype), Cell(genotype, file)).random_seeds.append(seed)
     return list(cells.values())

@@ -1,4 +1,4 @@
-"""Choosing among cells that were trained shortly: the table, and what it says of the search."""
+"""The choice among cells that were trained briefly: their table, and whether the search was worth it."""
 
 import math
 import statistics
@@ -9,24 +9,25 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from nas.errors import InputError
+from nas.errors import InputError, first_problem
 from nas.report.run_data import read_run
-from nas.search_space.genotype import Candidate, Genotype, first_problem
-from nas.search_space.space import EDGES_PER_NODE
+from nas.search_space.darts import DARTS
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import Candidate
 
 TABLE_VERSION = 1
 
 
 @dataclass
 class Cell:
-    """A cell to be trained shortly.
+    """A cell to be trained briefly.
 
     Attributes:
-        genotype: of its first source.
-        file: the genotype file of that.
-        seeds: of the searches that found it.
-        random_seeds: of the draws that gave it.
-        supernet_accuracies: of the searches.
+        genotype: the cell, as the first search or draw gave it.
+        file: the genotype file of that search or draw.
+        seeds: seeds of the searches that found it.
+        random_seeds: seeds of the random draws that gave it.
+        supernet_accuracies: accuracies of the supernets of these searches.
     """
 
     genotype: Genotype
@@ -37,37 +38,34 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its first source, such as seed3 or random0."""
+        """The name of the cell after its first search or draw, such as seed3 or random0."""
         return f"seed{self.seeds[0]}" if self.seeds else f"random{self.random_seeds[0]}"
 
 
 def key(genotype: Genotype) -> object:
-    """The same for cells that differ in the order of a node's edges alone, which means nothing."""
-    cells = [
-        [tuple(sorted(edges[index : index + EDGES_PER_NODE])) for index in range(0, len(edges), EDGES_PER_NODE)]
-        for edges in (genotype.normal, genotype.reduce)
-    ]
+    """Return what is equal for cells that differ only in the order of a node's edges, which means nothing."""
+    cells = [[tuple(sorted(edges)) for _, edges in DARTS.by_node(cell)] for cell in (genotype.normal, genotype.reduce)]
     return (*map(tuple, cells), genotype.normal_concat, genotype.reduce_concat)
 
 
 def candidates(trained: Sequence[tuple[Cell, Path]], balanced: bool = False) -> list[Candidate]:
-    """What the short trainings say of each cell, the best one first.
+    """Return the results of the brief trainings, the best cell first.
 
     Args:
         trained: each cell, and the run folder of its training.
-        balanced: whether cells are chosen by their balanced accuracy.
+        balanced: whether the balanced accuracy decides.
 
     Raises:
-        InputError: a folder holds another cell, or no accuracy of the last epoch; it is named.
+        InputError: a folder holds another cell, or no accuracy of the last epoch; the folder is named.
     """
     found = []
     for cell, folder in trained:
         run = read_run(folder)
         if Genotype.from_text(run["genotype"]) != cell.genotype:
-            raise InputError(f"{folder}: trained another cell than that of {cell.file}; move it away, and go on.")
+            raise InputError(f"{folder}: trained another cell than {cell.file}; move the folder away, then resume.")
         balanced_accuracy = run["series"]["holdout/balanced_accuracy"][-1]
         if balanced and balanced_accuracy is None:
-            raise InputError(f"{folder}: holds no balanced accuracy, as before nas kept it; move it away, and go on.")
+            raise InputError(f"{folder}: has no balanced accuracy; move the folder away, then resume.")
         try:
             candidate = Candidate(
                 seeds=tuple(cell.seeds),
@@ -86,7 +84,7 @@ def candidates(trained: Sequence[tuple[Cell, Path]], balanced: bool = False) -> 
 
 
 def table(rows: Sequence[Candidate]) -> list[str]:
-    """Lines, one a cell."""
+    """Return the lines of the table, one line per cell."""
     lines = [("cell", "balanced" if _balanced(rows) else "held out", "loss", "supernet", "weights", "mult-adds")]
     for row in rows:
         sources = {"seed": row.seeds, "random": row.random_seeds}
@@ -109,13 +107,13 @@ def table(rows: Sequence[Candidate]) -> list[str]:
 
 
 def verdict(rows: Sequence[Candidate]) -> list[str]:
-    """Lines: mean and spread of searches and of random cells, and whether the one was worth it beside the other.
+    """Return lines with mean and spread of searches and random cells, and whether the searches were worth it.
 
-    A cell that several searches found counts as often: the mean is what one more search may be expected to bring.
+    A cell that several searches found counts several times: the mean is what one more search can be expected to give.
     """
     searched = [row.score for row in rows for _ in row.seeds]
     drawn = [row.score for row in rows for _ in row.random_seeds]
-    what = "balanced accuracy held out" if _balanced(rows) else "held out"
+    what = "balanced accuracy on held-out images" if _balanced(rows) else "accuracy on held-out images"
     lines = [f"searches: {_summary(searched, what)}"]
     if not drawn:
         return lines
@@ -131,17 +129,17 @@ def verdict(rows: Sequence[Candidate]) -> list[str]:
 
 
 def _chance(searched: Sequence[float], drawn: Sequence[float]) -> str:
-    """What the trainings say of chance, each cell's counted once, however often it was found."""
+    """Return in words whether chance alone may give this difference; a cell counts once, however often it was found."""
     if min(len(searched), len(drawn)) < 2:
-        return "from too few trainings to tell it from chance"
+        return "too few trainings to rule out chance"
     error = math.sqrt(sum(statistics.variance(group) / len(group) for group in (searched, drawn)))
     if error == 0:
-        return "without a spread that would tell it from chance"
+        return "no spread from which to rule out chance"
     import scipy.stats  # here, as it takes a while
 
     with warnings.catch_warnings(action="ignore"):  # of a small spread
         often = scipy.stats.ttest_ind(searched, drawn, equal_var=False).pvalue
-    return f"standard error {100 * error:.2f}; chance alone does as much with p = {often:.2g}, Welch's t-test"
+    return f"standard error {100 * error:.2f}; Welch's t-test: p = {often:.2g}"
 
 
 def _balanced(rows: Sequence[Candidate]) -> bool:

@@ -2,21 +2,22 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
 
 from nas import files
-from nas.errors import InputError, count, printable
+from nas.errors import InputError, count, first_problem, printable
+
+if TYPE_CHECKING:  # a report reads the file without torch
+    from torch import Tensor
 
 FILE, FILE_VERSION = "accuracy.json", 1
 MAX_CONFUSION_CLASSES = 100  # a confusion matrix grows with their square
 MAX_LINES, NUM_WORST = 20, 5
 
 
-def count_answers(targets: Tensor, answers: Tensor, num_classes: int) -> list[Tensor]:
+def count_answers(targets: "Tensor", answers: "Tensor", num_classes: int) -> "list[Tensor]":
     """What `Measured` holds beside the loss, of images' classes and answers, each (images,), int64, on the CPU."""
     num_images = targets.bincount(minlength=num_classes)
     num_correct = targets[answers == targets].bincount(minlength=num_classes)
@@ -43,9 +44,9 @@ class Measured(NamedTuple):
     """
 
     loss: float
-    num_images: Tensor
-    num_correct: Tensor
-    confusion: Tensor | None = None
+    num_images: "Tensor"
+    num_correct: "Tensor"
+    confusion: "Tensor | None" = None
 
     @property
     def accuracy(self) -> float:
@@ -53,7 +54,7 @@ class Measured(NamedTuple):
         return int(self.num_correct.sum()) / int(self.num_images.sum())
 
     @property
-    def recalls(self) -> Tensor:
+    def recalls(self) -> "Tensor":
         """The accuracy of each class, (classes,), float64; not a number for a class without images."""
         return self.num_correct.double() / self.num_images
 
@@ -142,9 +143,7 @@ class AccuracyFile(BaseModel):
         try:
             file = cls.model_validate_json(data)
         except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            raise InputError(f"accuracy {path}: {printable(where, 60)}: {problem['msg']}.") from None
+            raise InputError(f"accuracy {path}: {first_problem(error)}") from None
         rows = file.confusion
         counts = list(zip(file.num_images, file.num_correct, strict=False))
         fits = len(file.num_images) == len(file.num_correct) == num_classes and sum(file.num_images) > 0
@@ -159,4 +158,6 @@ class AccuracyFile(BaseModel):
     @property
     def measured(self) -> Measured:
         """The counts as tensors; their loss is among the records of the run, and not a number here."""
+        import torch
+
         return Measured(math.nan, torch.tensor(self.num_images), torch.tensor(self.num_correct))

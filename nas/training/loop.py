@@ -194,7 +194,7 @@ class Loop:
             self.save()
         if asked:
             raise Stopped(
-                f"after step {self.state.steps}; continue with: {self.folder.go_on}", self._interrupts.exit_code
+                f"after step {self.state.steps}; resume with: {self.folder.go_on}", self._interrupts.exit_code
             )
 
     def save(self, finished: bool = False) -> None:

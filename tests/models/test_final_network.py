@@ -10,7 +10,7 @@ from torch import nn
 from benchmarks.final_step import TextbookFinalNetwork, copy_weights
 from nas import FinalNetwork, Genotype
 from nas.models.final_network import FinalCell
-from nas.search_space.space import reduction_cells
+from nas.search_space.darts import DARTS
 
 CHANNELS = 4
 
@@ -26,7 +26,7 @@ def network(name="DARTS_V2", num_cells=3, **arguments):
 
 def one_node_cell(*edges, reduction=False):
     """A cell of one node, so that its output is the sum of two operations."""
-    return FinalCell(edges, (2,), CHANNELS, CHANNELS, CHANNELS, reduction, halved=False)
+    return FinalCell(edges, (2,), CHANNELS, CHANNELS, CHANNELS, reduction, False)
 
 
 def preprocessed(cell, x):
@@ -184,7 +184,7 @@ def test_cells_of_five_nodes(name):
     channels, size = CHANNELS, 16
     for index, output in enumerate(outputs):
         concat = genotype.normal_concat
-        if index in reduction_cells(6):
+        if index in DARTS.reduction_cells(6):
             channels, size, concat = 2 * channels, size // 2, genotype.reduce_concat
         assert output.shape == (2, len(concat) * channels, size, size)
     assert final.classifier.in_features == len(genotype.normal_concat) * 4 * CHANNELS

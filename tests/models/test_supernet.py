@@ -18,9 +18,10 @@ from benchmarks.baseline import TextbookSupernet, copy_weights
 from benchmarks.fidelity import fidelity
 from benchmarks.search_step import count_operators
 from nas import Alphas, FinalNetwork, Genotype, Supernet
-from nas.models.primitives import DilConv, FactorizedReduce, SepConv
-from nas.models.supernet import Cell, StackedNorm
-from nas.search_space.space import PRIMITIVES, edges
+from nas.models.batch_norm import StackedNorm
+from nas.models.primitives import PRIMITIVES
+from nas.models.supernet import Cell
+from nas.search_space.darts import DARTS
 
 
 @pytest.fixture(autouse=True)
@@ -256,34 +257,16 @@ def test_batch_norms_and_pools_see_one_layout():
 
 
 def single_operation(primitive, mixed_operations, index, channels, stride):
-    """The module that `nas.operations` has for a primitive, with the weights of one edge of a stack."""
-
-    def loaded(operation, stack):
-        for name, parameter in stack.named_parameters():
-            operation.get_parameter(f"{name}.weight").data.copy_(parameter[index])
-        return operation
-
-    match primitive:
-        case "none":
-            return lambda x: torch.zeros_like(x[:, :, ::stride, ::stride])
-        case "max_pool_3x3":
-            return nn.Sequential(nn.MaxPool2d(3, stride, 1), nn.BatchNorm2d(channels, affine=False))
-        case "avg_pool_3x3":
-            pool = nn.AvgPool2d(3, stride, 1, count_include_pad=False)
-            return nn.Sequential(pool, nn.BatchNorm2d(channels, affine=False))
-        case "skip_connect" if stride == 1:
-            return nn.Identity()
-        case "skip_connect":
-            return loaded(FactorizedReduce(channels, channels, affine=False), mixed_operations.skip)
-        case "sep_conv_3x3" | "sep_conv_5x5":
-            stack = mixed_operations.get_submodule(f"sep_{primitive[-1]}")
-            return loaded(SepConv(channels, int(primitive[-1]), stride, affine=False), stack)
-        case "dil_conv_3x3" | "dil_conv_5x5":
-            stack = mixed_operations.get_submodule(f"dil_{primitive[-1]}")
-            return loaded(DilConv(channels, int(primitive[-1]), stride, affine=False), stack)
+    """The module of one edge, with the weights of this edge in the stacked modules."""
+    if primitive == "none":
+        return lambda x: torch.zeros_like(x[:, :, ::stride, ::stride])
+    operation = PRIMITIVES[primitive].on_edge(channels, stride, in_supernet=True)
+    for name, stacked in mixed_operations.get_submodule(primitive).named_parameters():
+        operation.get_parameter(f"{name}.weight").data.copy_(stacked[index])
+    return operation
 
 
-ONE_HOT = {primitive: [column] * 14 for column, primitive in enumerate(PRIMITIVES)} | {
+ONE_HOT = {primitive: [column] * 14 for column, primitive in enumerate(DARTS.primitives)} | {
     "mixed": [0, 3, 5, 6, 1, 7, 2, 4, 3, 6, 5, 1, 0, 7]
 }
 
@@ -294,18 +277,17 @@ ONE_HOT = {primitive: [column] * 14 for column, primitive in enumerate(PRIMITIVE
 @pytest.mark.parametrize("columns", ONE_HOT.values(), ids=ONE_HOT)
 def test_one_hot_edge_weights_give_single_operations(columns, reduction, size):
     channels = 4
-    cell = Cell(6, 5, channels, 4, reduction, halved=False)
-    before, previous = torch.randn(3, 6, size, size), torch.randn(3, 5, size, size)
-    before.requires_grad_()
-    value = cell(before, previous, torch.eye(8)[columns])
+    cell = Cell(6, 5, channels, 4, reduction, after_reduction=False)
+    s0, s1 = torch.randn(3, 6, size, size, requires_grad=True), torch.randn(3, 5, size, size)
+    value = cell(s0, s1, torch.eye(8)[columns])
 
-    states = [cell.preprocess_0(before), cell.preprocess_1(previous)]
+    states = [cell.preprocess_0(s0), cell.preprocess_1(s1)]
     next_of_source = [itertools.count() for _ in range(5)]
     incoming = {node: [] for node in range(2, 6)}
-    for (source, node), column in zip(edges(4), columns, strict=True):
+    for (source, node), column in zip(DARTS.edges(4), columns, strict=True):
         stride = 2 if reduction and source < 2 else 1
         index = next(next_of_source[source])
-        operation = single_operation(PRIMITIVES[column], cell.mixed_operations[source], index, channels, stride)
+        operation = single_operation(DARTS.primitives[column], cell.mixed_operations[source], index, channels, stride)
         incoming[node].append((operation, source))
     for node in range(2, 6):
         states.append(sum(operation(states[source]) for operation, source in incoming[node]))
@@ -315,7 +297,7 @@ def test_one_hot_edge_weights_give_single_operations(columns, reduction, size):
     assert value.shape == (3, 4 * channels, half, half)
     torch.testing.assert_close(value, expected, rtol=1e-11, atol=1e-12)
     factors = torch.randn_like(value)
-    gradients = [torch.autograd.grad((y * factors).sum() + 0 * before.sum(), before)[0] for y in (value, expected)]
+    gradients = [torch.autograd.grad((y * factors).sum() + 0 * s0.sum(), s0)[0] for y in (value, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-11)
 
 
@@ -414,8 +396,7 @@ def test_fidelity_of_the_second_term(capsys):
 
 NARROW = """
 import torch
-from nas.models.primitives import FactorizedReduce
-from nas.models.supernet import StackedFactorizedReduce
+from nas.models.operations import FactorizedReduce, StackedFactorizedReduce
 
 for _ in range(200):
     x = torch.randn(4, 2, 8, 8).contiguous(memory_format=torch.channels_last)

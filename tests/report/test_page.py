@@ -15,8 +15,9 @@ from nas.models.size import network_size
 from nas.models.supernet import Alphas
 from nas.report import page as report
 from nas.report import run_data
-from nas.search_space.genotype import SHIPPED, Genotype, GenotypeFile
-from nas.search_space.space import PRIMITIVES
+from nas.search_space.darts import DARTS
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import SHIPPED, GenotypeFile
 from nas.training.accuracy import Measured, count_answers
 from tests.bad_calls import content, fault
 from tests.in_process import call
@@ -263,8 +264,8 @@ def set_in_config(*keys, value):
 
 WRONG = [
     ([], None, "RUN_DIR: missing"),
-    (["nowhere"], None, "nowhere: no run folder, as it holds no config.json"),
-    (["runs"], None, "runs: no run folder"),
+    (["nowhere"], None, "nowhere: not a run folder, because it has no config.json"),
+    (["runs"], None, "runs: not a run folder"),
     (["runs/a", "--out=x"], None, "Unrecognized options: --out=x"),
     (["runs/a", "runs/final"], None, "runs of search.py and of train_final.py"),
     (["runs/a", "--output=runs/a/config.json"], None, "runs/a/config.json: exists and is no report"),
@@ -474,7 +475,7 @@ def test_a_command_that_is_none_of_ours_is_not_there_to_be_copied(copy):
 
 
 def test_a_folder_of_several_searches_is_no_run(copy):
-    edit_config(Path("runs/a"), lambda config: config["config"]["several"].update(searches=2))
+    edit_config(Path("runs/a"), lambda config: config["config"]["selection"].update(searches=2))
     with pytest.raises(InputError, match="runs/a: several searches; name one of the run folders in it"):
         run_data.read_run(Path("runs/a"))
 
@@ -535,7 +536,7 @@ def test_a_browser_runs_nothing_of_a_hostile_run(copy):
 
 def test_primitives_have_a_colour():
     style = (report.ASSETS / "report.css").read_text(encoding="utf-8")
-    for name in (*PRIMITIVES, "conv_7x1_1x7"):
+    for name in (*DARTS.primitives, "conv_7x1_1x7"):
         assert f".kind-{name.split('_')[0]} {{" in style
 
 

@@ -103,12 +103,12 @@ def test_where_a_run_writes(tmp_path):
 
 
 BAD_CONFIGS = [
-    (None, "no run folder, as it holds no config.json"),
+    (None, "not a run folder, because it has no config.json"),
     ("{", "config .*: not JSON"),
     ("[]", "config .*: '?.*must be an object"),
-    ('{"format_version": 1}', "config .*: config: Field required"),
+    ('{"format_version": 1}', "config .*: config: missing"),
     ('{"format_version": 99, "config": {}}', "format_version is 99, this nas reads 1: install a newer nas"),
-    ('{"format_version": 1, "config": {}, "environment": {"date": "x\\n"}}', "environment: .*date: missing, or not"),
+    ('{"format_version": 1, "config": {}, "environment": {"date": "x\\n"}}', "environment: date: must be a date"),
     ('{"format_version": 1, "config": {}, "environment": {"date": "2026-01-01"}, "surplus": 1}', "surplus: "),
 ]
 
@@ -288,7 +288,7 @@ def test_a_disk_that_fails_is_one_sentence_with_the_command_to_go_on(tmp_path):
     save(run, 4, torch.zeros(1))
     with (
         pytest.raises(
-            Stopped, match=r"metrics: No space left; the checkpoint of step 4 is kept; continue with: python"
+            Stopped, match=r"metrics: No space left; the checkpoint of step 4 is kept; resume with: python"
         ) as error,
         run,
     ):

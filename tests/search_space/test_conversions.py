@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from nas.errors import InputError
 from nas.search_space.conversions import NNI_1, to_nasbench301, to_nni
-from nas.search_space.genotype import Genotype, Provenance
-from nas.search_space.reader import read
-from nas.search_space.space import PRIMITIVES
+from nas.search_space.darts import DARTS
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import Provenance, read
 
 FILES = {path.stem: path for path in sorted((Path(__file__).parents[2] / "genotypes").glob("*.json"))}
 V1, V2 = Genotype.load(FILES["DARTS_V1"]), Genotype.load(FILES["DARTS_V2"])
@@ -83,7 +83,7 @@ def nni_1(genotype, switch, operation):
     for cell in ("normal", "reduce"):
         edges = getattr(genotype, cell)
         for node, pair in enumerate(zip(edges[::2], edges[1::2], strict=True), 2):
-            kept = {source: PRIMITIVES.index(primitive) - 1 for primitive, source in pair}
+            kept = {source: DARTS.primitives.index(primitive) - 1 for primitive, source in pair}
             prefix = f"{cell}_n{node}"
             content |= {f"{prefix}_p{p}": operation(kept[p]) if p in kept else [] for p in range(node)}
             content[f"{prefix}_switch"] = switch(prefix, list(kept), node)
@@ -247,7 +247,7 @@ def test_a_bad_field_is_named(form, key, value, expected):
 
 def cells(num_nodes):
     sources = [st.integers(0, 1 + index // 2) for index in range(2 * num_nodes)]
-    return st.tuples(*(st.tuples(st.sampled_from(PRIMITIVES[1:]), source) for source in sources))
+    return st.tuples(*(st.tuples(st.sampled_from(DARTS.primitives[1:]), source) for source in sources))
 
 
 @given(normal=cells(4), reduce=cells(4))

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image, ImageChops
 
 from nas.search_space import pictures
+from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
-from nas.search_space.space import DERIVED_PRIMITIVES
 
 ROOT = Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
-FIVE_NODES = tuple(zip((*DERIVED_PRIMITIVES, "skip_connect"), (0, 1, 0, 2, 1, 3, 4, 0, 5, 1), strict=True))
+FIVE_NODES = tuple(zip((*DARTS.known_primitives, "skip_connect"), (0, 1, 0, 2, 1, 3, 4, 0, 5, 1), strict=True))
 FOUR_NODES = FIVE_NODES[:8]
 
 needs_graphviz = pytest.mark.skipif(

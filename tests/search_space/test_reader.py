@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from nas.errors import InputError
 from nas.genotypes import main
 from nas.search_space.conversions import to_nasbench301, to_nni
-from nas.search_space.genotype import Genotype, Provenance
-from nas.search_space.reader import read
-from nas.search_space.space import PRIMITIVES
+from nas.search_space.darts import DARTS
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import Provenance, read
 from tests.damaged_json import spliced
 
 ROOT = Path(__file__).parents[2]
@@ -263,7 +263,7 @@ def test_a_megabyte_takes_seconds(part):
         assert time.process_time() - begin < 5
 
 
-WORDS = (*PRIMITIVES, "Genotype(", "range(2, 6)", "{'normal':", "'''", "# ", "X = ")
+WORDS = (*DARTS.primitives, "Genotype(", "range(2, 6)", "{'normal':", "'''", "# ", "X = ")
 
 
 @pytest.mark.fuzz

@@ -1,44 +1,53 @@
-import ast
-import sys
-from pathlib import Path
+"""The search space of DARTS as data, and that its methods hold for other spaces."""
+
+import itertools
 
 import pytest
 
-from nas.search_space import space
-from nas.search_space.space import DERIVED_PRIMITIVES, PRIMITIVES, edges, reduction_cells
+from nas.search_space.darts import DARTS
+from nas.search_space.space import SearchSpace
 
 
 def test_primitives_are_the_papers_in_the_order_of_the_columns():
-    assert PRIMITIVES == (
+    assert DARTS.primitives == (
         "none", "max_pool_3x3", "avg_pool_3x3", "skip_connect",
         "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5",
     )  # fmt: skip
+    assert DARTS.known_primitives == (*DARTS.primitives[1:], "sep_conv_7x7", "conv_7x1_1x7")
 
 
-def test_derived_cells_know_no_none_but_the_operations_of_other_papers():
-    assert set(DERIVED_PRIMITIVES) - set(PRIMITIVES) == {"sep_conv_7x7", "conv_7x1_1x7"}
-    assert set(PRIMITIVES) - set(DERIVED_PRIMITIVES) == {"none"}
+# As in NAS-Bench-201: one input, and nodes that keep all their edges, of which some may be none.
+ALL_EDGES = SearchSpace(("none", "skip_connect"), num_inputs=1, edges_kept=3, cells=("cell",), derives_none=True)
 
 
-def test_edges_of_two_nodes():
-    assert edges(2) == [(0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
+@pytest.mark.parametrize(("space", "inputs", "counts"), [(DARTS, 2, [2, 5, 9, 14]), (ALL_EDGES, 1, [1, 3, 6, 10])])
+def test_edges_are_ordered_by_node_then_source(space, inputs, counts):
+    for num_nodes, num_edges in enumerate(counts, 1):
+        found = space.edges(num_nodes)
+        assert found == sorted(itertools.combinations(range(inputs + num_nodes), 2), key=lambda e: e[::-1])[-num_edges:]
+        assert space.num_nodes(len(found)) == num_nodes
+    for wrong in (0, counts[-1] + 1):
+        with pytest.raises(ValueError, match=f"has {wrong} edges"):
+            space.num_nodes(wrong)
 
 
-@pytest.mark.parametrize("num_nodes", range(7))
-def test_edges_are_ordered_by_node_then_source(num_nodes):
-    found = edges(num_nodes)
-    assert found == sorted(found, key=lambda edge: (edge[1], edge[0]))
-    assert len(set(found)) == len(found) == num_nodes * (num_nodes + 3) // 2
-    assert all(0 <= source < node for source, node in found)
-
-
-@pytest.mark.parametrize(("num_cells", "expected"), [(8, {2, 5}), (14, {4, 9}), (20, {6, 13})])
+@pytest.mark.parametrize(("num_cells", "expected"), [(1, {0}), (8, {2, 5}), (14, {4, 9}), (20, {6, 13})])
 def test_reduction_cells_lie_at_one_and_two_thirds(num_cells, expected):
-    assert reduction_cells(num_cells) == expected
+    assert DARTS.reduction_cells(num_cells) == expected
 
 
-def test_search_space_needs_the_standard_library_alone():
-    tree = ast.parse(Path(space.__file__).read_text(encoding="utf-8"))
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
+def test_a_node_of_another_space_keeps_all_its_edges_and_may_keep_none():
+    rows = [[0.6, 0.4], [0.3, 0.7], [0.5, 0.5], [0.2, 0.8], [0.9, 0.1], [0.5, 0.5]]
+    cell = ALL_EDGES.derive(rows)
+    assert set(cell[:1]) == {("none", 0)}
+    assert set(cell[1:3]) == {("skip_connect", 0), ("none", 1)}
+    assert set(cell[3:]) == {("skip_connect", 0), ("none", 1), ("none", 2)}
+    assert [(node, len(edges)) for node, edges in ALL_EDGES.by_node(cell)] == [(1, 1), (2, 2), (3, 3)]
+    drawn = [ALL_EDGES.random_cells(seed, 3)["cell"] for seed in range(20)]
+    assert {tuple(source for _, source in cell) for cell in drawn} == {(0, 0, 1, 0, 1, 2)}
+    assert {primitive for cell in drawn for primitive, _ in cell} == {"none", "skip_connect"}
+
+
+def test_a_row_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="8 columns"):
+        DARTS.derive([[0.1] * 8, [0.1] * 7])

@@ -22,8 +22,7 @@ from pathlib import Path
 import numpy
 from safetensors.numpy import save_file
 
-flags = dict(flag[2:].split("=") for flag in sys.argv[1:] if "=" in flag)
-folder = Path(sys.argv[2]) if sys.argv[1] == "--resume" else Path(flags["run-dir"], flags["name"])
+folder = Path(sys.argv[2]) if sys.argv[1] == "--resume" else Path("runs", sys.argv[2])
 folder.mkdir(exist_ok=True)
 folder.with_suffix(".threads").write_text(str(os.environ.get("OMP_NUM_THREADS")))
 starts = folder.with_suffix(".starts")
@@ -70,8 +69,7 @@ def make(tmp_path):
 
     def make_job(moves, name="a"):
         (tmp_path / "moves").write_text(moves)
-        begin = ("--run-dir=runs", f"--name={name}")
-        return Job(tmp_path / "script.py", Path("runs", name), begin, ("--device=cpu",), 2, tmp_path)
+        return Job(tmp_path / "script.py", Path("runs", name), Path("config.json"), 2, tmp_path)
 
     return make_job
 
@@ -96,7 +94,7 @@ def test_a_job_alone_may_ask_for_cores_and_one_beside_others_is_told_its_share(m
 def test_what_dies_is_gone_on_with_as_long_as_it_gets_on(make):
     job = make("kdddkkf")
     assert run_job(job) == (0, "")
-    assert starts(job) == ["--run-dir=runs --name=a"] + 6 * ["--resume runs/a --device=cpu"]
+    assert starts(job) == ["--name a --config config.json"] + 6 * ["--resume runs/a --config config.json"]
     assert is_done(job)
     assert run_job(job) == (0, "")
     assert len(starts(job)) == 7
@@ -150,7 +148,7 @@ def test_a_script_that_is_asked_to_stop_by_somebody_else_is_not_begun_again(make
             os.kill(int(asleep.read_text()), signal.SIGTERM)
             asleep.unlink()
 
-    assert run_job(job, tick) == (143, "runs/a was asked to stop, and did")
+    assert run_job(job, tick) == (143, "runs/a was asked to stop")
 
 
 def test_a_run_folder_at_work_is_waited_for(make, monkeypatch):
@@ -191,7 +189,9 @@ def wait_until(there, timeout_s=60):
 
 def test_without_the_package_one_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"--ray: the package is missing; install it with: pip install '\.\[ray\]'"):
+    with pytest.raises(
+        InputError, match=r"--ray: the package ray is missing; install it with: pip install '\.\[ray\]'"
+    ):
         runner("local", 1.0, "auto").__enter__()
 
 
@@ -204,13 +204,16 @@ def test_where_ray_does_not_begin_one_sentence_says_so(monkeypatch):
         raise Exception("The current node timed out during startup.\nThis could happen because")
 
     monkeypatch.setattr("ray.init", too_slow)
-    with pytest.raises(InputError, match=r"--ray local: no Ray can .* \(The current node timed out during startup\.\)"):
+    with pytest.raises(
+        InputError,
+        match=r"--ray local: cannot connect to Ray, or start it \(The current node timed out during startup\.\)",
+    ):
         runner("local", 1.0, "auto").__enter__()
 
 
 @with_ray
 def test_where_no_ray_listens_one_sentence_says_so():
-    with pytest.raises(InputError, match=r"--ray 127\.0\.0\.1:1: no Ray can be reached or begun there"):
+    with pytest.raises(InputError, match=r"--ray 127\.0\.0\.1:1: cannot connect to Ray"):
         runner("127.0.0.1:1", 1.0, "auto").__enter__()
 
 

@@ -34,7 +34,7 @@ SEARCH = {"upper/accuracy": 0.751, "cells/skip_connections_normal": 3.0, "cells/
 
 @pytest.fixture
 def jobs(tmp_path):
-    return [Job(Path("search.py"), Path(name), (), (), 2, tmp_path) for name in ("a-seed0", "a-seed1")]
+    return [Job(Path("search.py"), Path(name), Path("c"), 2, tmp_path) for name in ("a-seed0", "a-seed1")]
 
 
 def test_on_a_pipe_there_is_a_line_when_a_job_begins_or_ends_and_one_a_minute(jobs, monkeypatch):
@@ -48,7 +48,7 @@ def test_on_a_pipe_there_is_a_line_when_a_job_begins_or_ends_and_one_a_minute(jo
         get_to(jobs[0], 0)
         look()
         look()
-        assert lines == ["a-seed0: begins"]
+        assert lines == ["a-seed0: started"]
         get_to(jobs[0], 1, **SEARCH)
         now += 61
         look()
@@ -56,7 +56,7 @@ def test_on_a_pipe_there_is_a_line_when_a_job_begins_or_ends_and_one_a_minute(jo
         get_to(jobs[0], 2, **SEARCH)
         get_to(jobs[1], 1, **{"holdout/accuracy": 0.5})
         look()
-        assert lines[2:] == ["a-seed0: finished; upper 75.1%, skips 3 + 1; 0:01:01", "a-seed1: goes on"]
+        assert lines[2:] == ["a-seed0: finished; upper 75.1%, skips 3 + 1; 0:01:01", "a-seed1: resumed"]
         get_to(jobs[1], 2, **{"holdout/accuracy": 0.5})
     assert lines[4:] == ["a-seed1: finished; held out 50.0%; 0:01:01"]
 
@@ -82,7 +82,7 @@ def test_on_a_terminal_there_is_a_bar_a_job(jobs, monkeypatch):
         look()
     drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     assert re.search(r"a-seed0 [ ━╸╺]+ epoch 1/2 upper 75.1%, skips 3 \+ 1; 0:01:01", drawn)
-    assert re.search(r"a-seed1 [ ━╸╺]+ epoch 0/2 waits", drawn)
+    assert re.search(r"a-seed1 [ ━╸╺]+ epoch 0/2 waiting", drawn)
 
 
 def test_of_more_jobs_than_there_is_room_for_those_at_work_are_shown(tmp_path, monkeypatch):
@@ -90,7 +90,7 @@ def test_of_more_jobs_than_there_is_room_for_those_at_work_are_shown(tmp_path, m
     monkeypatch.setenv("TERM", "xterm")
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100, height=8, color_system=None)
-    many = [Job(Path("search.py"), Path(f"a-seed{seed}"), (), (), 2, tmp_path) for seed in range(20)]
+    many = [Job(Path("search.py"), Path(f"a-seed{seed}"), Path("c"), 2, tmp_path) for seed in range(20)]
     with progress.jobs_view(console, console.print, many) as look:
         get_to(many[17], 1)
         look()

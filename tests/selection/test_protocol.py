@@ -1,6 +1,7 @@
 """Several searches run for real at a small size, killed and stopped on the way, and what they leave behind."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import io
 import json
@@ -16,12 +17,13 @@ import pytest
 
 import search
 from nas.config.cli import parse
-from nas.config.flags import SearchConfig
+from nas.config.file import to_json
+from nas.config.flags import FinalConfig, SearchConfig, Selection
 from nas.data import datasets
 from nas.errors import InputError
 from nas.runs import checkpoint
-from nas.search_space.genotype import Genotype, GenotypeFile
-from nas.search_space.random_cells import random_genotype
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import GenotypeFile
 from nas.selection import protocol, ranking
 from nas.selection.jobs import Ending, Job
 from nas.selection.protocol import distinct_cells, search_job, training_job
@@ -71,11 +73,14 @@ def finished(tmp_path_factory):
 def test_stopped_and_called_again_it_goes_on(finished):
     folder, codes, errors, _ = finished
     assert codes == (143, 0)
-    assert errors == "stopped: finished 1 of 2 searches; continue with: python search.py --resume runs/m\n"
+    assert errors == "stopped: finished 1 of 2 searches; resume with: python search.py --resume runs/m\n"
     assert {path.name for path in (folder / "runs" / "m").iterdir()} == {
         *("config.json", "log.txt", "lock", "pid", "report.html", "retrained.html", "table.json", "random0.json"),
-        *("m-seed0", "m-seed0.out", "m-seed1", "m-seed1.out", "retrained-seed0", "retrained-seed0.out"),
-        *("retrained-seed1", "retrained-seed1.out", "retrained-random0", "retrained-random0.out"),
+        *(
+            f"{name}{suffix}"
+            for name in ("m-seed0", "m-seed1", "retrained-seed0", "retrained-seed1", "retrained-random0")
+            for suffix in ("", ".out", ".config.json")
+        ),
     }
     assert {path.name for path in (folder / "genotypes").iterdir()} == {"m.json", "m-seed0.json", "m-seed1.json"}
 
@@ -156,7 +161,7 @@ def test_other_flags_under_the_same_name_are_refused(finished, capfd):
     ):
         assert call("search", folder, *COMMAND, *more) == 2
         error = capfd.readouterr().err
-        assert error.startswith(f"error: {sentence}; another value would make another run")
+        assert error.startswith(f"error: {sentence}, which cannot change")
         assert error.count("\n") == 1
     assert call("search", folder, "--resume=runs/m", "--epochs=3") == 2
     assert "--epochs 3: the run in runs/m has 2" in capfd.readouterr().err
@@ -167,7 +172,7 @@ def test_another_cell_in_the_place_of_one_is_refused(finished, tmp_path):
     shutil.copytree(finished[0] / "runs" / "m", tmp_path, dirs_exist_ok=True)
     shutil.copy(tmp_path / "random0.json", tmp_path / "retrained-seed1" / "genotype.json")
     cells = distinct_cells(parse(SearchConfig, COMMAND), tmp_path)
-    with pytest.raises(InputError, match=r"retrained-seed1: trained another cell than that of .*m-seed1/"):
+    with pytest.raises(InputError, match=r"retrained-seed1: trained another cell than .*m-seed1/"):
         ranking.candidates([(cell, tmp_path / f"retrained-{cell.name}") for cell in cells])
 
 
@@ -176,7 +181,7 @@ def test_what_cannot_be_finished_is_one_sentence(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(protocol, "runner", lambda *_: contextlib.nullcontext(lambda jobs, tick: endings))
     assert call("search", tmp_path, "--dataset=digits", "--searches=2", "--name=x") == 1
     assert capfd.readouterr().err == (
-        "stopped: runs/x/x-seed0 ended 4 times in a row by SIGKILL: it printed nothing (and 1 more); then go on: "
+        "stopped: runs/x/x-seed0 ended 4 times in a row by SIGKILL: it printed nothing (and 1 more); then resume with: "
         "python search.py --resume runs/x\n"
     )
 
@@ -198,7 +203,10 @@ def test_wrong_input_that_a_search_notices_leaves_nothing_behind(tmp_path, monke
 def test_a_dry_run_says_the_plan_and_writes_nothing(tmp_path, capfd):
     assert call("search", tmp_path, *SEARCH, *SEVERAL, "--selection-cells=3", "--dry-run") == 0
     out = capfd.readouterr().out
-    assert "2 searches, seeds 0 to 1, one after another\nthen each distinct cell, and 1 drawn at random," in out
+    assert (
+        "2 searches, seeds 0 to 1, one after another\nthen each distinct cell and 1 random cell will be trained ("
+        in out
+    )
     assert " for 24 steps, until" in out
     assert list(tmp_path.iterdir()) == []
 
@@ -206,44 +214,41 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(tmp_path, capfd):
 def test_torchrun_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="--searches: goes without torchrun"):
-        search.search(parse(SearchConfig, COMMAND))
+    with pytest.raises(InputError, match="--searches: cannot be combined with torchrun"):
+        search.main(parse(SearchConfig, COMMAND))
 
 
-def test_a_search_is_the_command_that_would_run_it_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize("given", [[], ["--threads=3", "--stem=imagenet", "--device=cpu", "--no-flip"]])
+def test_a_job_is_one_run_of_a_script_with_a_config_file(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = parse(SearchConfig, ["--preset=quick", "--searches=4", "--seed=5", "--name=x", "--dataset=digits"])
-    job = search_job(config, Path("scripts"), Path("runs", "x"), 7)
-    assert isinstance(job, Job)
-    assert job.folder == Path("runs", "x", "x-seed7")
-    alone = parse(SearchConfig, job.begin)
-    expected = parse(SearchConfig, ["--preset=quick", "--seed=7", "--name=x-seed7", "--run-dir=runs/x"])
-    assert (alone.supernet, alone.lower, alone.upper) == (expected.supernet, expected.lower, expected.upper)
-    assert (alone.run.seed, alone.run.name, alone.run.run_dir) == (7, "x-seed7", "runs/x")
-    assert alone.several == SearchConfig().several
+    quick = ["--preset=quick", "--dataset=digits", "--run-dir=runs/x"]
+    config = parse(SearchConfig, [*quick, "--searches=4", "--seed=5", "--name=x", "--ray", *given])
+    search = search_job(config, Path("scripts"), Path("runs/x"), 7)
+    assert search == Job(
+        Path("scripts/search.py").resolve(), Path("runs/x/x-seed7"), Path(f"{search.folder}.config.json"), 8, tmp_path
+    )
+    alone = parse(SearchConfig, [f"--config={search.config}", "--name=x-seed7"])
+    expected = parse(SearchConfig, [*quick, "--seed=7", "--name=x-seed7", *given])
+    assert to_json(alone) == to_json(with_call_of(expected, alone, selection=Selection()))
+    cell = Cell(Genotype.random(0), Path("random0.json"), random_seeds=[0])
+    train = training_job(config, Path("scripts"), Path("runs/x"), cell)
+    trained = parse(FinalConfig, [f"--config={train.config}", "--name=retrained-random0"])
+    short = ["--init-channels=16", "--num-cells=3", "--epochs=10", "--holdout-fraction=0.5", "--skip-test", "--seed=5"]
+    short += ["--genotype=random0.json", "--dataset=digits", "--run-dir=runs/x", "--name=retrained-random0"]
+    assert trained == with_call_of(parse(FinalConfig, [*short, *given]), trained)
 
 
-def test_a_short_training_has_the_stem_of_the_searches(tmp_path):
-    config = parse(SearchConfig, ["--stem=imagenet", "--searches=2", "--name=m"])
-    cell = ranking.Cell(random_genotype(0), tmp_path / "random0.json", random_seeds=[0])
-    assert "--stem=imagenet" in protocol.training_job(config, tmp_path, tmp_path, cell).begin
-
-
-def test_each_job_takes_the_threads_that_are_given_and_else_asks():
-    for given, flags in (([], []), (["--threads=3"], ["--threads=3"])):
-        config = parse(SearchConfig, ["--searches=2", "--name=x", *given])
-        cell = Cell(random_genotype(0), Path("cell.json"), random_seeds=[0])
-        jobs = [search_job(config, Path(), Path("x"), 0), training_job(config, Path(), Path("x"), cell)]
-        for job in jobs:
-            assert [flag for flag in job.begin if "threads" in flag] == flags
-            assert [flag for flag in job.go_on if "threads" in flag] == flags
+def with_call_of(config, other, **more):
+    """A config, but for what says from where it was read."""
+    call = {"config": other.run.config} | ({"preset": other.run.preset} if hasattr(other.run, "preset") else {})
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, **call), **more)
 
 
 def test_cells_that_were_found_twice_are_trained_once(tmp_path):
     config = parse(SearchConfig, ["--searches=3", "--random-baseline=2", "--name=x"])
     for seed, cell in enumerate((1, 2, 1)):
         (tmp_path / f"x-seed{seed}").mkdir()
-        random_genotype(cell).save(tmp_path / f"x-seed{seed}" / "genotype.json")
+        Genotype.random(cell).save(tmp_path / f"x-seed{seed}" / "genotype.json")
     cells = distinct_cells(config, tmp_path)
     assert [(cell.seeds, cell.random_seeds) for cell in cells] == [([0, 2], [1]), ([1], []), ([], [0])]
     assert [cell.name for cell in cells] == ["seed0", "seed1", "random0"]

@@ -6,8 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from nas.errors import InputError
-from nas.genotypes import main, random_genotype
-from nas.search_space.genotype import MAX_CANDIDATES, Candidate, Genotype, GenotypeFile, Provenance
+from nas.genotypes import main
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import MAX_CANDIDATES, Candidate, GenotypeFile, Provenance
 from nas.selection import ranking
 
 
@@ -15,7 +16,7 @@ def candidate(accuracy, seeds=(), random_seeds=(), loss=1.0, balanced=None):
     return Candidate(
         seeds=seeds,
         random_seeds=random_seeds,
-        genotype=random_genotype(0).to_text(),
+        genotype=Genotype.random(0).to_text(),
         weights=1_234_567,
         multiply_adds=8_900_000,
         supernet_accuracies=tuple(0.5 for _ in seeds),
@@ -29,12 +30,12 @@ ROWS = [candidate(0.92, (0, 2)), candidate(0.91, (), (1,)), candidate(0.9, (1,),
 
 
 def test_cells_that_differ_in_the_order_of_a_nodes_edges_are_the_same():
-    genotype = random_genotype(5)
+    genotype = Genotype.random(5)
     content = genotype.model_dump()
     swapped = Genotype(**content | {"reduce": content["reduce"][1::-1] + content["reduce"][2:]})
     assert swapped != genotype
     assert ranking.key(swapped) == ranking.key(genotype)
-    assert ranking.key(random_genotype(6)) != ranking.key(genotype)
+    assert ranking.key(Genotype.random(6)) != ranking.key(genotype)
     shifted = Genotype(**content | {"reduce_concat": content["reduce_concat"][1:]})
     assert ranking.key(shifted) != ranking.key(genotype)
 
@@ -51,27 +52,29 @@ def test_the_table_names_all_that_led_to_a_cell():
 
 def test_the_verdict_counts_a_cell_as_often_as_it_was_found():
     searches, drawn, worth = ranking.verdict(ROWS)
-    assert searches == "searches: mean 91.33 ± 1.15 % held out (of 3), best 92.00 %"
-    assert drawn == "random cells: mean 87.00 ± 6.08 % held out (of 3), best 91.00 %"
+    assert searches == "searches: mean 91.33 ± 1.15 % accuracy on held-out images (of 3), best 92.00 %"
+    assert drawn == "random cells: mean 87.00 ± 6.08 % accuracy on held-out images (of 3), best 91.00 %"
     assert worth == (
-        "worth it? the searches' mean is 4.33 points above the random cells' mean (standard error 3.65; chance alone "
-        "does as much with p = 0.37, Welch's t-test); the best search is 5.00 points above it, and 1.00 points above "
+        "worth it? the searches' mean is 4.33 points above the random cells' mean (standard error 3.65; Welch's "
+        "t-test: p = 0.37); the best search is 5.00 points above it, and 1.00 points above "
         "the best random cell"
     )
 
 
 def test_the_verdict_on_few_and_on_clear_results():
-    assert ranking.verdict(ROWS[:1]) == ["searches: mean 92.00 ± 0.00 % held out (of 2), best 92.00 %"]
+    assert ranking.verdict(ROWS[:1]) == [
+        "searches: mean 92.00 ± 0.00 % accuracy on held-out images (of 2), best 92.00 %"
+    ]
     few = ranking.verdict([candidate(0.9, (0,)), candidate(0.91, (), (0,))])
-    assert few[0] == "searches: mean 90.00 % held out (of 1), best 90.00 %"
-    assert "1.00 points below the random cells' mean (from too few trainings to tell it from chance)" in few[2]
+    assert few[0] == "searches: mean 90.00 % accuracy on held-out images (of 1), best 90.00 %"
+    assert "1.00 points below the random cells' mean (too few trainings to rule out chance)" in few[2]
     clear = [candidate(0.9 + index / 1000, (index,)) for index in range(4)]
     clear += [candidate(0.8 + index / 1000, (), (index,)) for index in range(4)]
-    assert "chance alone does as much with p = 3.9e-11, Welch's t-test" in ranking.verdict(clear)[2]
+    assert "Welch's t-test: p = 3.9e-11" in ranking.verdict(clear)[2]
     once = [candidate(0.92, (0, 1, 2, 3)), *clear[4:]]  # found four times, trained once
-    assert "from too few trainings to tell it from chance" in ranking.verdict(once)[2]
+    assert "too few trainings to rule out chance" in ranking.verdict(once)[2]
     alike = [candidate(0.9, (0,)), candidate(0.9, (1,)), candidate(0.8, (), (0,)), candidate(0.8, (), (1,))]
-    assert "without a spread that would tell it from chance" in ranking.verdict(alike)[2]
+    assert "no spread from which to rule out chance" in ranking.verdict(alike)[2]
 
 
 def test_where_each_class_is_drawn_as_often_the_balanced_accuracy_counts():
@@ -79,13 +82,15 @@ def test_where_each_class_is_drawn_as_often_the_balanced_accuracy_counts():
     header, first, _ = ranking.table(rows)
     assert header.split()[:3] == ["cell", "balanced", "loss"]
     assert first.split()[:3] == ["seed", "0", "90.00%"]
-    assert ranking.verdict(rows)[0] == "searches: mean 90.00 % balanced accuracy held out (of 1), best 90.00 %"
+    assert (
+        ranking.verdict(rows)[0] == "searches: mean 90.00 % balanced accuracy on held-out images (of 1), best 90.00 %"
+    )
     assert "40.00 points above the random cells' mean" in ranking.verdict(rows)[2]
 
 
 def test_the_table_is_kept_in_a_genotype_file(tmp_path, capsys):
     provenance = Provenance(method="nas search, onestage", candidates=tuple(ROWS))
-    random_genotype(1).save(tmp_path / "cell.json", provenance)
+    Genotype.random(1).save(tmp_path / "cell.json", provenance)
     assert GenotypeFile.load(tmp_path / "cell.json").provenance == provenance
     assert main(["show", str(tmp_path / "cell.json")]) == 0
     out = capsys.readouterr().out
@@ -96,21 +101,21 @@ def test_the_table_is_kept_in_a_genotype_file(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("spoilt", "complaint"),
     [
-        ({"holdout_accuracy": 1.5}, "holdout_accuracy: Input should be less than or equal to 1"),
-        ({"holdout_loss": -1.0}, "holdout_loss: Input should be greater than or equal to 0"),
+        ({"holdout_accuracy": 1.5}, "holdout_accuracy: must be less than or equal to 1"),
+        ({"holdout_loss": -1.0}, "holdout_loss: must be greater than or equal to 0"),
         ({"seeds": ["0"]}, "seeds"),
-        ({"seeds": list(range(MAX_CANDIDATES + 1))}, "seeds: Tuple should have at most 400 items"),
-        ({"weights": True}, "weights: Input should be a valid integer"),
-        ({"weights": 10**30}, "weights: Input should be less than"),
+        ({"seeds": list(range(MAX_CANDIDATES + 1))}, "seeds: Tuple must have at most 400 items"),
+        ({"weights": True}, "weights: must be a valid integer"),
+        ({"weights": 10**30}, "weights: must be less than"),
         ({"genotype": "__import__('os')"}, "genotype: "),
-        ({"genotype": "x" * 10_001}, "genotype: String should have at most 10000 characters"),
+        ({"genotype": "x" * 10_001}, "genotype: String must have at most 10000 characters"),
         ({"extra": 1}, "extra: unknown field"),
         ({"supernet_accuracies": 0.5}, "supernet_accuracies: "),
     ],
 )
 def test_hostile_tables_are_refused_in_one_sentence(tmp_path, spoilt, complaint):
     path = tmp_path / "cell.json"
-    random_genotype(1).save(path, Provenance(candidates=tuple(ROWS)))
+    Genotype.random(1).save(path, Provenance(candidates=tuple(ROWS)))
     content = json.loads(path.read_text())
     content["provenance"]["candidates"][1] |= spoilt
     path.write_text(json.dumps(content))

@@ -95,12 +95,12 @@ def test_the_file_holds_the_counts_of_any_number_of_classes(num_classes, tmp_pat
     ("change", "sentence"),
     [
         ({"format_version": 9}, "format_version is 9, this nas reads 1: install a newer nas"),
-        ({"measured_on": "<b>"}, "measured_on: Input should be 'test' or 'held-out'"),
+        ({"measured_on": "<b>"}, "measured_on: must be 'test' or 'held-out'"),
         ({"epoch": 0}, "epoch: "),
-        ({"surplus\x1b": 1}, r"surplus\x1b: Extra inputs"),
-        ({"num_images": [1.0, 2]}, "num_images.0: "),
-        ({"num_images": [4, -1]}, "num_images.1: "),
-        ({"num_images": [10**40, 1]}, "num_images.0: "),
+        ({"surplus\x1b": 1}, r"['surplus\x1b']: unknown field"),
+        ({"num_images": [1.0, 2]}, "num_images[0]: "),
+        ({"num_images": [4, -1]}, "num_images[1]: "),
+        ({"num_images": [10**40, 1]}, "num_images[0]: "),
         ({"num_correct": None}, "num_correct: "),
         *(
             (change, "its counts do not fit one another, or not 2 classes")

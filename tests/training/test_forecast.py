@@ -170,17 +170,17 @@ def test_flags_of_another_run_and_what_is_given_beside_them(tmp_path, capfd):
     assert timed.sub("", first) == timed.sub("", second)
     capfd.readouterr()
     assert call("train_final", tmp_path, "--config=runs/first", "--genotype=DARTS_V2") == 2
-    assert capfd.readouterr().err == "error: --config runs/first: of a run of the other script, search.py.\n"
+    assert capfd.readouterr().err == "error: --config runs/first: belongs to search.py, not to this script.\n"
 
 
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--config=nowhere"], "nowhere: no run folder"),
-        (["--config=nowhere", "--preset=quick"], "--preset: goes without --config"),
-        (["--resume=nowhere", "--preset=quick"], "--preset: goes without --resume"),
-        (["--resume=nowhere", "--dry-run"], "--dry-run: goes without --resume"),
-        (["--resume=nowhere", "--config=nowhere"], "--config: goes without --resume"),
+        (["--config=nowhere"], "nowhere: not a run folder"),
+        (["--config=nowhere", "--preset=quick"], "--preset: cannot be combined with --config"),
+        (["--resume=nowhere", "--preset=quick"], "--preset: cannot be combined with --resume"),
+        (["--resume=nowhere", "--dry-run"], "--dry-run: cannot be combined with --resume"),
+        (["--resume=nowhere", "--config=nowhere"], "nowhere: not a run folder"),
     ],
 )
 def test_flags_that_contradict_each_other(flags, sentence):

@@ -1,20 +1,22 @@
-"""Genotypes as lines for people to read: a table of many, all about one, the difference of two."""
+"""Genotypes as lines of text: a table of many, all about one, the difference of two."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from nas.errors import count, printable
 from nas.models.size import network_size
-from nas.search_space.genotype import Genotype, GenotypeFile, Provenance
-from nas.search_space.space import EDGES_PER_NODE, NUM_INPUTS
+from nas.search_space.darts import DARTS
+from nas.search_space.genotype import Genotype
+from nas.search_space.reader import GenotypeFile, Provenance
 
 CELLS = {"normal": "normal cell", "reduce": "reduction cell"}
 
 
 def table(files: Mapping[str, GenotypeFile | str]) -> Iterator[str]:
-    """A heading, and a row for each file by its name; a text in the place of a file says what is wrong with it.
+    """Make a heading and one row for each file.
 
-    Rows come one by one, as counting a network takes half a second.
+    Args:
+        files: the content of each file by its name, or a sentence that says what is wrong with the file.
     """
     width = max([4, *(len(printable(name, 40)) for name in files)])
     row = f"{{:<{width}}}  {{:>5}}  {{:>7}}  {{:>9}}  {{:>13}}  {{:>8}}  {{:>8}}"
@@ -26,7 +28,7 @@ def table(files: Mapping[str, GenotypeFile | str]) -> Iterator[str]:
             continue
         genotype, provenance = Genotype(**file.cells()), file.provenance
         size = network_size(genotype)
-        nodes = dict.fromkeys(str(len(edges) // EDGES_PER_NODE) for edges in (genotype.normal, genotype.reduce))
+        nodes = dict.fromkeys(str(len(DARTS.by_node(edges))) for edges in (genotype.normal, genotype.reduce))
         error, params = provenance.reported_cifar10_test_error_percent, provenance.reported_params_millions
         accuracy = provenance.supernet_accuracy
         columns = (
@@ -41,12 +43,13 @@ def table(files: Mapping[str, GenotypeFile | str]) -> Iterator[str]:
 
 
 def description(genotype: Genotype, provenance: Provenance) -> Iterator[str]:
-    """Both cells, the provenance, and the size of the network."""
+    """Describe both cells, the provenance, and the size of the network."""
     for cell, name in CELLS.items():
         edges, concat = getattr(genotype, cell), getattr(genotype, f"{cell}_concat")
-        width = len(_state(NUM_INPUTS + len(edges) // EDGES_PER_NODE - 1))
+        nodes = DARTS.by_node(edges)
+        width = len(_state(nodes[-1][0]))
         yield from ("", name)
-        for node, ((left, one), (right, two)) in enumerate(zip(edges[::2], edges[1::2], strict=True), NUM_INPUTS):
+        for node, ((left, one), (right, two)) in nodes:
             yield f"  {_state(one):>7} --{left}--> {_state(node):>{width}} <--{right}-- {_state(two)}"
         yield f"  {', '.join(map(_state, concat))} --concatenated--> c_{{k}}"
     known = provenance.model_dump(exclude_none=True, exclude={"candidates"})
@@ -56,15 +59,15 @@ def description(genotype: Genotype, provenance: Provenance) -> Iterator[str]:
         value = ", ".join(f"{key} {version}" for key, version in value.items()) if field == "versions" else value
         yield f"  {field}: {printable(value, 400)}"
     if provenance.candidates:
-        yield f"  candidates: {count(len(provenance.candidates), 'cell')}, of which this is the best searched one"
+        yield f"  candidates: {count(len(provenance.candidates), 'cell')}; this is the best cell that a search found"
     size = network_size(genotype)
     yield from ("", "size with 36 channels, 20 cells and images of CIFAR-10")
     yield f"  {size.weights:,} weights, {size.weights_with_head:,} with the auxiliary head"
-    yield f"  {size.multiply_adds:,} multiply-adds an image"
+    yield f"  {size.multiply_adds:,} multiply-adds per image"
 
 
 def difference(before: Genotype, after: Genotype) -> list[str]:
-    """The edges and outputs of one alone, per cell and node: '-' before those of the first, '+' of the second."""
+    """List the edges and outputs that only one genotype has, per cell and node: '-' for the first, '+' the second."""
     lines = []
     for cell, name in CELLS.items():
         old, new = _edges_of_nodes(before, cell), _edges_of_nodes(after, cell)
@@ -82,11 +85,11 @@ def difference(before: Genotype, after: Genotype) -> list[str]:
 
 
 def _state(state: int) -> str:
-    return ("c_{k-2}", "c_{k-1}")[state] if state < NUM_INPUTS else f"node {state - NUM_INPUTS}"
+    inputs = DARTS.num_inputs
+    return f"c_{{k-{inputs - state}}}" if state < inputs else f"node {state - inputs}"
 
 
 def _edges_of_nodes(genotype: Genotype, cell: str) -> dict[int, Counter]:
-    """How often each node has an edge of a source and a primitive."""
-    edges = getattr(genotype, cell)
-    pairs = enumerate(zip(edges[::2], edges[1::2], strict=True), NUM_INPUTS)
-    return {node: Counter((source, primitive) for primitive, source in pair) for node, pair in pairs}
+    """Count for each node how often it has an edge of a source and a primitive."""
+    nodes = DARTS.by_node(getattr(genotype, cell))
+    return {node: Counter((source, primitive) for primitive, source in edges) for node, edges in nodes}
