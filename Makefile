@@ -6,7 +6,7 @@ STAMP := .venv/installed
 
 install: $(STAMP)
 
-# Once: again only after pyproject.toml has changed.
+# Runs once, and again only after pyproject.toml has changed.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
@@ -20,14 +20,14 @@ demo: $(STAMP)
 	echo "genotype genotypes/$$name.json, pictures runs/$$name/cells/normal.png and reduce.png, accuracy and weights" \
 	     "runs/$$name-final/, curves: $(BIN)/tensorboard --logdir runs"
 
-# Small enough for two cores and a few minutes; images of 8 × 8 pixels want a small cutout.
+# Small enough for two cores and a few minutes. Images of 8 × 8 pixels need a small cutout.
 DEMO_SEARCH := --preset quick
 DEMO_FINAL := --epochs 15 --batch-size 48 --init-channels 16 --num-cells 3 --drop-path 0.1 --cutout 2
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
-# The tests against the lowest versions that pyproject.toml allows, in an environment of their own.
+# Run the tests with the lowest versions that pyproject.toml allows, in a separate environment.
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	sed -n 's/^ *"\([a-z-]*\)>=\([0-9.]*\)",$$/\1==\2/p' pyproject.toml > .venv-lowest/constraints.txt
@@ -35,23 +35,23 @@ test-lowest:
 	    --constraint .venv-lowest/constraints.txt --editable '.[dev]'
 	.venv-lowest/bin/python -m pytest
 
-# Textbook form against product; wants a quiet machine and half an hour.
+# Compare the speed with the textbook form. Takes half an hour on a quiet machine.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.search_step
 	$(BIN)/python -m benchmarks.final_step
 
-# Slow tests; both scripts killed thirty times each, and resumed to the same bits; every wrong call for real. 40 minutes.
+# Run the slow tests, kill both scripts thirty times each and compare the bits, try every wrong call. Takes 40 minutes.
 torture: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m tests.torture --kills 30 --script search
 	$(BIN)/python -m tests.torture --kills 30 --script train_final
 	$(BIN)/python -m tests.bad_calls
 
-# Every parser against made-up input, 3,000 cases a test.
+# Test every parser with generated input, 3,000 cases per test.
 fuzz: $(STAMP)
 	$(BIN)/python -m pytest -m fuzz --hypothesis-profile=fuzz
 
-# Known vulnerabilities of what is installed here; fails where it cannot ask for them.
+# List known vulnerabilities of the installed packages. Fails if it cannot look them up.
 audit: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
 	$(BIN)/python -m pip freeze --exclude-editable > .venv/frozen.txt

@@ -23,8 +23,8 @@ from nas.runs.folder import RunFolder
 from nas.search_space.genotype import Genotype
 from tests.in_process import call
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-EXAMPLE = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "onnxruntime" in block)
+PAGE = (Path(__file__).parent.parent / "docs" / "export.md").read_text(encoding="utf-8")
+EXAMPLE = next(block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "onnxruntime" in block)
 FORMATS = ["onnx", "torch-export", "safetensors"]
 
 
@@ -121,7 +121,7 @@ def test_the_example_of_readme_classifies_images(run, exported, monkeypatch, cap
 
 
 @pytest.mark.parametrize("resize", ["crop", "squeeze", "pad"])
-def test_the_example_of_readme_makes_squares_as_the_training_does(resize, run, exported, tmp_path, monkeypatch):
+def test_the_example_of_the_docs_makes_squares_as_the_training_does(resize, run, exported, tmp_path, monkeypatch):
     model = onnx.load(exported["onnx"][0])
     next(entry for entry in model.metadata_props if entry.key == "resize").value = json.dumps(resize)
     onnx.save(model, tmp_path / "network.onnx")

@@ -1,13 +1,10 @@
-"""README is true: its commands exist, its code runs, its map is that of the tree."""
+"""README and docs/ are true: their commands and flags exist, their code runs, their links and the code map hold."""
 
 import contextlib
 import re
 import runpy
 import shlex
-import shutil
-import subprocess
-import sys
-import zipfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,56 +12,109 @@ import torch
 
 from nas.config.cli import parse, run_tyro
 from nas.config.flags import FinalConfig, SearchConfig
+from nas.config.foreign_flags import SENTENCES, flags_of
 from nas.errors import InputError
 from nas.export import Export
 from nas.genotypes import Command, List
 from nas.report.page import Arguments
+from nas.version import VERSION
 from tests.bad_calls import CALLS
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line.strip() for line in re.findall(r"^    (?:make|python|tensorboard|torchrun) .*$", README, flags=re.MULTILINE)
-]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+README, CODE_MAP = PAGES["README.md"], PAGES["docs/code.md"]
+# A line of its own, or code within a line that has more than the name of a program.
+COMMAND = re.compile(
+    r"^ {4,}((?:make|python|tensorboard|torchrun|source) .*)$|`((?:make|python|torchrun|pip) [^`]+)`", re.MULTILINE
+)
+COMMANDS = sorted({one or other for page in PAGES.values() for one, other in COMMAND.findall(page)})
+BLOCKS = [block for page in PAGES.values() for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)]
+MODULES = {
+    "nas.genotypes": lambda arguments: run_tyro(Command, arguments, default=List()),
+    "nas.export": lambda arguments: run_tyro(Export, arguments),
+    "nas.report": lambda arguments: run_tyro(Arguments, arguments),
+}
+CONFIGS = {"search.py": SearchConfig, "train_final.py": FinalConfig}
 
 
-def test_there_are_commands():
-    assert {command.split()[0] for command in COMMANDS} == {"make", "python", "tensorboard", "torchrun"}
+def test_there_are_commands_of_each_kind():
+    kinds = {command.split()[0] for command in COMMANDS}
+    assert kinds == {"make", "pip", "python", "source", "tensorboard", "torchrun"}
+    assert len(COMMANDS) > 60
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python -m")])
-def test_each_command_of_a_module_is_understood(command):
-    _, _, module, *arguments = shlex.split(command, comments=True)
-    kind, options = {
-        "nas.genotypes": (Command, {"default": List()}),
-        "nas.export": (Export, {}),
-        "nas.report": (Arguments, {}),
-    }[module]
-    assert run_tyro(kind, arguments, **options)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_is_understood(command):
+    program, *words = shlex.split(command, comments=True)
+    script = next((word for word in words if word in CONFIGS), None)
+    if script:
+        arguments = words[words.index(script) + 1 :]
+        # A run folder that does not exist is noticed after all flags were understood.
+        missing = pytest.raises(InputError, match="no run folder")
+        with missing if {"--resume", "--config", "--evaluate"} & set(arguments) else contextlib.nullcontext():
+            parse(CONFIGS[script], arguments)
+    elif program == "make":
+        assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    elif words[:2] == ["-m", "pip"] or program == "pip":
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        assert words[-2] == "install"
+        assert words[-1] == "." or words[-1][2:-1] in project["optional-dependencies"]
+    elif words[0] == "-m" and words[1] in MODULES:
+        assert MODULES[words[1]](words[2:])
+    elif words[0] == "-m":
+        source = (ROOT / f"{words[1].replace('.', '/')}.py").read_text(encoding="utf-8")
+        assert all(f'"{word}"' in source or word in source for word in words[2:])
+    else:
+        assert (program, words[0]) in {("tensorboard", "--logdir"), ("source", ".venv/bin/activate")}
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if re.search(r" \w+\.py", command)])
-def test_the_flags_of_each_command_are_understood(command):
-    script, *arguments = shlex.split(command[re.search(r"\w+\.py", command).start() :])
-    # A run that there is not is noticed after all flags were understood.
-    there_is_none = pytest.raises(InputError, match="not a run folder")
-    with there_is_none if {"--resume", "--config", "--evaluate"} & set(arguments) else contextlib.nullcontext():
-        parse({"search.py": SearchConfig, "train_final.py": FinalConfig}[script], arguments)
+@pytest.mark.parametrize("page", PAGES)
+def test_each_flag_exists(page):
+    within = re.findall(r"`[^`\n]*`", PAGES[page])
+    flags = {flag for span in within if "python -m" not in span for flag in re.findall(r"--([a-z-]+)", span)}
+    own = set().union(*map(flags_of, SENTENCES), *SENTENCES.values())
+    assert flags <= own | {"help", "tyro-print-completion", "nproc-per-node", "max-restarts", "nnodes"}
 
 
-def test_make_has_each_target_and_ci_calls_one_of_them():
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = [command.split("#")[0].split()[1] for command in COMMANDS if command.startswith("make")]
-    assert {"demo", "test", "check"} <= set(targets)
-    for target in targets:
-        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
-    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert re.findall(r"^make .*$", ci, flags=re.MULTILINE) == ["make check"]
-    assert re.search(r"^check:.*\btest\b", makefile, flags=re.MULTILINE)
+@pytest.mark.parametrize("page", PAGES)
+def test_each_link_leads_somewhere(page):
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", PAGES[page]):
+        name, _, heading = target.partition("#")
+        path = (ROOT / page).parent / name
+        assert path.is_file(), target
+        headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE) if heading else []
+        assert not heading or heading in {title.lower().replace(" ", "-") for title in headings}
+
+
+def test_the_readme_is_short_and_the_index_has_every_page():
+    assert len(README.splitlines()) <= 120
+    assert {f"docs/{name}" for name in re.findall(r"\]\((\w+\.md)\)", PAGES["docs/README.md"])} == set(PAGES) - {
+        *("README.md", "CONTRIBUTING.md", "docs/README.md")
+    }
+
+
+def test_the_code_map_names_every_module_and_no_other():
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "nas").rglob("*.py") if path.name != "__init__.py"}
+    assert set(re.findall(r"^- `(nas/[^`]+\.py)`: \S.*\.$", CODE_MAP, flags=re.MULTILINE)) == modules
+    assert {name for name in re.findall(r"`([a-z_./]+\.py)`", CODE_MAP) if not (ROOT / name).is_file()} == set()
+    published = int(re.search(r"(\d+) published ones", CODE_MAP)[1])
+    assert len(list((ROOT / "genotypes").glob("*.json"))) >= published
+
+
+def test_ci_calls_make_check_and_nothing_else():
+    for name, line in ((".ci/run", r"^make .*$"), (".github/workflows/ci.yml", r"make [a-z].*$")):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert re.findall(line, text, flags=re.MULTILINE) == ["make check"], name
+    lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)[1]
+    hooks = re.findall(r"entry: (.*)$", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert hooks == re.findall(r"\t\$\(BIN\)/(.*)\n", lint)
 
 
 def test_the_example_of_onestage_moves_the_upper_model(tmp_path):
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "Onestage" in block)
+    (code,) = [block for block in BLOCKS if "Onestage" in block]
     assert len([line for line in code.splitlines() if line and "import" not in line]) <= 10
     torch.manual_seed(0)
     (tmp_path / "example.py").write_text(code, encoding="utf-8")
@@ -73,33 +123,18 @@ def test_the_example_of_onestage_moves_the_upper_model(tmp_path):
     assert all(parameter.grad.abs().sum() > 0 for parameter in names["upper"].parameters())
 
 
-def test_the_wrong_calls_are_as_many_as_it_says():
-    assert f"| {len(CALLS)} of {len(CALLS)} | `python -m tests.bad_calls` |" in README
+def test_the_example_of_a_genotype_saves_it(tmp_path, monkeypatch):
+    (code,) = [block for block in BLOCKS if "nas.Provenance" in block]
+    monkeypatch.chdir(tmp_path)
+    Path("example.py").write_text(code, encoding="utf-8")
+    assert runpy.run_path("example.py")["genotype"].normal
+    assert Path("my-cell.json").is_file()
 
 
-def test_the_map_names_every_module():
-    for name in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / name).is_file(), name
-    count = len(list((ROOT / "genotypes").glob("*.json")))
-    published = re.search(r"(\d+) published ones", README)[1]
-    assert count >= int(published)
+def test_the_number_of_wrong_calls_is_right():
+    assert f"| {len(CALLS)} of {len(CALLS)} | `python -m tests.bad_calls` |" in PAGES["docs/resuming.md"]
 
 
-def test_an_installed_package_knows_the_published_cells(tmp_path):
-    source = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".*", "runs", "data", "build", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, source, ignore=ignored)
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
-    subprocess.run([*build, str(source)], check=True, capture_output=True)
-    with zipfile.ZipFile(next(tmp_path.glob("nas-*.whl"))) as wheel:
-        wheel.extractall(tmp_path / "installed")
-    code = "import nas; print(nas.__file__, nas.Genotype.load('DARTS_V2') == nas.Genotype.load('PDARTS'))"
-    done = subprocess.run(
-        # -I keeps the checkout out of the way.
-        [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, '{tmp_path}/installed'); {code}"],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.split() == [f"{tmp_path}/installed/nas/__init__.py", "False"]
+def test_changelog_and_citation_know_the_version():
+    assert f"\n## [{VERSION}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\nversion: {VERSION}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

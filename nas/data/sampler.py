@@ -14,7 +14,7 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
 
 
 def halves(num_images: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Return two disjoint sets of indices, shuffled by the seed, that make up all; the second has `fraction` of them."""
+    """Return two disjoint index sets, shuffled by the seed, which make up all; `fraction` of them is in the second."""
     order = torch.randperm(num_images, generator=generator("halves", seed))
     num_first = num_images - round(fraction * num_images)
     return order[:num_first], order[num_first:]
