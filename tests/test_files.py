@@ -89,8 +89,8 @@ def spoilt_weights():
     weights = {name: tensor.contiguous() for name, tensor in network().state_dict().items()}
     missing = {name: tensor for name, tensor in weights.items() if name != "0.bias"}
     return [
-        (missing, "another network's; '0.bias' is in one of the two alone"),
-        (weights | {"surplus": torch.zeros(1)}, "another network's; 'surplus' is in one of the two alone"),
+        (missing, "of another network: only one of the two has '0.bias'"),
+        (weights | {"surplus": torch.zeros(1)}, "of another network: only one of the two has 'surplus'"),
         (weights | {"0.bias": torch.zeros(3)}, r"0.bias has the shape \(3,\), not \(2,\)"),
         (weights | {"0.bias": torch.zeros(2).double()}, "0.bias is of dtype F64, not F32"),
     ]

@@ -254,8 +254,8 @@ def test_weights_are_no_checkpoint(saved):
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"alphas.normal": None}, "another network's; 'alphas.normal' is in one of the two alone"),
-        ({"surplus": torch.zeros(1)}, "another network's; 'surplus' is in one of the two alone"),
+        ({"alphas.normal": None}, "of another network: only one of the two has 'alphas.normal'"),
+        ({"surplus": torch.zeros(1)}, "of another network: only one of the two has 'surplus'"),
         ({"alphas.normal": torch.zeros(8, 2).double()}, "alphas.normal has the shape (2, 8), not (8, 2)"),
         ({"alphas.normal": torch.zeros(2, 8)}, "alphas.normal is of dtype F64, not F32"),
     ],
