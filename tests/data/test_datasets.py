@@ -103,8 +103,8 @@ def test_images_of_ones_own_are_named_with_the_flag_that_reads_them(name, files,
         with pytest.raises(InputError) as error:
             datasets.load(name, data_dir, "train")
         assert str(error.value) == (
-            f"--dataset {name}: not found in --data-dir {data_dir}, which holds {tmp_path / named}. Add --dataset {kind} "
-            f"to use these images, or give another --data-dir to download {name}."
+            f"--dataset {name}: not found in --data-dir {data_dir}, which holds {tmp_path / named}. Add --dataset "
+            f"{kind} to use these images, or give another --data-dir to download {name}."
         )
     assert sorted(tmp_path.rglob("*")) == before
 
