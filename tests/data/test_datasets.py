@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nas.data import datasets
 from nas.errors import InputError
+from tests.data.folders import paint
 
 
 def test_digits_are_split_without_overlap():
@@ -40,89 +39,6 @@ def test_limit_is_drawn_by_the_seed():
     assert len(datasets.load("digits", None, "train", limit=10**6).targets) == 1437
 
 
-@given(st.integers(4, 3000), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
-def test_halves_are_disjoint_and_complete(num_images, fraction, seed):
-    lower, upper = datasets.halves(num_images, fraction, seed)
-    assert sorted([*lower.tolist(), *upper.tolist()]) == list(range(num_images))
-    assert abs(len(upper) - fraction * num_images) <= 0.5
-    assert torch.equal(datasets.halves(num_images, fraction, seed)[1], upper)
-
-
-@given(st.integers(2, 700), st.integers(2, 100), st.integers(0, 5), st.integers(0, 3))
-def test_each_image_occurs_once_a_pass_and_no_batch_is_tiny(num_images, batch_size, seed, passes):
-    count = datasets.num_batches(num_images, batch_size)
-    steps = range(passes * count, (passes + 1) * count)
-    batches = [datasets.batch(num_images, batch_size, seed, "lower", step) for step in steps]
-    assert sorted(torch.cat(batches).tolist()) == list(range(num_images))
-    sizes = [len(batch) for batch in batches]
-    assert max(sizes) <= batch_size
-    assert max(sizes) - min(sizes) <= 1
-
-
-def test_batches_are_shuffled_anew_by_pass_seed_and_purpose():
-    def first_pass(seed, purpose, start=0):
-        return torch.cat([datasets.batch(100, 10, seed, purpose, start + step) for step in range(10)]).tolist()
-
-    orders = [first_pass(0, "lower"), first_pass(0, "lower", 10), first_pass(1, "lower"), first_pass(0, "upper")]
-    assert len({tuple(order) for order in orders}) == 4
-    assert first_pass(0, "lower") == orders[0]
-    assert all(order != sorted(order) for order in orders)
-
-
-def balanced(targets, batch_size, seed=0, purpose="lower", num_steps=None, start=0):
-    """Batches of a balanced series."""
-    steps = range(start, start + (num_steps or datasets.num_batches(len(targets), batch_size)))
-    return [datasets.balanced_batch(targets, batch_size, seed, purpose, step) for step in steps]
-
-
-@given(st.lists(st.integers(0, 9), min_size=2, max_size=200), st.integers(2, 50), st.integers(0, 5))
-def test_balanced_batches_draw_each_class_and_each_of_its_images_alike(labels, batch_size, seed):
-    targets = torch.tensor(labels)
-    batches = balanced(targets, batch_size, seed, num_steps=3 * datasets.num_batches(len(labels), batch_size))
-    sizes = [len(datasets.batch(len(labels), batch_size, seed, "lower", step)) for step in range(len(batches))]
-    assert [len(batch) for batch in batches] == sizes
-    drawn = torch.cat(batches).bincount(minlength=len(labels))
-    of_classes = [drawn[targets == target] for target in targets.unique()]
-    for of_class in of_classes:
-        assert of_class.max() - of_class.min() <= 1
-    sums = [int(of_class.sum()) for of_class in of_classes]
-    assert max(sums) - min(sums) <= 1
-
-
-def test_each_balanced_batch_is_balanced_though_one_class_has_a_single_image():
-    targets = torch.tensor([0] * 90 + [3] * 9 + [7])
-    for batch in balanced(targets, 10, num_steps=25):
-        counts = targets[batch].bincount(minlength=8)
-        present = counts[[0, 3, 7]]
-        assert present.sum() == 10
-        assert present.max() - present.min() <= 2  # a batch may begin and end within a round
-    seen = torch.cat(balanced(targets, 10, num_steps=27)).unique()  # 27 batches of 10: 90 images a class
-    assert len(seen) == 100
-
-
-def test_balanced_batches_are_shuffled_anew_by_pass_seed_and_purpose():
-    targets = torch.arange(100) % 4
-
-    def first_pass(*arguments, **options):
-        return torch.cat(balanced(targets, 10, *arguments, **options))
-
-    orders = [first_pass(), first_pass(start=10), first_pass(1), first_pass(0, "upper")]
-    assert len({tuple(order.tolist()) for order in orders}) == 4
-    assert torch.equal(first_pass(), orders[0])
-    assert sorted(orders[0].tolist()) == list(range(100))  # classes of one size: each image once a pass
-    rounds = {tuple(targets[order][4 * turn : 4 * turn + 4].tolist()) for order in orders for turn in range(25)}
-    assert len(rounds) == 24  # all orders of four classes
-    members = [order[targets[order] == 2].tolist() for order in orders]
-    assert len({tuple(images) for images in members}) == 4
-
-
-def test_a_thousand_classes_take_turns():
-    targets = torch.arange(3000) % 1000
-    drawn = targets[torch.cat(balanced(targets, 64, num_steps=16)[:16])]
-    assert drawn.bincount(minlength=1000).max() <= 2
-    assert drawn[:64].tolist() != sorted(drawn[:64].tolist())
-
-
 def test_a_fingerprint_tells_apart_whatever_a_run_depends_on():
     split = datasets.load("digits", None, "test")
     others = [
@@ -136,20 +52,17 @@ def test_a_fingerprint_tells_apart_whatever_a_run_depends_on():
     assert datasets.fingerprint(split.select(torch.arange(360))) == datasets.fingerprint(split)
 
 
-def test_generators_of_different_keys_differ():
-    keys = [("a", 1, 2), ("a", 2, 1), ("a", 12), ("a", 1, "2"), ("b", 1, 2)]
-    draws = {torch.rand(1, generator=datasets.generator(*key)).item() for key in keys}
-    assert len(draws) == len(keys)
-    assert torch.rand(1, generator=datasets.generator("a", 1)) == torch.rand(1, generator=datasets.generator("a", 1))
+@pytest.fixture
+def no_downloads(monkeypatch):
+    def no_network(*_, **__):
+        raise urllib.error.URLError("no network in this test")
 
-
-def no_network(*_, **__):
-    raise urllib.error.URLError("no network in this test")
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "kmnist", "fashion-mnist", "svhn"])
-def test_without_network_and_data_one_sentence_and_nothing_left_behind(tmp_path, monkeypatch, name):
     monkeypatch.setattr("urllib.request.urlopen", no_network)
+
+
+@pytest.mark.usefixtures("no_downloads")
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "kmnist", "fashion-mnist", "svhn"])
+def test_without_network_and_data_one_sentence_and_nothing_left_behind(tmp_path, name):
     timeout = socket.getdefaulttimeout()
     with pytest.raises(InputError) as error:
         datasets.load(name, tmp_path / "data" / "images", "train")
@@ -167,9 +80,46 @@ def test_without_network_and_data_one_sentence_and_nothing_left_behind(tmp_path,
     assert socket.getdefaulttimeout() == timeout
 
 
+OWN = [  # what is in --data-dir, what of it is named, and as what
+    (["train/cat/0.png"], "train", "folder"),
+    (["Training/cat/0.png", "Testing/cat/0.png"], "Training", "folder"),
+    (["training/cat/0.png"], "training", "folder"),
+    (["val/cat/0.png"], "val", "folder"),
+    (["TEST/cat/0.png"], "TEST", "folder"),
+    (["train.npz", "test.npz"], "train.npz", "npz"),
+    (["test.npz", "other.npz"], "test.npz", "npz"),
+    (["mnist.npz"], "mnist.npz", "npz"),
+]
+
+
+@pytest.mark.usefixtures("no_downloads")
+@pytest.mark.parametrize("name", ["cifar10", "svhn"])
+@pytest.mark.parametrize(("files", "named", "kind"), OWN)
+def test_images_of_ones_own_are_named_with_the_flag_that_reads_them(name, files, named, kind, tmp_path):
+    paint(tmp_path, *files)
+    before = sorted(tmp_path.rglob("*"))
+    places = [tmp_path, *([tmp_path / named] if named == "mnist.npz" else [])]
+    for data_dir in places:
+        with pytest.raises(InputError) as error:
+            datasets.load(name, data_dir, "train")
+        assert str(error.value) == (
+            f"--dataset {name}: not found in --data-dir {data_dir}, which holds {tmp_path / named}. Add --dataset "
+            f"{kind} to use these images, or give another --data-dir to download {name}."
+        )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("no_downloads")
+@pytest.mark.parametrize("files", [["a.npz", "b.npz"], ["valid/0.png"], ["cat/0.png", "dog/0.png"]])
+def test_files_of_others_do_not_keep_a_data_set_from_being_downloaded(files, tmp_path):
+    paint(tmp_path, *files)
+    with pytest.raises(InputError, match="the download failed"):
+        datasets.load("cifar10", tmp_path, "train")
+
+
 def test_a_download_that_breaks_off_leaves_nothing_behind(tmp_path, monkeypatch):
     def half(self):
-        (type(self).filename and (np.zeros(3).tofile(f"{self.root}/cifar-10-python.tar.gz")))
+        np.zeros(3).tofile(f"{self.root}/cifar-10-python.tar.gz")
         raise urllib.error.URLError("connection reset")
 
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", half)
@@ -213,6 +163,7 @@ def test_cifar_in_its_own_format(tmp_path, monkeypatch, name):
     assert torch.equal(train.images[0].flatten(), torch.from_numpy(first))
 
 
+@pytest.mark.usefixtures("no_downloads")
 def test_a_pickle_with_another_checksum_is_never_opened(tmp_path, monkeypatch):
     folder = write_cifar(tmp_path, torchvision.datasets.CIFAR10, monkeypatch)
     mark = tmp_path / "executed"
@@ -222,7 +173,6 @@ def test_a_pickle_with_another_checksum_is_never_opened(tmp_path, monkeypatch):
             return (open, (str(mark), "w"))
 
     (folder / "data_batch_1").write_bytes(pickle.dumps(Hostile()))
-    monkeypatch.setattr("urllib.request.urlopen", no_network)
     with pytest.raises(InputError, match=r"data_batch_1: damaged, or not of cifar10: its checksum is not"):
         datasets.load("cifar10", tmp_path, "train")
     assert not mark.exists()
@@ -268,7 +218,7 @@ def test_mnist_and_the_like_in_their_own_format(tmp_path, name):
     assert len(datasets.load(name, tmp_path, "test").targets) == 3
     (tmp_path / MNISTS[name] / "processed").mkdir()
     (tmp_path / MNISTS[name] / "processed/training.pt").touch()
-    with pytest.raises(InputError, match=r"training\.pt: a file of an old torchvision, which is not opened here"):
+    with pytest.raises(InputError, match=r"training\.pt: a file of an old torchvision, which is not op"):
         datasets.load(name, tmp_path, "train")
 
 
@@ -330,11 +280,6 @@ ARCHIVES = {
     "kmnist": mnist_archives,
     "kmnist beside": lambda *arguments: mnist_archives(*arguments, where="."),
 }
-
-
-@pytest.fixture
-def no_downloads(monkeypatch):
-    monkeypatch.setattr("urllib.request.urlopen", no_network)
 
 
 @pytest.mark.usefixtures("no_downloads")

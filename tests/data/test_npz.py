@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from nas.data import arrays, datasets, npz
+from nas.config.flags import Data
+from nas.data import arrays, datasets, loader, npz
+from nas.data.loader import training_loader
 from nas.errors import InputError
-from nas.training.steps import prepare
 from tests.in_process import call
 
 SMALL = ["--dataset=npz", "--data-dir=own", "--init-channels=2", "--num-cells=3", "--batch-size=8", "--name=run"]
@@ -84,7 +85,6 @@ READ = {  # arrays, the images, targets and classes that they mean, and what is 
     "as Fortran has them": ({"images": np.asfortranarray(RGB)}, (RGB, LABELS, DIGITS), ""),
     "other arrays": ({"x": BASE, "other": np.array([{"an": "object"}], object)}, SPLIT, ""),
     "other integers": ({"labels": LABELS.astype(">u8")}, SPLIT, ""),
-    "a byte per label": ({"labels": LABELS.astype("i1")}, SPLIT, ""),
     "bool labels": ({"labels": LABELS > 0}, (BASE, LABELS > 0, DIGITS[:2]), ""),
     "named classes": ({"classes": np.array(["Käfer", "b", "c"], ">U40")}, NAMED, ""),
     "classes as bytes": ({"classes": np.array(["Käfer".encode(), b"b", b"c"])}, NAMED, ""),
@@ -93,12 +93,10 @@ READ = {  # arrays, the images, targets and classes that they mean, and what is 
     "int64": ({"images": BASE.astype(">i8")}, SPLIT, "images, int64 (6, 8, 8), read as images, with 255 as white;"),
     "floats to 255": ({"images": BASE.astype("f4")}, SPLIT, "float32 (6, 8, 8), read as images, with 255 as white"),
     "floats to 1": ({"images": BASE / 255}, SPLIT, "images, float64 (6, 8, 8), read as images, with 1 as white;"),
-    "half floats": ({"images": (BASE / 255).astype("f2")}, SPLIT, "float16 (6, 8, 8), read as images, with 1"),
     "bool": ({"images": BASE > 99}, (255 * (BASE > 99), LABELS, DIGITS), "bool (6, 8, 8), read as images, with 1"),
     "a column": ({"labels": LABELS[:, None]}, SPLIT, "labels, int64 (6, 1), read as labels, a column."),
     "float labels": ({"labels": LABELS / 1}, SPLIT, "labels, float64 (6,), read as labels, as whole numbers."),
     "one-hot": ({"labels": np.eye(3)[LABELS]}, SPLIT, "labels, float64 (6, 3), read as labels, one-hot."),
-    "one-hot bool": ({"labels": np.eye(3, dtype=bool)[LABELS]}, SPLIT, "bool (6, 3), read as labels, one-hot."),
     "text": ({"labels": TEXT}, ANIMALS, "str96 (6,), read as labels, as text."),
     "bytes": ({"labels": TEXT.astype("S9")[:, None]}, ANIMALS, "bytes72 (6, 1), read as labels, a column, as text."),
     "text, named": ({"labels": TEXT, "classes": ["cat", "ant", "bee"]}, (BASE, LABELS, tuple(TEXT[:3])), "as text."),
@@ -124,14 +122,14 @@ def test_what_is_plain_is_read_and_said(case, save, tmp_path, capsys):
     assert printed.startswith(f"{tmp_path}/train.npz: " if said else "")
 
 
-def test_all_images_are_converted(tmp_path, monkeypatch):
+def test_all_chunks_of_images_are_converted(tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "MAX_CHUNK_BYTES", 1500)  # two images
     images = pixels(7)
     split = datasets.load("npz", write(tmp_path, images=images / 255, labels=np.arange(7) % 3), "train")
     assert torch.equal(split.images[:, 0], torch.from_numpy(images))
     images = images.astype(float)
     images[-1, -1, -1] = 0.5
-    assert "float64 from 0 to 255, where nothing says" in refusal(
+    assert "float64 from 0 to 255, so it is not clear" in refusal(
         write(tmp_path, images=images, labels=np.arange(7) % 3)
     )
 
@@ -153,10 +151,9 @@ def test_one_file_for_all_parts(names, inside, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("array", "mirror"), [(None, True), (True, True), (False, False), (np.bool_(False), False)])
 def test_whether_images_may_be_mirrored(array, mirror, tmp_path):
-    split = datasets.load("npz", write(tmp_path, mirror=array), "train", limit=5)
+    split = datasets.load("npz", write(tmp_path, mirror=array), "train", limit=5).to(torch.device("cpu"))
     assert split.mirror == mirror
-    assert prepare(split, "npz", torch.device("cpu")).flip == mirror
-    assert split.to(torch.device("cpu")).mirror == mirror
+    assert training_loader(split, Data("npz"), torch.device("cpu"), 4, 0).flip == mirror
 
 
 @pytest.mark.parametrize(
@@ -175,67 +172,57 @@ def test_a_test_file_has_the_classes_of_the_training_and_not_all_of_its_labels(o
 
 # What is refused
 
-NOT_PLAIN = "where nothing says which value is black and which is white; give whole numbers from 0 to 255, or floats"
+NOT_PLAIN = "so it is not clear which value is black and which is white; give whole numbers from 0 to 255, or floats"
 SHAPE = (
     "but must be (N, size, size), (N, size, size, 1 or 3) or (N, 1 or 3, size, size), with 8 to 1,024 pixels per side"
 )
 WRONG = {
     "no images": ({"images": None}, "there is no array images"),
     "no labels": ({"labels": None}, "there is no array labels"),
-    "two of them": ({"images": None, "x": BASE, "X": BASE}, "X and x may both be the images; leave one of them"),
-    "two labels": ({"labels": None, "y": LABELS, "target": LABELS}, "target and y may both be the labels"),
+    "two of them": ({"images": None, "x": BASE, "X": BASE}, "X and x may each be the images; keep only one"),
     "complex images": ({"images": BASE * 1j}, "images: of dtype '<c16', but must be numbers"),
     "images as objects": ({"images": np.array([[1], None], object)}, "images: of dtype '|O', but must be numbers"),
     "a table": ({"images": np.zeros(6, [("a", "u1")])}, "images: of dtype '|V1', but must be numbers"),
     "beyond 8 bits": ({"images": BASE.astype(np.uint16) * 9}, f"images: uint16 from 0 to 2295, {NOT_PLAIN}"),
     "below 0": ({"images": BASE.astype(np.int64) - 1}, f"images: int64 from -1 to 254, {NOT_PLAIN}"),
-    "standardised": ({"images": BASE / 127.5 - 1}, f"images: float64 from -1 to 1, {NOT_PLAIN}"),
     "divided twice": ({"images": BASE / 255**2}, f"images: float64 from 0 to 0.00392157, {NOT_PLAIN}"),
     "not whole": ({"images": BASE / 2}, f"images: float64 from 0 to 127.5, {NOT_PLAIN}"),
     "nan": ({"images": np.where(BASE == 3, np.nan, BASE / 255)}, f"images: float64 from nan to nan, {NOT_PLAIN}"),
-    "infinite": ({"images": np.where(BASE == 3, np.inf, BASE / 255)}, f"images: float64 from 0 to inf, {NOT_PLAIN}"),
-    "one image": ({"images": pixels(1), "labels": LABELS[:1]}, "images: of shape (1, 8, 8), but must be of two images"),
-    "no image": ({"images": pixels(0), "labels": LABELS[:0]}, "images: of shape (0, 8, 8), but must be of two images"),
+    "one image": ({"images": pixels(1), "labels": LABELS[:1]}, "of shape (1, 8, 8), but must be of at least two im"),
     "a number": ({"images": np.uint8(3)}, f"images: of shape (), {SHAPE}"),
-    "flat images": ({"images": np.zeros((6, 64), np.uint8)}, f"images: of shape (6, 64), {SHAPE}"),
     "not square": ({"images": np.zeros((6, 8, 9), np.uint8)}, f"images: of shape (6, 8, 9), {SHAPE}"),
-    "not square either": ({"images": np.zeros((6, 3, 8, 9), np.uint8)}, f"images: of shape (6, 3, 8, 9), {SHAPE}"),
-    "images last": ({"images": np.zeros((8, 8, 3, 6), np.uint8)}, f"images: of shape (8, 8, 3, 6), {SHAPE}"),
     "small": ({"images": pixels(size=7)}, f"images: of shape (6, 7, 7), {SHAPE}"),
     "large": ({"images": np.zeros((6, 1025, 1025), np.uint8)}, f"images: of shape (6, 1025, 1025), {SHAPE}"),
-    "two channels": ({"images": pixels(channels=(2,))}, f"images: of shape (6, 8, 8, 2), {SHAPE}"),
     "too few labels": ({"labels": np.arange(5)}, "labels: of shape (5,), but must be (6,), one per image, or one-hot"),
     "no column": ({"labels": np.zeros((6, 0), int)}, "labels: of shape (6, 0), but must be (6,)"),
-    "two classes of an image": ({"labels": np.eye(3)[LABELS] + np.eye(3)[0]}, "(6, 3), but its rows do not hold one 1"),
-    "coarse and fine": ({"labels": np.stack([LABELS, LABELS], 1)}, "labels: of shape (6, 2), but its rows do not"),
-    "shares": ({"labels": np.full((6, 2), 0.5)}, "labels: of shape (6, 2), but its rows do not hold one 1"),
+    "two classes of an image": ({"labels": np.eye(3)[LABELS] + np.eye(3)[0]}, "(6, 3), but its rows are not one-hot"),
     "too few columns": ({"labels": np.eye(3)[LABELS], "classes": ["a", "b"]}, "one-hot of 3 classes, but there are 2"),
     "an empty column": ({"labels": np.eye(4)[LABELS]}, "labels: no image is of class 3, '3'"),
     "float labels": ({"labels": LABELS / 2}, "labels: of dtype float64, but not all of them are whole numbers"),
-    "labels without value": ({"labels": LABELS * np.nan}, "labels: of dtype float64, but not all of them are whole"),
     "dates": ({"labels": LABELS.astype("M8[s]")}, "labels: of dtype '<M8[s]', but must be numbers, or text of up to"),
-    "text of no class": ({"labels": TEXT, "classes": ["ant", "bee", "dog"]}, "labels: 'cat' is none of the 3 classes"),
-    "empty text": ({"labels": np.array(["a", "", "b"] * 2)}, "labels: '' is no name that can be printed"),
-    "labels below 0": ({"labels": np.array([0, 1, 2, 0, 1, -1])}, "labels: -1 is below 0"),
-    "one class": ({"labels": np.zeros(6, int)}, "labels: all images are of one class, but two classes at least"),
+    "text of no class": (
+        {"labels": TEXT, "classes": ["ant", "bee", "dog"]},
+        "'cat' is not one of the 3 classes",
+    ),
+    "empty text": ({"labels": np.array(["a", "", "b"] * 2)}, "labels: '' cannot be printed as a name"),
+    "labels below 0": ({"labels": np.array([0, 1, 2, 0, 1, -1])}, "labels: -1 is negative"),
+    "one class": ({"labels": np.zeros(6, int)}, "labels: all images are of one class, but at least two classes"),
     "a gap": ({"labels": np.array([0, 1, 3, 0, 1, 3])}, "labels: no image is of class 2, '2'; number the classes"),
     "from 1 on": ({"labels": np.array([1, 2, 3, 1, 2, 3])}, "labels: no image is of class 0, '0'"),
-    "far too large": ({"labels": np.array([0, 1, 2, 0, 1, 1e300])}, "is too much; there may be 10,000 classes at most"),
-    "one too many": ({"images": pixels(10_001), "labels": np.arange(10_001)}, "labels: 10000 is too much; there may"),
+    "far too large": ({"labels": np.array([0, 1, 2, 0, 1, 1e300])}, "is too large; at most 10,000 classes"),
+    "one too many": ({"images": pixels(10_001), "labels": np.arange(10_001)}, "labels: 10000 is too large; at most"),
     "as text": ({"images": pixels(10_001), "labels": np.arange(10_001).astype(str)}, "labels: there are 10,001 texts"),
-    "beyond int64": ({"labels": LABELS.astype(np.uint64) - 1}, "labels: 18446744073709551615 is too much"),
     "a class without image": ({"classes": ["a", "b", "c", "d"]}, "labels: no image is of class 3, 'd'"),
-    "a label without name": ({"classes": ["a", "b"]}, "labels: 2 is no class; there are 2"),
+    "a label without name": ({"classes": ["a", "b"]}, "labels: 2 is not a class; there are 2"),
     "names as objects": ({"classes": np.array(["a", "b", "c"], object)}, "classes: of dtype '|O', but must be text"),
     "a single name": ({"classes": np.array("abc")}, "classes: of shape (), but must be a list"),
     "no name": ({"classes": np.zeros(0, "U1")}, "classes: of shape (0,), but must be a list"),
-    "a name twice": ({"classes": ["a", "b", "a"]}, "classes: 'a' is there twice"),
-    "orders to a terminal": ({"classes": ["a", "b\x1b[2J", "c"]}, r"classes: 'b\x1b[2J' is no name"),
-    "half a letter": ({"classes": ["a", "b\ud800", "c"]}, r"classes: 'b\ud800' is no name that can be printed"),
-    "no letter": ({"classes": np.frombuffer(b"\xff" * 12, "<U1")}, "classes: a name holds what is no letter"),
-    "no letter either": ({"classes": np.frombuffer(b"\xff" * 12, "S1")}, "classes: a name holds what is no letter"),
-    "no letter of any": ({"classes": np.frombuffer(b"\0\0\0\1" * 3, "<U1")}, "classes: a name holds what is no letter"),
-    "labels of no letter": ({"labels": np.frombuffer(b"\xff" * 24, ">U1")}, "labels: a name holds what is no letter"),
+    "a name twice": ({"classes": ["a", "b", "a"]}, "classes: 'a' occurs twice"),
+    "orders to a terminal": ({"classes": ["a", "b\x1b[2J", "c"]}, r"classes: 'b\x1b[2J' cannot be printed"),
+    "half a letter": ({"classes": ["a", "b\ud800", "c"]}, r"classes: 'b\ud800' cannot be printed as a name"),
+    "no letter": ({"classes": np.frombuffer(b"\xff" * 12, "<U1")}, "classes: a name is not valid Unicode"),
+    "no letter of any": ({"classes": np.frombuffer(b"\0\0\0\1" * 3, "<U1")}, "classes: a name is not valid Unicode"),
+    "labels of no letter": ({"labels": np.frombuffer(b"\xff" * 24, ">U1")}, "labels: a name is not valid Unicode"),
     "a mirror for each": ({"mirror": np.ones(6, bool)}, "mirror: of shape (6,), but must be a single True or False"),
     "a word as mirror": ({"mirror": "no"}, "mirror: of dtype '<U2', but must be True or False"),
     "a novel": ({"classes": ["a" * 1000, "b", "c"]}, "classes: of dtype '<U1000', but must be text of up to 999"),
@@ -250,18 +237,25 @@ def test_a_wrong_array_is_named(case, tmp_path):
     assert sentence in said
 
 
-def test_a_missing_file_is_named_with_what_makes_one(tmp_path):
+NO_TEST = (
+    "If there is no test set, --skip-test --holdout-fraction 0.1 measures the accuracy on held-out training images"
+)
+
+
+def test_a_missing_file_is_named_with_what_makes_one_or_does_without(tmp_path):
     sentence = refusal(tmp_path / "own")
     assert f"--data-dir {tmp_path}/own: there is no file {tmp_path}/own/train.npz" in sentence
     assert "numpy.savez_compressed" in sentence
+    assert NO_TEST not in sentence
     (tmp_path / "train.npz").mkdir()
-    assert "there is no file" in refusal(tmp_path)
-    assert "there is no file" in refusal(tmp_path / ("a" * 300))
+    for folder in (tmp_path, tmp_path / ("a" * 300)):
+        assert "there is no file" in refusal(folder)
     for name in ("a.npz", "b.npz"):  # either may be the one with all parts
         np.savez(tmp_path / name, x_train=BASE, y_train=LABELS)
-    assert "there is no file" in refusal(tmp_path)
+    assert NO_TEST in refusal(tmp_path, "test")
     sentence = refusal(tmp_path / "a.npz", "test")
     assert f"{tmp_path}/a.npz: there is no array test_images or x_test, and no file test.npz beside it" in sentence
+    assert NO_TEST in sentence
 
 
 def test_what_numpy_would_open_as_something_else_is_not_opened(tmp_path):
@@ -276,7 +270,7 @@ def test_what_numpy_would_open_as_something_else_is_not_opened(tmp_path):
     np.array([Hostile()], object).dump(path.with_suffix(".pickle"))
     for suffix in (".npy", ".pickle"):
         path.write_bytes(path.with_suffix(suffix).read_bytes())
-        assert "no .npz file, or a damaged one" in refusal(tmp_path)
+        assert "not an .npz file, or a damaged one" in refusal(tmp_path)
     np.savez(path, **whole(images=np.array([Hostile()] * 6, object)))
     assert "images: of dtype '|O'" in refusal(tmp_path)
     np.savez(path, **whole(other=np.array([Hostile()], object)))
@@ -292,7 +286,7 @@ def test_a_damaged_file_is_refused_wherever_the_damage_is(save, tmp_path):
     flipped = sound[:middle] + bytes([sound[middle] ^ 1]) + sound[middle + 1 :]
     for content in (b"", sound[:10], sound[:-1], sound[: len(sound) // 2], b"\xff" * 1000, flipped):
         path.write_bytes(content)
-        assert "no .npz file, or a damaged one" in refusal(tmp_path)
+        assert "not an .npz file, or a damaged one" in refusal(tmp_path)
 
 
 # Bombs
@@ -317,7 +311,7 @@ def claim(size):
 
 
 ENDLESS = b"\x93NUMPY\x02\x00" + (64 << 20).to_bytes(4, "little") + b" " * (64 << 20)
-OTHER_SIZE = "images: the file holds another number of bytes than an array of ("
+OTHER_SIZE = "images: the file does not hold the bytes of an array of ("
 BOMBS = {  # images, what the zip directory is changed to say of them, and the sentence
     "more than the memory": (claim(10**9), {}, "images: takes 976,562.5 GiB, but"),
     "a header and little else": (claim(1000) + bytes(1000), {}, OTHER_SIZE),
@@ -326,7 +320,7 @@ BOMBS = {  # images, what the zip directory is changed to say of them, and the s
     "64 MB too many": (header() + bytes(64 << 20), {}, OTHER_SIZE),
     "a directory that lies": (claim(3 * 2**10) + bytes(1000), {"file_size": 3 * 2**30 + 128}, OTHER_SIZE),
     "twice": (claim(3 * 2**10), {"file_size": 3 * 2**30 + 128, "compress_size": 2**31}, OTHER_SIZE),
-    "a header without end": (ENDLESS, {}, "images: no plain array of numpy's"),
+    "a header without end": (ENDLESS, {}, "images: not a plain array of numpy"),
 }
 
 
@@ -358,14 +352,6 @@ def test_all_arrays_together_have_to_fit(tmp_path, monkeypatch):
     assert "labels: takes" in refusal(write(tmp_path, labels=np.eye(3)[LABELS]))
 
 
-def test_a_directory_without_end_is_not_read(tmp_path):
-    with zipfile.ZipFile(tmp_path / "train.npz", "w") as archive:
-        for number in range(40_000):
-            archive.writestr(f"{number}.npy", b"")
-    with little_memory():
-        assert "no .npz file, or a damaged one" in refusal(tmp_path)
-
-
 def test_other_compressions_are_refused(tmp_path):
     for compression in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         assert OTHER_SIZE in refusal(write_members(tmp_path, compression))
@@ -391,7 +377,7 @@ def test_other_compressions_are_refused(tmp_path):
 )
 def test_a_strange_header_is_refused(images, tmp_path):
     write_members(tmp_path, images=images + bytes(384))
-    assert re.search(r"images: (no plain array of numpy's|of (dtype|shape) .+, but must be)", refusal(tmp_path))
+    assert re.search(r"images: (not a plain array of numpy|of (dtype|shape) .+, but must be)", refusal(tmp_path))
 
 
 WORDS = [b"\x93NUMPY", b"'|O'", b"'<U9'", b"(9, 8, 8)", b"\0" * 4, b"\xff" * 4, b"\xff" * 8, b"}", b"True", b"\1"]
@@ -455,48 +441,28 @@ def own(folder, labels, test_labels=None, **others):
         write(folder / "own", part, images=pixels(len(numbers)), labels=np.array(numbers), **others)
 
 
-def log(folder):
-    return (folder / "runs/run/log.txt").read_text()
-
-
-@pytest.mark.parametrize("script", SHORT)
-def test_both_scripts_run_on_them_and_name_a_class_with_one_image(script, tmp_path):
-    own(tmp_path, [1, *[0] * 31], [0, 0, 0])
-    assert call(script, tmp_path, *SHORT[script]) == 0
-    assert "npz: 16 images" in log(tmp_path) or "on npz: 32 training images, 1 × 8 × 8, 2 classes" in log(tmp_path)
-    assert "classes differ in size: 1 of '1', 31 of '0'; --balanced draws each class as often" in log(tmp_path)
-    if script == "search":
-        assert "train it: python train_final.py --genotype genotypes/run.json --dataset npz --data-dir own" in log(
-            tmp_path
-        )
-
-
-def test_a_search_runs_on_a_thousand_classes(tmp_path):
-    own(tmp_path, list(range(1000)) * 2)
-    assert call("search", tmp_path, *SHORT["search"], "--batch-size=1000", "--balanced") == 0
-    assert "1000 classes" in log(tmp_path)
-    assert "classes differ" not in log(tmp_path)
-
-
 @pytest.mark.parametrize(("script", "levels"), [("search", {"lower", "upper"}), ("train_final", {"final"})])
 def test_balanced_draws_alike_wherever_something_learns(script, levels, tmp_path, monkeypatch):
     own(tmp_path, [0] * 56 + [1] * 8)
-    draw, drawn = datasets.balanced_batch, {}
+    draw, drawn = loader.balanced_batch, {}
 
     def spy(targets, batch_size, seed, purpose, step):
         batch = draw(targets, batch_size, seed, purpose, step)
         drawn.setdefault(purpose, []).append(targets[batch])
         return batch
 
-    monkeypatch.setattr(datasets, "balanced_batch", spy)
-    monkeypatch.setattr(datasets, "batch", None)
+    monkeypatch.setattr(loader, "balanced_batch", spy)
+    monkeypatch.setattr(loader, "batch", None)
     assert call(script, tmp_path, *SHORT[script], "--balanced") == 0
     del drawn["statistics"]  # some batches more, which only the batch norms see
     assert drawn.keys() == levels
     for targets in drawn.values():
         few, many = sorted(torch.cat(targets).bincount().tolist())
         assert many - few <= 1
-    assert "classes differ in size: 8 of '1', 56 of '0'; each class is drawn as often" in log(tmp_path)
+    log = (tmp_path / "runs/run/log.txt").read_text()
+    assert "classes differ in size: 8 of '1', 56 of '0'; each class is drawn as often" in log
+    retrain = "train it: python train_final.py --genotype genotypes/run.json --dataset npz --data-dir own --balanced"
+    assert (retrain in log) == (script == "search")
 
 
 def test_a_trained_network_is_measured_on_a_test_file_elsewhere(tmp_path, capsys):
@@ -517,9 +483,9 @@ def test_a_trained_network_is_measured_on_a_test_file_elsewhere(tmp_path, capsys
     [
         ({"images": pixels(size=9)}, "test images are 1 × 9 × 9 (channels, rows, columns), training images 1 × 8 × 8"),
         ({"images": pixels(channels=(3,))}, "test images are 3 × 8 × 8 (channels, rows, columns), training images 1"),
-        ({"labels": np.array([0, 1, 2, 3, 0, 1])}, "own/test.npz: labels: 3 is no class; there are 3"),
+        ({"labels": np.array([0, 1, 2, 3, 0, 1])}, "own/test.npz: labels: 3 is not a class; there are 3"),
         ({"classes": ["a", "b", "d"]}, "training and test images differ in their classes (c, d); give both the same"),
-        ({"labels": np.array(["a", "b", "d"] * 2)}, "own/test.npz: labels: 'd' is none of the 3 classes"),
+        ({"labels": np.array(["a", "b", "d"] * 2)}, "own/test.npz: labels: 'd' is not one of the 3 classes"),
         (
             {"classes": ["b", "a", "c"]},
             "differ in their classes (their order); give both the same ones, or --skip-test",
