@@ -56,7 +56,7 @@ def sentence_of(refused):
             ),
             "1 edge, but a cell has",
         ),
-        (lambda: sentence_of(lambda: conversions.to_nni(Genotype.random(0, 1))), "1 node, and cells of"),
+        (lambda: sentence_of(lambda: conversions.to_nni(Genotype.random(0, 1))), "1 node, but cells of"),
     ],
 )
 def test_sentences_about_one(said, part):

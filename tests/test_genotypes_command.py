@@ -283,7 +283,7 @@ def test_validate_has_a_line_for_each_file(capsys):
     assert main(["validate", "bad\n.json", "good.json", "none.json"]) == 2
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [r"bad\n.json: normal: missing.", "good.json: valid"]
-    assert lines[2].startswith("none.json: no such file")
+    assert lines[2].startswith("none.json: there is no file")
 
 
 WRONG = [
@@ -291,22 +291,19 @@ WRONG = [
     ("--foo", "Unrecognized options: --foo"),
     ("list DARTS_V1", "Unrecognized options: DARTS_V1"),
     ("show", "SOURCE"),
-    ("show DARTS_V3", "genotype DARTS_V3: no such file, and no such name; perhaps you meant DARTS_V2; known names: Am"),
-    ("show genotypes", "genotype genotypes: a folder without genotype.json, so no run folder."),
-    (
-        "show genotypes/taken.json",
-        "genotype genotypes/taken.json: no genotype in it. What can be read: a genotype file; ",
-    ),
+    ("show DARTS_V3", "there is no file and no cell of this name; perhaps you meant DARTS_V2; known names: Am"),
+    ("show genotypes", "genotype genotypes: not a run folder: genotype.json is missing."),
+    ("show genotypes/taken.json", "genotype genotypes/taken.json: there is no genotype in it. What can be read: a "),
     ("show large.json", "large.json: larger than 1 MiB"),
-    ("show a\nb\x1b[2J", r"genotype a\nb\x1b[2J: no such file"),
+    ("show a\nb\x1b[2J", r"genotype a\nb\x1b[2J: there is no file"),
     ("show DARTS_V1 --svg genotypes/taken.json", "genotypes/taken.json: File exists."),
     ("diff DARTS_V1", "SOURCE"),
-    ("diff DARTS_V1 nowhere", "genotype nowhere: no such file"),
+    ("diff DARTS_V1 nowhere", "genotype nowhere: there is no file"),
     ("convert", "--to FORM"),
     ("convert DARTS_V1 --to yaml", "invalid choice 'yaml'"),
-    ("convert NASNet --to nni", "NASNet.json: normal: 5 nodes, and cells of NNI's DARTS space have 4."),
-    ("convert NASNet --to nasbench301", "NASNet.json: normal: 5 nodes, and cells of NAS-Bench-301's space have 4."),
-    ("convert - --to json", "genotype standard input: no genotype in it. What can be read: a genotype file; "),
+    ("convert NASNet --to nni", "NASNet.json: normal: 5 nodes, but cells of NNI's DARTS space have 4."),
+    ("convert NASNet --to nasbench301", "NASNet.json: normal: 5 nodes, but cells of NAS-Bench-301's space have 4."),
+    ("convert - --to json", "genotype standard input: there is no genotype in it. What can be read: a genotype file; "),
     ("convert DARTS_V1 --to text -o genotypes/taken.json", "genotypes/taken.json: exists already"),
     ("convert DARTS_V1 --to text -o genotypes/taken.json/x", "genotypes/taken.json: File exists."),
     ("random", "--seed INT"),

@@ -1,10 +1,14 @@
-"""What --help says: a terminal of 80 columns shows it, and its examples are some."""
+"""What --help says: a terminal of 80 columns shows it, and its examples work; and what starts without torch."""
 
 import re
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import nas
 from nas import export, genotypes
 from nas.config.cli import run_tyro
 from nas.report import page
@@ -44,3 +48,34 @@ def test_a_help_has_a_sentence_and_an_example_that_is_understood(module, subcomm
     else:
         assert len(examples) == 1
         assert examples[0].startswith(command)
+
+
+START = """
+import contextlib, io, sys
+import nas
+from nas import export, genotypes
+from nas.report import page
+
+assert {*nas.__all__} <= {*dir(nas)}
+calls = {genotypes: {"list", "show NASNet", "diff DARTS_V1 DARTS_V2", "validate DARTS_V2", "random --seed 1"}}
+calls[genotypes] |= {f"convert DARTS_V2 --to {form}" for form in ("json", "text", "nni", "nasbench301")}
+calls[genotypes] |= {f"{name} --help" for name in ("", "list", "show", "diff", "convert", "random", "validate")}
+for module, lines in (calls | {export: {"--help"}, page: {"--help"}}).items():
+    for line in lines:
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+            module.main(line.split())
+        assert out.getvalue(), line
+print(sorted({"torch", "numpy", "PIL", "graphviz", "rich"} & {*sys.modules}))
+"""
+
+
+def test_commands_on_genotypes_and_every_help_start_without_torch():
+    command = [sys.executable, "-c", START]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_public_names_are_what_they_say():
+    assert [getattr(nas, name).__name__ for name in nas.__all__] == nas.__all__
+    with pytest.raises(AttributeError, match="no attribute 'Phenotype'"):
+        _ = nas.Phenotype

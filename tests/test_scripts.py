@@ -314,7 +314,7 @@ def test_retraining_is_the_same_bit_for_bit(trained, tmp_path):
     text = Genotype.load(folder / "genotypes" / "small.json").to_text().removesuffix(")") + ", aux=[])"
     assert call("train_final", tmp_path, f"--genotype={text}", "--epochs=2", "--holdout-fraction=0.25", *SMALL) == 0
     (path,) = (tmp_path / "runs").glob("final-genotype-seed*")
-    assert "further fields, which are left out: aux." in (path / "log.txt").read_text()
+    assert "these fields are left out: aux." in (path / "log.txt").read_text()
     first = load_file(folder / "runs" / "final" / "weights.safetensors")
     again = load_file(path / "weights.safetensors")
     assert first.keys() == again.keys()

@@ -11,7 +11,7 @@ Gather = Callable[[Tensor], Tensor]
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d`; after `synchronise`, over the images of all processes (`nn.SyncBatchNorm` has no CPU form)."""
+    """`nn.BatchNorm2d` that sees the images of all processes after `synchronise` (`nn.SyncBatchNorm` needs GPUs)."""
 
     gather: Gather | None = None
 
@@ -29,7 +29,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class StackedNorm(nn.Module):
-    """One batch norm an edge, without affine parameters; an edge's weight, if given, is its scale."""
+    """One batch norm for each edge, without affine parameters; an edge's weight, if given, is its scale."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -42,7 +42,7 @@ class StackedNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_edges, channels))
 
     def forward(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
-        """`scales` has the shape (edges * channels,)."""
+        """Normalise (batch, edges * channels, height, width); `scales` has the shape (edges * channels,)."""
         mean, var = self.running_mean.flatten(), self.running_var.flatten()
         if self.gather is not None and self.training:
             return _synchronised(x, mean, var, scales, None, self.momentum, self.gather)
@@ -53,7 +53,9 @@ def synchronise(network: nn.Module, gather: Gather | None) -> None:
     """Let the batch norms of a network see the whole batch in training.
 
     Args:
-        gather: from a tensor to those of all processes, stacked, with gradients; None: each process for itself.
+        network: its batch norms are changed in place.
+        gather: takes a tensor and returns those of all processes, stacked, with gradients. With None, each process
+            computes its own statistics.
     """
     for module in network.modules():
         if isinstance(module, BatchNorm2d | StackedNorm):
@@ -98,7 +100,7 @@ def _synchronised(
     momentum: float,
     gather: Gather,
 ) -> Tensor:
-    """As `F.batch_norm` in training; the means and variances of the processes are put together by Chan's formula."""
+    """Compute what `F.batch_norm` does in training; Chan's formula combines the statistics of the processes."""
     eps = 1e-5  # torch's default
     var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
     count = torch.full_like(mean, x.numel() // x.shape[1])

@@ -25,10 +25,10 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
-    """A convolution of each channel by itself, padded so that stride 1 keeps the size.
+    """Convolve each channel by itself, padded so that stride 1 keeps the size.
 
     Args:
-        x: (batch, channels, height, width); quick where it is channels_last in memory.
+        x: (batch, channels, height, width); quick if it is channels_last in memory.
         weight: (channels, 1, kernel, kernel), kernel odd.
         stride, dilation: 1 or 2.
 
@@ -44,7 +44,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1, dilation: int =
 
 
 class _DepthwiseConv2d(torch.autograd.Function):
-    """Its backward pass consists of differentiable operations, so that second derivatives exist."""
+    """A convolution whose backward pass consists of differentiable operations, so that second derivatives exist."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
@@ -75,7 +75,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
 
 
 def _weight_gradient(x: Tensor, gradient: Tensor, kernel: int, stride: int) -> Tensor:
-    """Of an undilated convolution, in strips of up to three columns."""
+    """Compute the weight gradient of an undilated convolution, in strips of up to three columns."""
     if kernel <= 3:
         return _strip(x, gradient, (kernel, kernel), stride, (kernel // 2, kernel // 2))
     # The quick kernel also wants as many rows as it has itself, and every strip some of the columns.
@@ -99,7 +99,7 @@ def _strip(x: Tensor, gradient: Tensor, kernel: tuple[int, int], stride: int, pa
 
 
 def _phases(x: Tensor) -> Tensor:
-    """Every second row and column as images of their own, on which a convolution with dilation 2 has none.
+    """Make images of every second row and column, on which a convolution with dilation 2 has no dilation.
 
     Even and odd columns become channels, which channels_last makes a mere view; even and odd rows become images: from
     (batch, channels, height, width) to (2 * batch, 2 * channels, height / 2, width / 2), odd sizes filled up with 0.
@@ -113,5 +113,5 @@ def _phases(x: Tensor) -> Tensor:
 
 
 def _fill_up(x: Tensor, height: int, width: int) -> Tensor:
-    """With zeros below and to the right."""
+    """Add zeros below and to the right."""
     return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))

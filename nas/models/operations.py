@@ -59,7 +59,7 @@ class FactorizedReduce(nn.Module):
 
 
 def every_second_pixel(x: Tensor) -> tuple[Tensor, Tensor]:
-    """What the strided 1x1 convolutions of a factorised reduction see: even rows and columns, and odd ones.
+    """Return what the strided 1x1 convolutions of a factorised reduction see: even rows and columns, and odd ones.
 
     An odd size gets a row and a column of zeros at its end, so that both are equally large. They are taken out here, as
     oneDNN's weight gradient of a strided 1x1 convolution writes beyond its memory where images of fewer than 8 channels

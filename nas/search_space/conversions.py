@@ -42,10 +42,10 @@ NNI_1 = ("maxpool", "avgpool", "skipconnect", "sepconv3x3", "sepconv5x5", "dilco
 
 
 def to_nni(genotype: Genotype) -> dict[str, Any]:
-    """The dictionary of NNI's DARTS space.
+    """Make the dictionary of NNI's DARTS space.
 
     Raises:
-        InputError: the form cannot express the cells; what it is, is named.
+        InputError: the form cannot express the cells; the sentence says why.
     """
     _must_fit(genotype, "NNI's DARTS space")
     content: dict[str, Any] = {}
@@ -57,7 +57,7 @@ def to_nni(genotype: Genotype) -> dict[str, Any]:
 
 
 def from_nni(content: dict[str, Any]) -> Genotype:
-    """The cells in such a dictionary, which holds nothing else.
+    """Read the cells from a dictionary of NNI 2 or 3, which holds nothing else.
 
     Raises:
         InputError: a field is missing, unknown or wrong; it is named.
@@ -78,7 +78,7 @@ def from_nni(content: dict[str, Any]) -> Genotype:
 
 
 def from_nni_1(content: dict[str, Any]) -> Genotype:
-    """The cells in a dictionary of NNI 1, which holds nothing else.
+    """Read the cells from a dictionary of NNI 1, which holds nothing else.
 
     Raises:
         InputError: a field is missing, unknown or wrong; it is named.
@@ -105,10 +105,10 @@ def from_nni_1(content: dict[str, Any]) -> Genotype:
 
 
 def to_nasbench301(genotype: Genotype) -> dict[str, Any]:
-    """The dictionary of NAS-Bench-301's configuration space, as far as it is about cells.
+    """Make the part of a configuration of NAS-Bench-301 that is about cells.
 
     Raises:
-        InputError: the form cannot express the cells; what it is, is named.
+        InputError: the form cannot express the cells; the sentence says why.
     """
     _must_fit(genotype, "NAS-Bench-301's space")
     content: dict[str, Any] = {}
@@ -118,7 +118,7 @@ def to_nasbench301(genotype: Genotype) -> dict[str, Any]:
             if kept[0][1] == kept[1][1]:
                 raise InputError(
                     f"{cell}: both edges of node {node} come from state {kept[0][1]}, "
-                    "and NAS-Bench-301's space has one edge from a state to a node."
+                    "but NAS-Bench-301's space has only one edge from a state to a node."
                 )
             for primitive, source in kept:
                 content[f"{NASBENCH301_PREFIX}edge_{cell}_{FIRST_EDGE[node] + source}"] = primitive
@@ -128,7 +128,7 @@ def to_nasbench301(genotype: Genotype) -> dict[str, Any]:
 
 
 def from_nasbench301(content: dict[str, Any]) -> Genotype:
-    """The cells in such a dictionary, which holds nothing else, the edges of a node by rising source.
+    """Read the cells from such a dictionary, which holds nothing else; a node's edges are by rising source.
 
     Raises:
         InputError: a field is missing, unknown or wrong, or there is an edge that its node does not take.
@@ -163,11 +163,12 @@ _FORMS: list[tuple[re.Pattern, Callable[[dict[str, Any]], Genotype], re.Pattern]
 
 
 def cells_in(value: Any, name: str, line: int) -> Iterator[Found]:
-    """The cells in a value at any depth: dictionaries, and texts of papers; their names are their keys, with dots.
+    """Find the cells in a value at any depth: dictionaries, and texts of papers. Their names are their keys, with dots.
 
     Args:
-        name: of the value.
-        line: where it stands.
+        value: any JSON, or what a Python dictionary holds.
+        name: name of the value.
+        line: line in which it stands.
     """
     rest = [(name, value)]
     while rest:
@@ -187,7 +188,7 @@ def cells_in(value: Any, name: str, line: int) -> Iterator[Found]:
 
 
 def genotype_of(content: dict[str, Any]) -> tuple[Genotype, list[str]]:
-    """The cells in one of these dictionaries, and the names of those of its fields that are none of the form's.
+    """Read the cells from one of these dictionaries, and list the names of its fields that the form does not have.
 
     Raises:
         InputError: a field is missing, unknown or wrong; it is named.
@@ -207,7 +208,7 @@ def genotype_of(content: dict[str, Any]) -> tuple[Genotype, list[str]]:
 
 
 def _is_of_fields(content: dict) -> bool:
-    """Whether it is a `Genotype(…)` that was made a dictionary."""
+    """Say whether it is a `Genotype(…)` that was made a dictionary."""
     names = {OTHER_NAMES.get(key, key) for key in content}
     return {"normal", "reduce"} <= names and isinstance(content["normal"], list) and len(names & set(FIELDS)) > 2
 
@@ -220,12 +221,12 @@ def _must_fit(genotype: Genotype, space: str) -> None:
     for cell in CELLS:
         edges, concat = getattr(genotype, cell), getattr(genotype, f"{cell}_concat")
         if (num_nodes := len(DARTS.by_node(edges))) != len(NODES):
-            raise InputError(f"{cell}: {count(num_nodes, 'node')}, and cells of {space} have {len(NODES)}.")
+            raise InputError(f"{cell}: {count(num_nodes, 'node')}, but cells of {space} have {len(NODES)}.")
         for primitive, _ in edges:
             if primitive not in KNOWN:
                 raise InputError(f"{cell}: {primitive}, which {space} does not have.")
         if concat != tuple(NODES):
-            raise InputError(f"{cell}_concat: {list(concat)}, and cells of {space} concatenate all nodes.")
+            raise InputError(f"{cell}_concat: {list(concat)}, but cells of {space} concatenate all nodes.")
 
 
 def _take(fields: dict[str, Any], key: str, allowed: Any) -> Any:
@@ -239,7 +240,7 @@ def _take(fields: dict[str, Any], key: str, allowed: Any) -> Any:
 
 
 def _one_of(key: str, value: Any, names: Sequence[str]) -> int:
-    """Which of the names a value means: it is the name, its number, or as many booleans with one that is true."""
+    """Find the name that a value means: the name itself, its number, or one boolean for each name, one of them true."""
     if type(value) is list and len(value) == len(names) and value.count(True) == 1 and set(map(type, value)) == {bool}:
         return value.index(True)
     if type(value) is int and value in range(len(names)):

@@ -53,7 +53,7 @@ class Genotype(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _to_tuples(cls, items: Any) -> Any:
-        """Lists and ranges, as in the text form, become tuples."""
+        """Turn lists and ranges, as in the text form, into tuples."""
         if not isinstance(items, list | tuple | range):
             return items
         return tuple(tuple(item) if isinstance(item, list) else item for item in items)
@@ -103,7 +103,7 @@ class Genotype(BaseModel):
 
     @classmethod
     def _of_cells(cls, cells: Mapping[str, Edges], space: SearchSpace) -> Self:
-        """Both cells concatenate all their nodes."""
+        """Make the genotype of cells that concatenate all their nodes."""
         concats = {f"{kind}_concat": tuple(node for node, _ in space.by_node(cells[kind])) for kind in space.cells}
         return cls.model_validate({**cells, **concats})
 
@@ -160,7 +160,7 @@ class Genotype(BaseModel):
 
 
 def _rows(kind: str, raw: Any, space: SearchSpace) -> list[list[float]]:
-    """Raw alphas of one cell as plain numbers."""
+    """Return the raw alphas of one cell as plain numbers."""
     shape, num_primitives = tuple(raw.shape), len(space.primitives)
     if not any((len(space.edges(number)), num_primitives) == shape for number in range(1, MAX_NODES + 1)):
         raise ValueError(

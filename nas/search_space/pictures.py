@@ -92,11 +92,11 @@ def cell_source(edges: Sequence[tuple[str, int]], concat: Sequence[int], name: s
 
 
 def draw_cells(cells: dict[str, str], folder: Path) -> bool:
-    """Write `<name>.gv` for each cell and, where there is Graphviz, `<name>.svg` and `<name>.png`.
+    """Write `<name>.gv` for each cell and, if Graphviz is installed, `<name>.svg` and `<name>.png`.
 
     Args:
-        cells: Graphviz source by name.
-        folder: made if it is missing.
+        cells: Graphviz source of each cell by its name.
+        folder: the folder to write to; it is made if it is missing.
 
     Returns:
         Whether the pictures were drawn.
@@ -140,7 +140,7 @@ def _font_folder() -> tempfile.TemporaryDirectory:
 
 @functools.cache
 def _font_config() -> Path:
-    """A fontconfig file that knows one font, Pillow's own.
+    """Write a fontconfig file that knows one font, Pillow's own, and return its path.
 
     A bare machine has no fonts (a PNG would show boxes), and other fonts would lay the cell out differently.
     """

@@ -178,7 +178,7 @@ def find(path_or_name: str | os.PathLike) -> Path:
     close = difflib.get_close_matches(path.name[:100].lower(), lower, n=1)
     meant = f"perhaps you meant {lower[close[0]]}; " if close else ""
     raise InputError(
-        f"genotype {path}: no such file, and no such name; {meant}known names: {', '.join(known_names())}."
+        f"genotype {path}: there is no file and no cell of this name; {meant}known names: {', '.join(known_names())}."
     )
 
 
@@ -205,7 +205,7 @@ class Read:
 
     @property
     def genotype(self) -> Genotype:
-        """The cells."""
+        """The cells of the file."""
         return Genotype(**self.file.cells())
 
 
@@ -230,7 +230,7 @@ def read(source: str) -> Read:
     if os.path.isfile(own):
         path, stem = own, Path(path).resolve().name
     elif os.path.isdir(path) and path not in known_names():  # a folder of images may be called like a cell
-        raise InputError(f"genotype {printable(path, 400)}: a folder without genotype.json, so no run folder.")
+        raise InputError(f"genotype {printable(path, 400)}: not a run folder: genotype.json is missing.")
     else:
         path = find(path)
         stem = path.stem
@@ -241,14 +241,14 @@ def read(source: str) -> Read:
 def _read(data: bytes, where: str, stem: str, name: str) -> Read:
     try:
         if len(data) > files.MAX_JSON_BYTES:
-            raise InputError("larger than 1 MiB, so it is no genotype.")
+            raise InputError("larger than 1 MiB, which is too large for a genotype.")
         file, notes = _file_in(data, name)
     except ValidationError as error:
         raise InputError(f"genotype {where}: {first_problem(error)}") from None
     except InputError as error:
         raise InputError(f"genotype {where}: {error}") from None
     except UnicodeDecodeError:
-        raise InputError(f"genotype {where}: not text, as it is neither UTF-8 nor UTF-16. {FORMS}.") from None
+        raise InputError(f"genotype {where}: not a text in UTF-8 or UTF-16. {FORMS}.") from None
     except RecursionError:
         raise InputError(f"genotype {where}: nested too deeply.") from None
     return Read(where, stem, file, notes)
@@ -267,19 +267,19 @@ def _file_in(data: bytes, name: str) -> tuple[GenotypeFile, list[str]]:
         if problem := files.too_new(content, FORMAT_VERSION):
             raise InputError(problem)
         if name:
-            raise InputError(f"a genotype file has one genotype, which has no name: leave out {name!r:.60}.")
+            raise InputError(f"a genotype file holds one genotype without a name: leave out {name!r:.60}.")
         return GenotypeFile.model_validate_json(text), []
     found = _found_in(text, content)
     if not found:
         if _IS_NAS_BENCH_201.search(text):
-            raise InputError(f"a cell of NAS-Bench-201, which is another search space than that of DARTS. {FORMS}.")
-        raise InputError(f"{not_json}no genotype in it. {FORMS}.")
+            raise InputError(f"a cell of NAS-Bench-201, which is not in the search space of DARTS. {FORMS}.")
+        raise InputError(f"{not_json}there is no genotype in it. {FORMS}.")
     chosen, notes = choose(found, name)
     if chosen.problem:
         raise InputError(chosen.problem)
     genotype, further = conversions.genotype_of(chosen.value)
     if further:
-        notes.append(f"further fields, which are left out: {printable(', '.join(further), 200)}.")
+        notes.append(f"these fields are left out: {printable(', '.join(further), 200)}.")
     return GenotypeFile.of(genotype, Provenance()), notes
 
 

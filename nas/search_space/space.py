@@ -20,7 +20,7 @@ Edges = tuple[tuple[str, int], ...]  # (primitive, source state) of each edge of
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What the supernet, derivation, random cells, pictures and sizes need to know of a search space.
+    """A search space: what the supernet, derivation, random cells, pictures and sizes need to know of it.
 
     Attributes:
         primitives: those of a mixed operation, in the order of the columns of the alphas.
@@ -49,18 +49,18 @@ class SearchSpace:
         return self.derived_primitives + self.further_primitives
 
     def nodes(self, num_nodes: int) -> range:
-        """The states that are nodes."""
+        """Return the states that are nodes."""
         return range(self.num_inputs, self.num_inputs + num_nodes)
 
     def edges(self, num_nodes: int) -> list[tuple[int, int]]:
-        """The (source, node) states of each edge of the supernet's cell, in the order of the rows of the alphas."""
+        """List the (source, node) states of each edge of the supernet's cell: the rows of the alphas, in order."""
         return [(source, node) for node in self.nodes(num_nodes) for source in range(node)]
 
     def num_nodes(self, num_edges: int) -> int:
-        """The number of nodes of the supernet's cell that has so many edges.
+        """Return the number of nodes of the supernet's cell that has this many edges.
 
         Raises:
-            ValueError: no cell of 1 to 32 nodes has.
+            ValueError: no cell of 1 to 32 nodes has this many edges.
         """
         for number in range(1, MAX_NODES + 1):
             if len(self.edges(number)) == num_edges:
@@ -68,15 +68,15 @@ class SearchSpace:
         raise ValueError(f"No cell of 1 to {MAX_NODES} nodes has {num_edges} edges.")
 
     def reduction_cells(self, num_cells: int) -> frozenset[int]:
-        """The indices of the cells that halve the image and double the channels."""
+        """Return the indices of the cells that halve the image and double the channels."""
         return frozenset({num_cells // 3, 2 * num_cells // 3})
 
     def num_kept(self, node: int) -> int:
-        """The number of edges that lead to a node of a derived cell."""
+        """Return the number of edges that lead to a node of a derived cell."""
         return min(node, self.edges_kept)
 
     def by_node(self, edges: Sequence[T]) -> list[tuple[int, Sequence[T]]]:
-        """Each node of a derived cell with the edges that lead to it; the last one has too few if the cell is cut."""
+        """List each node of a derived cell with its incoming edges; if edges are missing, the last node has too few."""
         found, first = [], 0
         for node in itertools.count(self.num_inputs):
             if first >= len(edges):
@@ -86,7 +86,7 @@ class SearchSpace:
         raise AssertionError
 
     def derive(self, edge_weights: Sequence[Sequence[float]]) -> Edges:
-        """The derived cell (DARTS, section 2.4).
+        """Derive a cell (DARTS, section 2.4).
 
         For each node the incoming edges are ranked by their largest weight over the primitives that may be derived.
         The first ones are kept, each with its strongest such primitive. Of equal weights the first one wins.
@@ -110,14 +110,16 @@ class SearchSpace:
         return tuple(cell)
 
     def random_cells(self, seed: int, num_nodes: int) -> dict[str, Edges]:
-        """Cells drawn uniformly from the derived cells of that many nodes, by their kind.
+        """Draw one cell of each kind uniformly from the derived cells of this many nodes.
 
         For each node, every set of distinct earlier states is equally likely; for each edge, so is every primitive that
         may be derived. All draws are independent. Cells are drawn in the order of `cells`, nodes in order, and a node's
         edges by rising source.
 
         Args:
-            seed: of a generator of its own. Only its `random()` is used, which Python keeps the same between versions.
+            seed: seed of a generator of its own. Only its `random()` is used, which Python keeps the same between
+                versions.
+            num_nodes: nodes of each cell.
         """
         draw = random.Random(seed).random
 

@@ -1,4 +1,4 @@
-"""Cells in the texts in which people keep them: papers, logs, Python modules. They are parsed, and never run.
+"""Cells in the texts in which people keep them: papers, logs, Python modules. The texts are parsed, and never run.
 
 Genotype(normal=[('sep_conv_3x3', 1), …], normal_concat=range(2, 6), reduce=[…], reduce_concat=range(2, 6))
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nas.errors import InputError, printable
+from nas.errors import InputError, count, printable
 from nas.files import each_key_once
 
 MAX_TEXT = 100_000  # characters of one genotype, which takes about 600
@@ -46,8 +46,8 @@ class Found:
     """One genotype of a text.
 
     Attributes:
-        name: to which it is assigned, or its key in a dictionary; empty without one.
-        line: where it begins, from 1; in JSON that of the whole.
+        name: the name to which it is assigned, or its key in a dictionary; empty if there is none.
+        line: the line in which it begins, from 1; in JSON the line of the whole content.
         value: `Fields`, or the dictionary, whatever it holds.
         problem: why there is no value; else empty.
         is_code: whether the problem is that it is part of a program, and so no genotype at all.
@@ -61,11 +61,11 @@ class Found:
 
 
 class _CodeError(Exception):
-    """There are names or calls where a value is expected."""
+    """A text has names or calls where a value is expected."""
 
 
 def find_all(text: str) -> list[Found]:
-    """All genotypes and dictionaries in a text, in order, the names for another name (`DARTS = DARTS_V2`) included."""
+    """Find all genotypes and dictionaries in a text, in order, also those with a second name (`DARTS = DARTS_V2`)."""
     if text.lstrip()[:1] == "[" and not (whole := _read(text.strip(), False, "", 1, False)).problem:
         return [whole]
     text = _UNUSED_STRING.sub(lambda string: "\n" * string[0].count("\n"), text)
@@ -83,13 +83,15 @@ def find_all(text: str) -> list[Found]:
 
 
 def choose(found: Sequence[Found], name: str) -> tuple[Found, list[str]]:
-    """The genotype that is meant, and sentences on what is to be known of the choice.
+    """Choose the genotype that is meant, and say in sentences what the user should know about the choice.
 
     Args:
-        name: or line; empty for the only one. Of several without names, or of one name, as a log has them, the last.
+        found: the genotypes of a text, at least one.
+        name: a name or a line; empty for the only one. Of several without names or with the same name, as in a log,
+            the last one is meant.
 
     Raises:
-        InputError: there is none of that name; or there are several names, and none is given.
+        InputError: there is no genotype of this name; or there are several names, and none is given.
     """
     found = [item for item in found if not item.is_code] or found
     names = printable(", ".join(dict.fromkeys(item.name or f"line {item.line}" for item in found)), 300)
@@ -97,17 +99,17 @@ def choose(found: Sequence[Found], name: str) -> tuple[Found, list[str]]:
         by_line = [item for item in found if name == str(item.line)]
         found = [item for item in found if f".{item.name}".endswith(f".{name}")] or by_line
         if not found:
-            raise InputError(f"no genotype is named {name!r:.60}; there are {names}.")
+            raise InputError(f"no genotype is named {name!r:.60}; the names are {names}.")
     last = found[-1]
     if all((item.value, item.problem) == (last.value, last.problem) for item in found):
         return last, []
     if len({item.name for item in found}) > 1:
-        raise InputError(f"{len(found)} genotypes; choose one by FILE:NAME or FILE:LINE; there are {names}.")
-    return last, [f"of {len(found)} genotypes the last one is taken, which is in line {last.line}."]
+        raise InputError(f"{len(found)} genotypes; choose one by FILE:NAME or FILE:LINE; the names are {names}.")
+    return last, [f"the last of {len(found)} genotypes is used, in line {last.line}."]
 
 
 def parse(text: str) -> dict[str, Any]:
-    """The fields of the one genotype in a text.
+    """Read the fields of the one genotype in a text.
 
     Raises:
         InputError: there is none, or more than one, or it is not of that form; the line is named.
@@ -126,10 +128,10 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def fields_of(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The fields that a genotype has, each node's edges in one list, and the names of those that it has not.
+    """Return the fields of a genotype, all edges of a cell in one list, and the names of the fields left out.
 
     Raises:
-        InputError: a field is given twice, or a node has not two edges.
+        InputError: a field is given twice, or a node does not have two edges.
     """
     fields: dict[str, Any] = {}
     further = []
@@ -145,13 +147,13 @@ def fields_of(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _flat(field: str, items: Any, further: list[str]) -> Any:
-    """Edges in one list; GDAS's third item of an edge, its weight, is left out."""
+    """Put edges into one list, without GDAS's third item of an edge, its weight."""
     if not isinstance(items, list | tuple):
         return items
     if items and all(isinstance(item, list | tuple) and item and isinstance(item[0], list | tuple) for item in items):
         for index, item in enumerate(items):
             if len(item) != 2:
-                raise InputError(f"{field}[{index}]: {len(item)} edges, but a node has two.")
+                raise InputError(f"{field}[{index}]: {count(len(item), 'edge')}, but a node has two.")
         items = [edge for item in items for edge in item]
     if any(isinstance(edge, list | tuple) and len(edge) == 3 and type(edge[2]) is float for edge in items):
         further.append(f"the weights in {field}")
@@ -160,12 +162,12 @@ def _flat(field: str, items: Any, further: list[str]) -> Any:
 
 
 def _pieces(text: str) -> Iterator[Found]:
-    """`Genotype(…)` and `{…}`, each read by itself, but for those in a line that is a comment.
+    """Read each `Genotype(…)` and `{…}` by itself, except those in a line that is a comment.
 
     Raises:
         InputError: there are too many.
     """
-    line, is_comment, position, count = 1, _COMMENT.match(text) is not None, 0, 0
+    line, is_comment, position, num_found = 1, _COMMENT.match(text) is not None, 0, 0
     head = _HEAD.search(text)
     while head:
         start, end, depth, inner = head.start(), head.end(), 1, None
@@ -179,8 +181,8 @@ def _pieces(text: str) -> Iterator[Found]:
             inner = token if token[0][0] == "G" else None  # one begins, so that the one before was cut off
             depth += (token[0] in "[({") - (token[0] in "])}")
         if not is_comment and (head[0] != "{" or "normal" in text[start:end]):
-            count += 1
-            if count > MAX_GENOTYPES:
+            num_found += 1
+            if num_found > MAX_GENOTYPES:
                 raise InputError(f"more than {MAX_GENOTYPES:,} genotypes.")
             before = _NAME.search(text[max(0, start - 120) : start])
             name = (before[1] or before[2]) if before else ""
@@ -191,7 +193,7 @@ def _pieces(text: str) -> Iterator[Found]:
 
 
 def _read(piece: str, is_cut_off: bool, name: str, line: int, is_used: bool) -> Found:
-    """The value of one `Genotype(…)` or `{…}`."""
+    """Read the value of one `Genotype(…)` or `{…}`."""
     is_code = False
     try:
         if is_used or not _QUOTE.search(piece) or _FORMATTED_STRING.search(piece):
@@ -216,7 +218,7 @@ def _read(piece: str, is_cut_off: bool, name: str, line: int, is_used: bool) -> 
 
 
 def _value(node: ast.expr | None) -> Any:
-    """What `ast.literal_eval` would give, lists for all sequences, and `Fields` for `Genotype(…)`."""
+    """Return what `ast.literal_eval` would, but lists for all sequences, and `Fields` for `Genotype(…)`."""
     match node:
         case ast.Constant(value=value):
             return value
@@ -257,7 +259,7 @@ def write(
     reduce: Sequence[tuple[str, int]],
     reduce_concat: Sequence[int],
 ) -> str:
-    """The text of two cells; a concatenation of successive nodes is written as a range."""
+    """Write two cells as text; a concatenation of successive nodes is written as a range."""
     fields = []
     for name, edges, concat in (("normal", normal, normal_concat), ("reduce", reduce, reduce_concat)):
         span = range(concat[0], concat[-1] + 1)

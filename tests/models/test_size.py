@@ -1,34 +1,52 @@
-import pytest
+"""Sizes by formula: the published figures, and what is counted on real networks."""
 
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from nas import FinalNetwork, Genotype
+from nas.models.primitives import PRIMITIVES, Primitive
 from nas.models.size import network_size
-from nas.search_space.genotype import Genotype
+
+FILES = sorted((Path(__file__).parents[2] / "genotypes").glob("*.json"))
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
-    [("DARTS_V1", (3_169_414, 3_645_840, 500_987_520)), ("DARTS_V2", (3_349_342, 3_825_768, 528_359_040))],
+    ("name", "shape", "expected"),
+    [
+        ("DARTS_V1", (), (3_169_414, 3_645_840, 500_987_520)),
+        ("DARTS_V2", (), (3_349_342, 3_825_768, 528_359_040)),
+        ("DARTS_V2", (224, 3, 48, 14, 1000, "imagenet"), (4_718_752, 5_979_528, 529_911_552)),
+    ],
 )
-def test_published_cells_have_the_size_of_the_published_networks(name, expected):
-    assert network_size(Genotype.load(name)) == expected
+def test_published_cells_have_the_size_of_the_published_networks(name, shape, expected):
+    assert network_size(Genotype.load(name), *shape) == expected
 
 
-def test_the_form_for_imagenet_has_the_published_size():
-    size = network_size(Genotype.load("DARTS_V2"), 224, 3, 48, 14, 1000, "imagenet")
-    assert (size.weights, size.multiply_adds) == (4_718_752, 529_911_552)
+def counted(genotype, image_size, in_channels, init_channels, num_cells, num_classes, stem):
+    with torch.device("meta"):
+        network = FinalNetwork(genotype, in_channels, init_channels, num_cells, num_classes, stem=stem).eval()
+        with FlopCounterMode(display=False) as counter:
+            network(torch.empty(1, in_channels, image_size, image_size))
+    weights, head = (sum(p.numel() for p in part.parameters()) for part in (network, network.auxiliary_head))
+    return weights - head, weights, counter.get_total_flops() // 2
 
 
-def test_classes_change_the_classifier_and_the_head_alone():
-    cell = Genotype.load("DARTS_V1")
-    ten, hundred = (network_size(cell, init_channels=4, num_cells=3, num_classes=classes) for classes in (10, 100))
-    features = 4 * 16  # four nodes, channels doubled twice
-    assert hundred.weights - ten.weights == 90 * (features + 1)
-    assert hundred.weights_with_head - ten.weights_with_head == 90 * (features + 1) + 90 * (768 + 1)
-    assert hundred.multiply_adds - ten.multiply_adds == 90 * features
+# image_size, in_channels, init_channels, num_cells, num_classes, stem
+SHAPES = [(32, 3, 8, 6, 10, "cifar"), (29, 1, 7, 4, 3, "cifar"), (9, 3, 4, 1, 2, "cifar"), (65, 3, 9, 3, 5, "imagenet")]
 
 
-def test_image_channels_change_the_stem_alone():
-    cell = Genotype.load("DARTS_V1")
-    grey, colour = (network_size(cell, in_channels=channels, init_channels=4, num_cells=3) for channels in (1, 3))
-    kernels = 2 * (3 * 4) * 3 * 3
-    assert colour.weights - grey.weights == kernels
-    assert colour.multiply_adds - grey.multiply_adds == kernels * 32 * 32
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_formula_counts_what_real_networks_have(shape):
+    """All published cells, and random ones of 1 to 6 nodes."""
+    for genotype in [*map(Genotype.load, FILES), *(Genotype.random(seed, 1 + seed) for seed in range(6))]:
+        assert network_size(genotype, *shape) == counted(genotype, *shape), genotype
+
+
+@pytest.mark.parametrize("primitive", PRIMITIVES.values(), ids=PRIMITIVES)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_formula_of_a_primitive_is_what_is_counted(primitive, stride):
+    for channels, size in ((6, 8), (3, 7)):
+        assert primitive.cost(channels, stride, size) == Primitive.cost(primitive, channels, stride, size)

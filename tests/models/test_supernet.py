@@ -1,5 +1,6 @@
 """The supernet: exact counts, equal to the textbook form and to the single operations, and fit for `higher`."""
 
+import dataclasses
 import itertools
 import os
 import subprocess
@@ -19,8 +20,10 @@ from benchmarks.fidelity import fidelity
 from benchmarks.search_step import count_operators
 from nas import Alphas, FinalNetwork, Genotype, Supernet
 from nas.models.batch_norm import StackedNorm
-from nas.models.primitives import PRIMITIVES
-from nas.models.supernet import Cell
+from nas.models.final_network import FinalCell
+from nas.models.operations import EdgeByEdge
+from nas.models.primitives import PRIMITIVES, Primitive
+from nas.models.supernet import Cell, MixedOperations
 from nas.search_space.darts import DARTS
 
 
@@ -260,8 +263,11 @@ def single_operation(primitive, mixed_operations, index, channels, stride):
     """The module of one edge, with the weights of this edge in the stacked modules."""
     if primitive == "none":
         return lambda x: torch.zeros_like(x[:, :, ::stride, ::stride])
+    operations = mixed_operations.get_submodule(primitive)
+    if isinstance(operations, EdgeByEdge):
+        return operations[index]
     operation = PRIMITIVES[primitive].on_edge(channels, stride, in_supernet=True)
-    for name, stacked in mixed_operations.get_submodule(primitive).named_parameters():
+    for name, stacked in operations.named_parameters():
         operation.get_parameter(f"{name}.weight").data.copy_(stacked[index])
     return operation
 
@@ -299,6 +305,47 @@ def test_one_hot_edge_weights_give_single_operations(columns, reduction, size):
     factors = torch.randn_like(value)
     gradients = [torch.autograd.grad((y * factors).sum() + 0 * s0.sum(), s0)[0] for y in (value, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    "primitives",
+    [
+        ("none", "max_pool_3x3", "skip_connect"),
+        ("sep_conv_7x7", "none", "conv_7x1_1x7"),
+        ("mine", "skip_connect", "dil_conv_5x5", "avg_pool_3x3"),
+    ],
+)
+def test_mixed_operations_of_other_primitives(primitives, stride, monkeypatch):
+    """One of them is given by what it does on one edge alone."""
+
+    class Mine(Primitive):
+        def on_edge(self, channels, stride, in_supernet=False):
+            return nn.Conv2d(channels, channels, 3, stride, padding=1)
+
+    monkeypatch.setitem(PRIMITIVES, "mine", Mine())
+    channels, weights = 4, torch.rand(3, len(primitives))
+    mixed_operations = MixedOperations(channels, 3, stride, dataclasses.replace(DARTS, primitives=primitives))
+    x = torch.randn(2, channels, 7, 7).contiguous(memory_format=torch.channels_last).requires_grad_()
+    expected = [
+        sum(
+            weight * single_operation(name, mixed_operations, index, channels, stride)(x)
+            for name, weight in zip(primitives, row, strict=True)
+        )
+        for index, row in enumerate(weights)
+    ]
+    torch.testing.assert_close(mixed_operations(x, weights), expected)
+
+
+def test_another_search_space_is_searched_derived_and_trained():
+    space = dataclasses.replace(DARTS, primitives=("none", "skip_connect", "sep_conv_7x7"), edges_kept=1)
+    alphas, supernet = Alphas(3, space), Supernet(3, 4, 3, num_nodes=3, space=space)
+    assert supernet(torch.randn(2, 3, 8, 8), alphas()).shape == (2, 10)
+    cells = {kind: space.derive(weights.tolist()) for kind, weights in alphas()._asdict().items()}
+    assert [len(cell) for cell in cells.values()] == [3, 3]
+    cell = FinalCell(cells["reduce"], (2, 3, 4), 4, 4, 4, True, False, space)
+    assert cell(*torch.randn(2, 2, 4, 8, 8), 0.0, None).shape == (2, 12, 4, 4)
 
 
 # Images of any size

@@ -23,10 +23,10 @@ FORMS = {
 }
 # All that the forms cannot express of what is published.
 CANNOT = {
-    ("nni", "NASNet"): "normal: 5 nodes, and cells of NNI's DARTS space have 4.",
-    ("nni", "AmoebaNet"): "normal: 5 nodes, and cells of NNI's DARTS space have 4.",
-    ("nasbench301", "NASNet"): "normal: 5 nodes, and cells of NAS-Bench-301's space have 4.",
-    ("nasbench301", "AmoebaNet"): "normal: 5 nodes, and cells of NAS-Bench-301's space have 4.",
+    ("nni", "NASNet"): "normal: 5 nodes, but cells of NNI's DARTS space have 4.",
+    ("nni", "AmoebaNet"): "normal: 5 nodes, but cells of NNI's DARTS space have 4.",
+    ("nasbench301", "NASNet"): "normal: 5 nodes, but cells of NAS-Bench-301's space have 4.",
+    ("nasbench301", "AmoebaNet"): "normal: 5 nodes, but cells of NAS-Bench-301's space have 4.",
 }
 
 
@@ -154,8 +154,8 @@ def test_a_configuration_of_nasbench301():
         pytest.param(
             "normal_concat",
             (3, 4, 5),
-            "normal_concat: [3, 4, 5], and cells of NNI's DARTS space concatenate all nodes.",
-            "normal_concat: [3, 4, 5], and cells of NAS-Bench-301's space concatenate all nodes.",
+            "normal_concat: [3, 4, 5], but cells of NNI's DARTS space concatenate all nodes.",
+            "normal_concat: [3, 4, 5], but cells of NAS-Bench-301's space concatenate all nodes.",
             id="concat",
         ),
         pytest.param(
@@ -163,7 +163,7 @@ def test_a_configuration_of_nasbench301():
             (*V1.reduce[:4], ("sep_conv_3x3", 3), ("skip_connect", 3), *V1.reduce[6:]),
             None,
             "reduce: both edges of node 4 come from state 3, "
-            "and NAS-Bench-301's space has one edge from a state to a node.",
+            "but NAS-Bench-301's space has only one edge from a state to a node.",
             id="two edges from one source",
         ),
         pytest.param(
@@ -171,7 +171,7 @@ def test_a_configuration_of_nasbench301():
             (("sep_conv_3x3", 0), ("skip_connect", 0), *V1.normal[2:]),
             None,
             "normal: both edges of node 2 come from state 0, "
-            "and NAS-Bench-301's space has one edge from a state to a node.",
+            "but NAS-Bench-301's space has only one edge from a state to a node.",
             id="first node",
         ),
     ],

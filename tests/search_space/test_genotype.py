@@ -480,12 +480,6 @@ def test_any_file_gives_a_genotype_or_a_sentence(text, tmp_path_factory):
     check(outcome(Genotype.load, path))
 
 
-@pytest.mark.fuzz
-@given(text=spliced(TEXT, WORDS))
-def test_any_text_gives_a_genotype_or_a_sentence(text):
-    check(outcome(Genotype.from_text, text))
-
-
 # Nothing is run
 
 

@@ -69,27 +69,27 @@ KEPT = {
     "list of a range": (written(concat="list(range(2, 6, 1))"), []),
     "Python 2": (written(str(V1.normal).replace("('", "(u'")), []),
     "names of AdvRush": (T1.replace("reduce", "reduction"), []),
-    "further fields": (written(more=", aux=[], connects=f(x)"), ["further fields, which are left out: aux, connects."]),
+    "further fields": (written(more=", aux=[], connects=f(x)"), ["these fields are left out: aux, connects."]),
     "further argument": (
         f"Genotype({V1.normal}, [2, 3, 4, 5], {V1.reduce}, [2, 3, 4, 5], None)",
-        ["further fields, which are left out: argument 5."],
+        ["these fields are left out: argument 5."],
     ),
     "weights of edges": (
         written([(*edge, 0.25) for edge in V1.normal]),
-        ["further fields, which are left out: the weights in normal."],
+        ["these fields are left out: the weights in normal."],
     ),
-    "a log of epochs": (f"{T2}\n\n{T2}\n12:00 {T1}\n", ["of 3 genotypes the last one is taken, which is in line 4."]),
+    "a log of epochs": (f"{T2}\n\n{T2}\n12:00 {T1}\n", ["the last of 3 genotypes is used, in line 4."]),
     "a log with names": (
         f"genotype = {T2}\n  genotype = {T1}",
-        ["of 2 genotypes the last one is taken, which is in line 2."],
+        ["the last of 2 genotypes is used, in line 2."],
     ),
     "dictionary": (repr(FIELDS), []),
-    "JSON of a dictionary": (json.dumps({"spec": DICTIONARY | {"id": 3}}), ["further fields, which are left out: id."]),
+    "JSON of a dictionary": (json.dumps({"spec": DICTIONARY | {"id": 3}}), ["these fields are left out: id."]),
     "dictionary behind a name": (f"X = {DICTIONARY!r}", []),
     "NNI": (json.dumps(to_nni(V1)), []),
     "NNI, printed": (repr(to_nni(V1) | {"width": 36}), []),
     "NNI, printed in a log": (f"[2021-02-22 16:16:01] INFO best: {to_nni(V1)}", []),
-    "NNI, further key": (repr(to_nni(V1) | {"\x1b[2J": 1}), [r"further fields, which are left out: \x1b[2J."]),
+    "NNI, further key": (repr(to_nni(V1) | {"\x1b[2J": 1}), [r"these fields are left out: \x1b[2J."]),
     "NNI, list of one": (repr([to_nni(V1)]), []),
     "NAS-Bench-301, result": (json.dumps(NASBENCH301), []),
     "NAS-Bench-301, printed result": (repr(NASBENCH301), []),
@@ -155,7 +155,7 @@ def test_of_several_one_is_chosen_by_name_or_line(text, names):
         assert found.name == ("cells" if name.isdigit() else name)
     with pytest.raises(InputError, match=r"^genotype cells.py: \d genotypes; choose one by FILE:NAME or FILE:LINE; "):
         read("cells.py")
-    with pytest.raises(InputError, match=r"^genotype cells.py: no genotype is named 'Z'; there are .*"):
+    with pytest.raises(InputError, match=r"^genotype cells.py: no genotype is named 'Z'; the names are .*"):
         read("cells.py:Z")
 
 
@@ -182,14 +182,14 @@ def test_a_run_folder_a_name_and_a_genotype_file(monkeypatch):
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (b"", "no genotype in it. What can be read: a genotype file; Genotype(normal=…, …), also in a log or a "),
-        (b"\xff", "not text, as it is neither UTF-8 nor UTF-16. What can be read: "),
-        (b"\xff\xfea", "not text, as it is neither"),
-        (b"\x80\x04\x95Genotype(normal=[('a', 0)])", "not text, as it is neither"),
-        (b"\x89PNG\r\n\x1a\n\0\0", "not text, as it is neither"),
+        (b"", "there is no genotype in it. What can be read: a genotype file; Genotype(normal=…, …), also in a"),
+        (b"\xff", "not a text in UTF-8 or UTF-16. What can be read: "),
+        (b"\xff\xfea", "not a text in UTF-8 or UTF-16"),
+        (b"\x80\x04\x95Genotype(normal=[('a', 0)])", "not a text in UTF-8 or UTF-16"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "not a text in UTF-8 or UTF-16"),
         (b"Genotype(normal=['\0'])", "line 1: source code string cannot contain null bytes."),
         (b"Genotype(normal=['\x1b[2J')", "line 1: "),
-        (b"{", "not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)), and no "),
+        (b"{", "not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)), and there is"),
         (b'{"a":' * 100_000, "not JSON ("),
         (b"[" * 1_000_000, "not JSON ("),
         (b"Genotype('" + b"[" * 100_000, "line 1: the genotype is cut off."),
@@ -198,22 +198,22 @@ def test_a_run_folder_a_name_and_a_genotype_file(monkeypatch):
         (b"Genotype(''" + b".a" * 40_000 + b")", "line 1: "),
         (b'{"normal/op_2_0":' + b"[" * 900 + b"]" * 900 + b"}", "normal/op_2_0: must be one of"),
         (b'{"normal/input_2_0": ' + b"1" * 5000 + b"}", "not JSON ("),
-        (b"{}", "no genotype in it."),
-        (b'{"normal": 1, "reduce": 2}', "no genotype in it."),
+        (b"{}", "there is no genotype in it."),
+        (b'{"normal": 1, "reduce": 2}', "there is no genotype in it."),
         (b'{"format_version": 1}', "normal: missing."),
         (b'{"format_version": 2}', "format_version is 2, this nas reads 1: install a newer nas."),
         (b'{"normal/op_2_0": "skip_connect", "normal/op_2_0": "skip_connect"}', "not JSON ('normal/op_2_0' is given"),
         (b"{'normal/op_2_0': 'skip_connect', 'normal/op_2_0': 'skip_connect'}", "not JSON ("),
-        (b"|nor_conv_3x3~0|+|skip_connect~0|none~1|", "a cell of NAS-Bench-201, which is another search space"),
+        (b"|nor_conv_3x3~0|+|skip_connect~0|none~1|", "a cell of NAS-Bench-201, which is not in the search space"),
         (b"Genotype(recurrent=[('relu', 0)], concat=range(1, 9))", "normal: missing."),
-        (f"# {T1}".encode(), "no genotype in it."),
-        (f"'''{T1}'''".encode(), "no genotype in it."),
+        (f"# {T1}".encode(), "there is no genotype in it."),
+        (f"'''{T1}'''".encode(), "there is no genotype in it."),
         (f"X = {T1}._replace(normal=[])".encode(), "line 1: names or calls where values are expected"),
         (f"{T1}\n12:00 {T2[:99]}".encode(), "line 2: the genotype is cut off."),
         (f"{T1}\n12:00 {T2[:99]}\n12:00 x".encode(), "line 2: the genotype is cut off."),
         (written(reduce=None).encode(), "reduce: "),
-        (written([PAIRS["normal"][:1], *PAIRS["normal"]]).encode(), "normal[0]: 1 edges, but a node has two."),
-        (written([V1.normal[:1], V1.normal[1:4], V1.normal[4:]]).encode(), "normal[0]: 1 edges, but a node has two."),
+        (written([PAIRS["normal"][:1], *PAIRS["normal"]]).encode(), "normal[0]: 1 edge, but a node has two."),
+        (written([V1.normal[:1], V1.normal[1:4], V1.normal[4:]]).encode(), "normal[0]: 1 edge, but a node has two."),
         (written([V1.normal[0], *PAIRS["normal"][1:], V1.normal[1]]).encode(), "normal["),
         (written([(*edge, 1) for edge in V1.normal]).encode(), "normal[0]: "),
         (written([(kind, str(source)) for kind, source in V1.normal]).encode(), "normal[0][1]: "),
@@ -232,23 +232,8 @@ def test_what_is_no_genotype_is_told_in_a_sentence(data, expected):
 
 
 MEGABYTE = 1_000_000
-PARTS = [
-    "Genotype(",
-    "Genotype('')\n",
-    "{",
-    "{'normal'}",
-    "'",
-    "'\\",
-    "\n",
-    " ",
-    "a=a\n",
-    "f'{a}'",
-    "[",
-    "#\n",
-    "'''\n",
-    ".a",
-    "-",
-]
+PARTS = ["Genotype(", "Genotype('')\n", "{", "{'normal'}", "'", "'\\", "\n", " ", "a=a\n", "f'{a}'", "[", "#\n"]
+PARTS += ["'''\n", ".a", "-"]
 
 
 @pytest.mark.parametrize("part", PARTS)

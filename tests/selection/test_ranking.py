@@ -94,7 +94,7 @@ def test_the_table_is_kept_in_a_genotype_file(tmp_path, capsys):
     assert GenotypeFile.load(tmp_path / "cell.json").provenance == provenance
     assert main(["show", str(tmp_path / "cell.json")]) == 0
     out = capsys.readouterr().out
-    assert "  candidates: 4 cells, of which this is the best searched one\n" in out
+    assert "  candidates: 4 cells; this is the best cell that a search found\n" in out
     assert "holdout" not in out
 
 
