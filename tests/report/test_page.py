@@ -1,5 +1,6 @@
 """Reports: what is read of a run, what may stand in a page, and the page itself in a browser where there is one."""
 
+import functools
 import html
 import json
 import re
@@ -245,24 +246,16 @@ def edited(name, pattern, text):
 
 
 def linked(name):
-    def change(folder):
-        path = folder / "runs" / name
-        path.rename(folder / "elsewhere")
-        path.symlink_to(folder / "elsewhere")
-
-    return change
+    return lambda folder: (
+        (folder / "runs" / name).rename(folder / "else") and (folder / "runs" / name).symlink_to(folder / "else")
+    )
 
 
 def set_in_config(*keys, value):
-    def change(folder):
-        def put(config):
-            for key in keys[:-1]:
-                config = config[key]
-            config[keys[-1]] = value
+    def put(config):
+        functools.reduce(dict.__getitem__, keys[:-1], config)[keys[-1]] = value
 
-        edit_config(folder / "runs" / "a", put)
-
-    return change
+    return lambda folder: edit_config(folder / "runs" / "a", put)
 
 
 METRICS = "runs/a/metrics.jsonl"
