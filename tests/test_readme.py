@@ -53,7 +53,7 @@ def test_each_command_is_understood(command):
     if script:
         arguments = words[words.index(script) + 1 :]
         # A run folder that does not exist is noticed after all flags were understood.
-        missing = pytest.raises(InputError, match="no run folder")
+        missing = pytest.raises(InputError, match="not a run folder")
         with missing if {"--resume", "--config", "--evaluate"} & set(arguments) else contextlib.nullcontext():
             parse(CONFIGS[script], arguments)
     elif program == "make":
