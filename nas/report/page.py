@@ -1,4 +1,4 @@
-"""A run as one page of HTML that needs neither server nor network: python -m nas.report RUN_DIR..."""
+"""Writes a run as one HTML page that needs no server and no network: python -m nas.report RUN_DIR..."""
 
 import base64
 import hashlib
@@ -19,44 +19,44 @@ from nas.report.run_data import read_run
 from nas.search_space.darts import DARTS
 
 ASSETS = Path(__file__).parent / "assets"
-# In this order.
+# The page runs them in this order.
 SCRIPTS = ("parts.js", "charts.js", "cells.js", "answers.js", "search_page.js", "compare_page.js", "report.js")
-MARKER = "<!-- nas.report -->\n"  # only a file that begins with it is replaced
+MARKER = "<!-- nas.report -->\n"  # only files that begin with it are replaced
 
 
 def write(folders: Sequence[Path], output: Path) -> None:
-    """Write the page on one run, or one that compares several.
+    """Write a page about one run, or a page that compares several runs.
 
     Args:
-        output: replaced in one step; a file that is no report is refused.
+        output: file to write, replaced in one step; a file that is not a report is refused.
 
     Raises:
-        InputError: a folder holds nothing to report, or `output` is no report; see `report_data.read_run`.
-        OSError: it cannot be written.
+        InputError: a folder holds nothing to report (see `run_data.read_run`), or `output` is not a report.
+        OSError: `output` cannot be written.
     """
     refuse_others(output)
     runs = [read_run(folder) for folder in folders]
     if len({run["kind"] for run in runs}) > 1:
-        raise InputError("runs of search.py and of train_final.py: compare either the ones or the others.")
-    if len(runs) > 1:  # what a comparison does not show
+        raise InputError("The runs come from search.py and from train_final.py; compare runs of one script only.")
+    if len(runs) > 1:  # a comparison does not show them
         runs = [{name: value for name, value in run.items() if name != "edge_weights"} for run in runs]
     page = render(runs)
     files.replace(output, lambda aside: aside.write_text(page, encoding="utf-8", newline="\n"))
 
 
 def refuse_others(output: Path) -> None:
-    """Raise InputError where `output` is there and no report."""
+    """Raise InputError if `output` exists and is not a report."""
     if not (output.exists() or output.is_symlink()):
         return
     if output.is_file() and not output.is_symlink():
         with output.open("rb") as file:
             if file.read(len(MARKER)) == MARKER.encode():
                 return
-    raise InputError(f"{output}: exists and is no report of nas; move it away, or choose another --output.")
+    raise InputError(f"{output}: exists and is not a report of nas; move it, or choose another --output.")
 
 
 def render(runs: Sequence[dict[str, Any]]) -> str:
-    """The page; what the runs hold stands in it as data alone, and the script makes text of it."""
+    """Return the page. It holds the runs as data, which its script shows as text only."""
     styles = [_asset("uPlot.min.css"), _asset("report.css")]
     scripts = [_asset("uPlot.iife.min.js"), "".join(map(_asset, SCRIPTS))]
     data = {"runs": runs, "primitives": DARTS.primitives, "published": json.loads(_asset("published.json"))}
@@ -70,7 +70,7 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def inert_json(data: Any) -> str:
-    """ASCII in which nothing can end a script element or begin another."""
+    """Return JSON in ASCII in which nothing can end a script element or start another."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -85,9 +85,9 @@ def _hash(source: str) -> str:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write one page of HTML on a run, or one that compares several.
+    """Write an HTML page about one run, or a page that compares several runs.
 
-    The page is one file, which needs no server and loads nothing.
+    The page is one file. It needs no server and loads nothing.
 
     For example:
       python -m nas.report runs/mine
@@ -96,19 +96,19 @@ class Arguments:
     run_dirs: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR...", help_behavior_hint="")
     ]
-    """Run folders, one at least: all of search.py, or all of train_final.py. (required)"""
+    """Run folders, at least one: all from search.py, or all from train_final.py. (required)"""
     output: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """File to write; another report is replaced. (default: report.html in RUN_DIR, or here where there are several)"""
+    """File to write; a report that is there is replaced. (default: report.html in RUN_DIR, or here for several runs)"""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write a report as the command line says. Returns the exit code."""
+    """Write a report as the command line says and return the exit code."""
 
     def run() -> int:
         given = run_tyro(Arguments, arguments, prog="python -m nas.report")
         folders = [Path(folder) for folder in given.run_dirs]
         if not folders:
-            raise InputError("RUN_DIR: missing; name one run folder at least.")
+            raise InputError("RUN_DIR: missing; give at least one run folder.")
         output = Path(given.output or (folders[0] if len(folders) == 1 else Path()) / "report.html")
         try:
             write(folders, output)

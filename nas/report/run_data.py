@@ -1,4 +1,4 @@
-"""What a report shows of one run, read from its folder and checked: plain numbers and text, ready for JSON."""
+"""Reads and checks what a report shows of one run: plain numbers and text, ready for JSON."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nas.config.cli import data_flags
-from nas.config.file import flag_of, read_config, validate
+from nas.config.file import ConfigFile, flag_of, read_config, validate
 from nas.config.flags import FinalConfig, SearchConfig, TrainedOn, is_several
 from nas.errors import InputError, count, first_problem
 from nas.models.size import network_size
@@ -20,10 +20,10 @@ from nas.search_space.reader import GenotypeFile
 from nas.training.accuracy import FILE as ACCURACY_FILE
 from nas.training.accuracy import AccuracyFile
 
-MAX_METRICS_BYTES = 256 << 20  # an epoch of a search takes some 25 KB
+MAX_METRICS_BYTES = 256 << 20  # one epoch of a search writes some 25 KB
 MAX_LINE_BYTES = 1 << 20
 CELLS = ("normal", "reduce")
-HOW_CALLED = ("resume", "evaluate", "config", "preset", "dry_run")  # flags that are no part of what was computed
+HOW_CALLED = ("resume", "evaluate", "config", "preset", "dry_run")  # flags that do not say what was computed
 SERIES = {
     "search": (
         *(f"{level}/{what}" for what in ("loss", "accuracy") for level in ("lower", "upper")),
@@ -39,7 +39,7 @@ Cell = Sequence[tuple[str, int]]
 
 
 class _Environment(BaseModel):
-    """What `environment.environment` leaves in config.json."""
+    """What `nas.machine.environment` writes into config.json."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -53,14 +53,14 @@ class _Environment(BaseModel):
 
 
 class _Metrics(NamedTuple):
-    """Of the finished epochs, in their order.
+    """Metrics of the finished epochs, in their order.
 
     Attributes:
-        epochs: counted from 1; some are missing where metrics.jsonl was cut.
-        series: by name a value an epoch, None where there was none.
-        edge_weights: of a search, an epoch: cell -> (edges, 8).
-        test: loss and accuracy of a final network that is trained.
-        time_s: seconds that the run has taken.
+        epochs: counted from 1; some are missing if lines of metrics.jsonl are.
+        series: name -> one value per epoch, None where there is none.
+        edge_weights: one dict per epoch of a search: cell -> (edges, primitives).
+        test: loss and accuracy of a trained network on the test set.
+        time_s: seconds that the run took so far.
     """
 
     epochs: list[int]
@@ -71,7 +71,7 @@ class _Metrics(NamedTuple):
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """All that a report shows of a run of search.py or train_final.py, at its end or before.
+    """Return all that a report shows of a run of search.py or train_final.py, finished or not.
 
     Raises:
         InputError: the folder holds no run or no finished epoch, or a file in it is damaged, too large or a link; it
@@ -79,23 +79,28 @@ def read_run(folder: Path) -> dict[str, Any]:
     """
     for name in ("config.json", "metrics.jsonl", "genotype.json", ACCURACY_FILE):
         if (folder / name).is_symlink():
-            raise InputError(f"{folder / name}: a link, and a run folder holds none.")
+            raise InputError(f"{folder / name}: is a symbolic link; put the file itself there.")
     file = read_config(folder)
     path = folder / "config.json"
-    try:
-        environment = _Environment.model_validate(file.environment)
-    except ValidationError as error:
-        raise InputError(f"config {path}: environment.{first_problem(error)}") from None
+    environment = _environment(file, path)
+    config: SearchConfig | FinalConfig
     if file.trained_on is None:
-        kind, config = "search", validate(SearchConfig, file.config, path)
+        config = validate(SearchConfig, file.config, path)
+        if is_several(config):
+            raise InputError(f"{folder}: holds several searches; give one of the run folders in it.")
+        num_epochs, num_nodes = config.lower.epochs, config.supernet.num_nodes
     else:
-        kind, config = "final", validate(FinalConfig, file.config, path)
-    if isinstance(config, SearchConfig) and is_several(config):
-        raise InputError(f"{folder}: several searches; name one of the run folders in it.")
-    num_epochs = config.lower.epochs if isinstance(config, SearchConfig) else config.training.epochs
-    num_nodes = config.supernet.num_nodes if isinstance(config, SearchConfig) else 0
+        config = validate(FinalConfig, file.config, path)
+        num_epochs, num_nodes = config.training.epochs, 0
+    kind = "search" if isinstance(config, SearchConfig) else "final"
     metrics = _read_metrics(folder, SERIES[kind], num_epochs, num_nodes)
-    run: dict[str, Any] = {
+    untested = isinstance(config, FinalConfig) and not config.training.skip_test and not metrics.test
+    finished = metrics.epochs[-1] == num_epochs and not untested
+    if isinstance(config, SearchConfig):
+        history, parts = _search_parts(metrics)
+    else:
+        history, parts = _training_parts(folder, config, validate(TrainedOn, file.trained_on, path), metrics)
+    return {
         "kind": kind,
         "name": folder.resolve().name,
         "dataset": config.data.dataset,
@@ -107,46 +112,70 @@ def read_run(folder: Path) -> dict[str, Any]:
         "time_s": metrics.time_s,
         "config": _flags(config, type(config)()),
         "environment": _lines(environment, len(file.resumed)),
-    }
-    stored = shlex.quote(str(folder / "genotype.json"))
-    commands = []
-    if isinstance(config, SearchConfig):
-        history = [Genotype.from_edge_weights(weights["normal"], weights["reduce"]) for weights in metrics.edge_weights]
-        size = network_size(history[-1])
-        run["edge_weights"] = {
-            cell: [[[round(weight, 5) for weight in row] for row in weights[cell]] for weights in metrics.edge_weights]
-            for cell in CELLS
-        }
-        run["changes"] = changes(history, metrics.epochs)
-        again = data_flags(config.data, config.run.seed, config.supernet.stem)
-        commands.append(["train the cell", f"python train_final.py --genotype {stored}{again}"])
-    else:
-        history = [Genotype(**GenotypeFile.load(folder / "genotype.json").cells())]
-        trained_on = validate(TrainedOn, file.trained_on, path)
-        shape = trained_on.image_size, trained_on.in_channels, config.network.init_channels, config.network.num_cells
-        size = network_size(history[0], *shape, len(trained_on.classes), config.network.stem)
-        run |= {"test": metrics.test, "skips_test": config.training.skip_test}
-        run["answers"] = _answers(folder / ACCURACY_FILE, trained_on.classes, metrics.epochs[-1])
-        command = f"python train_final.py --evaluate {shlex.quote(str(folder))}"
-        commands += [["measure the test accuracy again", command]] if metrics.test else []
-    untested = isinstance(config, FinalConfig) and not config.training.skip_test and not metrics.test
-    finished = metrics.epochs[-1] == num_epochs and not untested
-    if not finished:
-        commands.append(["go on", f"python {file.script} --resume {shlex.quote(str(folder))}"])
-    if environment.command[:1] == [file.script]:  # else somebody has made it up
-        commands.append(["how it was begun", "python " + shlex.join(environment.command)])
-    return run | {
         "finished": finished,
         "cells": {cell: [getattr(genotype, cell) for genotype in history] for cell in CELLS},
         "concat": {cell: getattr(history[-1], f"{cell}_concat") for cell in CELLS},
         "genotype": history[-1].to_text(),
-        "size": {"weights": size.weights, "multiply_adds": size.multiply_adds},
-        "commands": commands,
+        "commands": _commands(folder, config, file.script, environment.command, finished, bool(metrics.test)),
+    } | parts
+
+
+def _environment(file: ConfigFile, path: Path) -> _Environment:
+    try:
+        return _Environment.model_validate(file.environment)
+    except ValidationError as error:
+        raise InputError(f"config {path}: environment.{first_problem(error)}") from None
+
+
+def _search_parts(metrics: _Metrics) -> tuple[list[Genotype], dict[str, Any]]:
+    """Return the genotype of each epoch of a search, and what its page alone shows."""
+    history = [Genotype.from_edge_weights(weights["normal"], weights["reduce"]) for weights in metrics.edge_weights]
+    rounded = {
+        cell: [[[round(weight, 5) for weight in row] for row in weights[cell]] for weights in metrics.edge_weights]
+        for cell in CELLS
+    }
+    return history, {
+        "edge_weights": rounded,
+        "changes": changes(history, metrics.epochs),
+        "size": network_size(history[-1])._asdict(),
     }
 
 
+def _training_parts(
+    folder: Path, config: FinalConfig, trained_on: TrainedOn, metrics: _Metrics
+) -> tuple[list[Genotype], dict[str, Any]]:
+    """Return the one genotype of a training, and what its page alone shows."""
+    genotype = Genotype(**GenotypeFile.load(folder / "genotype.json").cells())
+    shape = trained_on.image_size, trained_on.in_channels, config.network.init_channels, config.network.num_cells
+    return [genotype], {
+        "test": metrics.test,
+        "skips_test": config.training.skip_test,
+        "answers": _answers(folder / ACCURACY_FILE, trained_on.classes, metrics.epochs[-1]),
+        "size": network_size(genotype, *shape, len(trained_on.classes), config.network.stem)._asdict(),
+    }
+
+
+def _commands(
+    folder: Path, config: SearchConfig | FinalConfig, script: str, started_by: list[str], finished: bool, tested: bool
+) -> list[list[str]]:
+    """Return [label, command] of what a person may do next."""
+    found = []
+    if isinstance(config, SearchConfig):
+        images = data_flags(config.data, config.run.seed, config.supernet.stem)
+        stored = shlex.quote(str(folder / "genotype.json"))
+        found.append(["train the cell", f"python train_final.py --genotype {stored}{images}"])
+    elif tested:
+        command = f"python train_final.py --evaluate {shlex.quote(str(folder))}"
+        found.append(["measure the test accuracy again", command])
+    if not finished:
+        found.append(["resume the run", f"python {script} --resume {shlex.quote(str(folder))}"])
+    if started_by[:1] == [script]:  # any other command was put into the file by somebody
+        found.append(["how the run was started", "python " + shlex.join(started_by)])
+    return found
+
+
 def _answers(path: Path, classes: tuple[str, ...], epoch: int) -> dict[str, Any] | None:
-    """What accuracy.json says, with what follows from it; None where there is none of the last epoch."""
+    """Return the content of accuracy.json and what follows from it; None unless it is of the last epoch."""
     if not path.exists():
         return None
     file = AccuracyFile.load(path, len(classes))
@@ -164,15 +193,15 @@ def _answers(path: Path, classes: tuple[str, ...], epoch: int) -> dict[str, Any]
 
 
 def changes(history: Sequence[Genotype], epochs: Sequence[int]) -> list[dict[str, Any]]:
-    """Which edges each epoch's genotype has, where that of the epoch before has others.
+    """Return the edges in which the genotype of an epoch differs from the one before.
 
     Args:
         history: the genotype of each epoch.
-        epochs: their numbers.
+        epochs: the number of each epoch.
 
     Returns:
-        One an edge, by epoch, cell and node: the (primitive, source) that went, and the one that came. An edge that
-        changed only its primitive is paired with itself.
+        One dict per changed edge, ordered by epoch, cell and node: the (primitive, source) that was removed and the one
+        that replaced it. An edge that changed only its primitive is paired with itself.
     """
     found = []
     for index, (before, after) in enumerate(itertools.pairwise(history), 1):
@@ -207,11 +236,10 @@ def _read_metrics(folder: Path, names: Sequence[str], num_epochs: int, num_nodes
         where = f"{path}, line {number}"
         epoch = record.get("epoch", 0.0)
         if not (epoch.is_integer() and max([1, *found.epochs[-1:]]) <= epoch <= num_epochs):
-            raise InputError(
-                f"{where}: epoch is {epoch:g}, but must be one of 1 to {num_epochs}, and none that is over."
-            )
+            first = max([1, *found.epochs[-1:]])
+            raise InputError(f"{where}: epoch is {epoch:g}, but must be from {first} to {num_epochs}.")
         if any(name.endswith("accuracy") and not 0 <= value <= 1 for name, value in record.items()):
-            raise InputError(f"{where}: an accuracy is no fraction.")
+            raise InputError(f"{where}: an accuracy is not between 0 and 1.")
         time_s = record.get("time_s", time_s)
         if "speed/images_per_s" in record:
             rates.append(record["speed/images_per_s"])
@@ -219,12 +247,12 @@ def _read_metrics(folder: Path, names: Sequence[str], num_epochs: int, num_nodes
             found.test.update(
                 {name: record[f"test/{name}"] for name in ("loss", "accuracy") if f"test/{name}" in record}
             )
-        if "speed/epoch_s" not in record:  # which the last record of an epoch has
+        if "speed/epoch_s" not in record:  # only the last record of an epoch has it
             continue
         if found.epochs[-1:] == [int(epoch)]:
-            raise InputError(f"{where}: epoch {epoch:g} a second time.")
+            raise InputError(f"{where}: epoch {epoch:g} appears twice.")
         if {name for name in record if name.startswith("edge_weights_")} != expected:
-            raise InputError(f"{where}: not the edge weights of cells of {count(num_nodes, 'node')}.")
+            raise InputError(f"{where}: the edge weights are not those of cells with {count(num_nodes, 'node')}.")
         weights = {cell: [[record[name] for name in row] for row in rows] for cell, rows in columns.items()}
         for row in (row for rows in weights.values() for row in rows):
             if min(row) < 0 or abs(sum(row) - 1) > 1e-3:
@@ -232,7 +260,7 @@ def _read_metrics(folder: Path, names: Sequence[str], num_epochs: int, num_nodes
         if rates:
             record["speed/images_per_s"] = sum(rates) / len(rates)
         rates.clear()
-        found.test.clear()  # it was of an epoch before
+        found.test.clear()  # an earlier epoch was tested
         found.epochs.append(int(epoch))
         found.edge_weights.append(weights)
         for name, values in found.series.items():
@@ -243,12 +271,12 @@ def _read_metrics(folder: Path, names: Sequence[str], num_epochs: int, num_nodes
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """The lines of a metrics.jsonl, each with its number; one that is still being written is left out."""
+    """Yield the number and content of each line of a metrics.jsonl, without a line that is still being written."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file, so no epoch is finished yet.")
+        raise InputError(f"{path}: does not exist, so no epoch is finished yet.")
     try:
         if path.stat().st_size > MAX_METRICS_BYTES:
-            raise InputError(f"{path}: larger than {MAX_METRICS_BYTES >> 20} MiB.")
+            raise InputError(f"{path}: is larger than {MAX_METRICS_BYTES >> 20} MiB.")
         with path.open("rb") as file:
             number = 0
             while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
@@ -256,18 +284,18 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
                 try:
                     yield number, _RECORD.validate_json(line)
                 except ValidationError:
-                    raise InputError(f"{path}, line {number}: not a record; remove the line.") from None
+                    raise InputError(f"{path}, line {number}: is not a record; remove the line.") from None
             if len(line) == MAX_LINE_BYTES:
-                raise InputError(f"{path}, line {number + 1}: longer than {MAX_LINE_BYTES >> 20} MiB.")
+                raise InputError(f"{path}, line {number + 1}: is longer than {MAX_LINE_BYTES >> 20} MiB.")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
 def _flags(config: SearchConfig | FinalConfig, default: SearchConfig | FinalConfig) -> list[list[Any]]:
-    """[title, [[flag, value, default], …]] of each group of flags."""
+    """Return [title, [[flag, value, default], …]] of each group of flags."""
     found = []
     for group in dataclasses.fields(default):
-        if group.name == "several":  # each of them is a run, and a page, of its own
+        if group.name == "several":  # each search is a run with its own page
             continue
         values, defaults = getattr(config, group.name), getattr(default, group.name)
         names = [field.name for field in dataclasses.fields(defaults) if field.name not in HOW_CALLED]
@@ -285,7 +313,7 @@ def _text(value: object) -> str:
 
 
 def _lines(environment: _Environment, times_resumed: int) -> list[list[str]]:
-    """[what, value] of each thing that is known."""
+    """Return [what, value] of each known property."""
     threads = "" if environment.num_threads is None else str(environment.num_threads)
     rows = [
         ["resumed", f"{times_resumed} ×" if times_resumed else ""],

@@ -1,4 +1,4 @@
-"""What a search says, records and leaves: curves, pictures and cells of each epoch, and the genotype at its end."""
+"""Records and prints each epoch of a search (curves, pictures, cells), and exports the cell at its end."""
 
 import shlex
 
@@ -46,7 +46,7 @@ def check_export(run: Run) -> None:
 
 
 def log_epoch(loop: Loop, alphas: Alphas, upper: Measured, images: Loader) -> None:
-    """Record the epoch that ends, and save, draw and log the cell that it has come to.
+    """Record the epoch that ends, and save, draw and log its cell.
 
     Args:
         upper: accuracy of the supernet on the images that the alphas learn from.
@@ -104,7 +104,7 @@ def export_cell(loop: Loop, images: Loader) -> None:
     try:
         page.write([folder.path], folder.path / "report.html")
         names = f"report.html, {names}"
-    except InputError as error:  # such as somebody else's page in that place: no reason not to finish
+    except InputError as error:  # such as another file of that name: the search still ends well
         folder.log(f"no report: {error}")
     folder.log(f"written: {run.exported}, and in {folder.path}: {names}")
     if not folder.has_pictures:
@@ -114,7 +114,7 @@ def export_cell(loop: Loop, images: Loader) -> None:
 
 
 def cell_scalars(edge_weights: EdgeWeights, genotype: Genotype) -> dict[str, float]:
-    """Scalars of the cells: one an edge and primitive, entropy of the edges, skip connections of the derived cells."""
+    """Return scalars of the cells: weights of edges and primitives, entropies of edges, numbers of skip connections."""
     scalars: dict[str, float] = {}
     for cell, weights in edge_weights._asdict().items():
         scalars[f"cells/entropy_{cell}_nats"] = -torch.special.xlogy(weights, weights).sum(1).mean().item()
@@ -127,19 +127,19 @@ def cell_scalars(edge_weights: EdgeWeights, genotype: Genotype) -> dict[str, flo
 
 
 def status(genotype: Genotype, upper: Measured | None = None) -> str:
-    """Return what stands beside the accuracy on the bar: the accuracy of the last epoch's cell, and its skips."""
+    """Return the text after the accuracy on the progress bar: upper accuracy of the last epoch, skips of its cell."""
     accuracy = "" if upper is None else f", upper {upper.accuracy:.1%}"
     return f"{accuracy}; {skips(genotype)}"
 
 
 def skips(genotype: Genotype) -> str:
-    """How many skip connections each derived cell has; where they take over, a search has failed."""
+    """Return how many skip connections each derived cell has; a search whose cells hold little else has failed."""
     normal, reduction = (sum(name == "skip_connect" for name, _ in cell) for cell in (genotype.normal, genotype.reduce))
     return f"skips {normal} + {reduction}"
 
 
 def write_pictures(folder: RunFolder | SilentRun, edge_weights: EdgeWeights, step: int) -> None:
-    """In TensorBoard: edge weights as heat maps and, where they were drawn, the derived cells."""
+    """Write pictures for TensorBoard: edge weights as heat maps and, if Graphviz drew them, the derived cells."""
     for cell, weights in edge_weights._asdict().items():
         heat_map = pictures.heat_map(weights.tolist(), edge_names(weights), DARTS.primitives)
         folder.picture(f"heat_map/{cell}", heat_map, step)
@@ -149,5 +149,5 @@ def write_pictures(folder: RunFolder | SilentRun, edge_weights: EdgeWeights, ste
 
 
 def edge_names(weights: Tensor) -> list[str]:
-    """Such as 0-2, from the first input to the first node."""
+    """Return the names of edges, such as 0-2, from the first input to the first node."""
     return [f"{source}-{node}" for source, node in DARTS.edges(DARTS.num_nodes(len(weights)))]

@@ -13,7 +13,7 @@ function answersOf({ answers }) {
   const guess = `Always guessing “${classes[answers.largest_class]}”, the largest class, would reach ${percent(answers.majority_accuracy)}${better ? "" : ": this network is no better"}.`;
   const rows = shown.map((index) => [classes[index], percent(accuracy(index)), whole(correct[index]), whole(images[index])]);
   return [
-    ...heading("Classes", `What the network answers on ${whole(known.reduce((sum, index) => sum + images[index], 0))} ${answers.measured_on} images. ${guess} The balanced accuracy is the mean over the classes.`),
+    ...heading("Classes", `Answers of the network on ${whole(known.reduce((sum, index) => sum + images[index], 0))} ${answers.measured_on} images. ${guess} The balanced accuracy is the mean over the classes.`),
     el("div", { class: confusion && classes.length > NUMBERED ? "stack" : "grid" },
       el("section", { class: "card" },
         el("h3", {}, "Accuracy of each class ", el("small", {}, shown.length < known.length ? `the ${WORST} worst of ${whole(known.length)}` : "")),
@@ -32,7 +32,7 @@ function confusionMatrix(classes, images, confusion) {
     return square;
   })));
   return el("section", { class: "card" },
-    el("h3", {}, "Confusion matrix ", el("small", {}, "a row for each class, a column for each answer; the darker, the larger share of the row; framed: right")),
+    el("h3", {}, "Confusion matrix ", el("small", {}, "one row per class, one column per answer; colour: share of the row; framed: correct")),
     el("div", { class: "scroll" }, el("table", { class: `heat confusion${dense ? " dense" : ""}` },
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "class"), classes.map((name) => el("th", { scope: "col", title: name }, el("span", {}, name))))),
       el("tbody", {}, rows))));

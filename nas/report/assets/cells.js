@@ -75,7 +75,7 @@ function cellView(title, numNodes, concat) {
     }
     const text = [...kept].map(([key, primitives]) => `${primitives.map(words).join(" and ")} from ${state(+key.split("-")[0])} to ${state(+key.split("-")[1])}`);
     picture.setAttribute("aria-label", `${title}: ${text.join("; ")}`);
-    note.textContent = !old ? "" : numChanged ? `${plural(numChanged, "edge")} changed` : "as in the epoch before";
+    note.textContent = !old ? "" : numChanged ? `${plural(numChanged, "edge")} changed` : "same as the epoch before";
   }
   return { card: el("section", { class: "card" }, el("h3", {}, title, " ", note), picture), show };
 }

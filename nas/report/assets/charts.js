@@ -24,7 +24,7 @@ function colour(variable) {
   return value;
 }
 
-/** lines: [label, variable of the colour, values, dash]; a value an epoch of `epochs`, null where there is none. */
+/** lines: [label, variable of the colour, values, dash]; one value per epoch of `epochs`, null where there is none. */
 function chart(title, unit, epochs, lines, format, options = {}) {
   const box = el("div");
   const card = el("section", { class: "card", "aria-label": title }, el("h3", {}, title, " ", el("small", {}, unit)), box);
@@ -137,8 +137,8 @@ function chartsOf(run) {
     add("Loss", "cross entropy, nats", [["train", "accent", "train/loss"], ["held out", "max", "holdout/loss"]], fixed(3));
     add("Accuracy", "of the final network", [["train", "accent", "train/accuracy"], ["held out", "max", "holdout/accuracy"], ["held out, balanced", "dil", "holdout/balanced_accuracy"]], percent, ACCURACY);
   }
-  add("Time", "seconds an epoch", [["time", "accent", "speed/epoch_s"]], fixed(2), { zero: true });
-  add("Speed", "images a second, mean of the epoch", [["images/s", "accent", "speed/images_per_s"]], fixed(1), { zero: true });
+  add("Time", "seconds per epoch", [["time", "accent", "speed/epoch_s"]], fixed(2), { zero: true });
+  add("Speed", "images per second, mean of the epoch", [["images/s", "accent", "speed/images_per_s"]], fixed(1), { zero: true });
   return made;
 }
 

@@ -50,7 +50,7 @@ function comparePage() {
   const differ = differences(names);
   page.append(
     header(`${search ? "Searches" : "Final networks"} on ${datasets.join(", ")}`, `${runs.length} runs compared`),
-    ...heading("Runs", `Accuracies after the last epoch; the spread is the standard deviation over the finished runs${datasets.length > 1 ? " of a data set" : ""}.${search ? " Weights and multiply-adds as a final network (36 channels, 20 cells, CIFAR-10)." : ""}${differ.length ? "" : " All flags but seed and name are the same."}`),
+    ...heading("Runs", `Accuracies after the last epoch; the spread is the standard deviation over the finished runs${datasets.length > 1 ? " of a data set" : ""}.${search ? " Weights and multiply-adds as a final network (36 channels, 20 cells, CIFAR-10)." : ""}${differ.length ? "" : " All flags except seed and name are the same."}`),
     el("section", { class: "card" }, table(columns, rows, { footer })),
     ...differ,
     ...heading("Epochs"),
@@ -67,14 +67,14 @@ function differences(names) {
   const differ = [...flags[0].keys()].filter((flag) => !apart.includes(flag) && new Set(flags.map((values) => values.get(flag))).size > 1);
   if (!differ.length) return [];
   const columns = [["run"], ...differ.map((flag) => [flag, "num flag"])];
-  return [...heading("What differs", "Flags that are not the same in all runs: a spread over them is not one over seeds alone."),
+  return [...heading("What differs", "These flags differ between the runs, so the spread does not come from the seeds alone."),
     el("section", { class: "card" }, table(columns, flags.map((values, index) => [names[index], ...differ.map((flag) => values.get(flag))]), { classes: "narrow" }))];
 }
 
 function agreement() {
-  const note = "How many of the runs kept an edge with a primitive, in the cells of their last epoch; framed: all of them.";
+  const note = "The number of runs whose last cells have this edge with this primitive. Framed: all of them.";
   if (new Set(runs.map((run) => last(run.cells.normal).length)).size > 1) {
-    return heading("Where the cells agree", "The runs have cells of different numbers of nodes: there is nothing to count.");
+    return heading("Where the cells agree", "The cells have different numbers of nodes, so they cannot be compared.");
   }
   const cards = CELLS.map(([cell, title]) => {
     const counts = new Map();

@@ -1,5 +1,5 @@
 "use strict";
-// All that comes from a run goes through `append` as text, or into attributes that cannot run.
+// Everything that comes from a run goes through `append` as text, or into attributes that cannot run.
 const { runs, primitives, published } = JSON.parse(document.getElementById("data").textContent);
 const page = document.getElementById("page");
 const root = document.documentElement;
@@ -25,6 +25,7 @@ const fixed = (digits) => (value) => (value == null ? "–" : value.toFixed(digi
 const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
 const last = (values) => values[values.length - 1];
 const kind = (primitive) => `kind-${primitive.split("_")[0]}`;
+const breakable = (name) => name.split(/(?<=_)/).flatMap((part, index) => (index ? [el("wbr"), part] : [part])); // a narrow column breaks it after _
 const words = (primitive) => primitive.replaceAll("_", " ").replace(/(\d)x(\d)/g, "$1×$2");
 const state = (index) => (index < 2 ? `c(k−${2 - index})` : `${index - 2}`);
 const arrow = (key) => key.split("-").map((index) => state(+index)).join(" → ");
@@ -53,7 +54,7 @@ function table(columns, rows, { footer = [], caption, classes = "", box = "scrol
     footer.length ? el("tfoot", {}, footer.map((row) => el("tr", {}, line(row, "td")))) : null));
 }
 
-/** A table of edges with a column a primitive; rows: [key of the edge, what names it, squares: [text, share, kept, hint]]. */
+/** A table of edges with one column per primitive; rows: [key of the edge, what names it, squares: [text, share, kept, hint]]. */
 function heatTable(columns, rows) {
   const short = (name) => words(name).replace(/ (pool|conv|connect)/, "").split(" ").flatMap((word, index) => (index ? [el("br"), word] : [word]));
   const node = (key) => key.split("-")[1];
@@ -118,20 +119,20 @@ function status(run) {
 function settings(run) {
   const numOther = run.config.flatMap(([, flags]) => flags).filter(([, value, usual]) => value !== usual).length;
   return [
-    heading("Configuration", numOther ? `${plural(numOther, "flag differs", "flags differ")} from the default, and ${numOther === 1 ? "is" : "are"} marked.` : "All flags are at their defaults."),
+    heading("Configuration", numOther ? `${plural(numOther, "flag differs", "flags differ")} from the default and ${numOther === 1 ? "is" : "are"} marked.` : "All flags are at their defaults."),
     el("div", { class: "columns" }, run.config.map(([title, flags]) => el("section", { class: "card" }, table(
       [["flag"], ["value", "num"], ["default", "num default"]],
       flags.map(([flag, value, usual]) => ({ own: value !== usual, cells: [flag, value, value === usual ? "" : usual] })),
       { caption: title, classes: "flags" })))),
-    heading("Where it ran"),
+    heading("Hardware and software"),
     el("section", { class: "card" }, table([["what"], ["value"]], run.environment, { classes: "flags" })),
   ];
 }
 
 function use(run) {
   return [
-    heading("Take it from here"),
-    el("section", { class: "card" }, run.commands.map(([label, command]) => copyable(label, command)), copyable("genotype, as papers exchange it", run.genotype)),
+    heading("Commands and genotype"),
+    el("section", { class: "card" }, run.commands.map(([label, command]) => copyable(label, command)), copyable("genotype in the text form of the papers", run.genotype)),
   ];
 }
 
@@ -139,8 +140,8 @@ function sizes(owns) {
   const rows = [...published.map((row) => ({ ...row, own: false })), ...owns.map((run) => ({ name: run.name, ...run.size, own: true }))];
   rows.sort((a, b) => a.weights - b.weights);
   return [
-    heading("Size as a final network", `${owns.length === 1 ? "The cell of this run, marked," : "The cells of these runs, marked,"} among published ones: 36 channels, 20 cells, 10 classes, images of `, together("3 × 32 × 32"), ", without the auxiliary head; by weights. Test errors as published, on ", together("CIFAR-10"), "."),
+    heading("Size as a final network", `${owns.length === 1 ? "The cell of this run (marked)" : "The cells of these runs (marked)"} and published cells, each as a network with 36 channels, 20 cells and 10 classes for images of `, together("3 × 32 × 32"), ", without the auxiliary head, ordered by weights. The test errors are the published ones on ", together("CIFAR-10"), "."),
     el("section", { class: "card" }, table([["cell"], ["weights, million", "num"], ["multiply-adds, million", "num"], ["test error, %", "num"]],
-      rows.map((row) => ({ own: row.own, cells: [row.name, millions(row.weights), millions(row.multiply_adds), row.test_error_percent ?? "–"] })))),
+      rows.map((row) => ({ own: row.own, cells: [breakable(row.name), millions(row.weights), millions(row.multiply_adds), row.test_error_percent ?? "–"] })))),
   ];
 }

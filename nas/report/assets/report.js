@@ -19,7 +19,7 @@ function finalPage(run) {
       view.show(run.cells[cell][0]);
       return view.card;
     })),
-    ...heading("Epochs", run.skips_test ? "The test set is left alone." : "The test set serves once, after the last epoch."),
+    ...heading("Epochs", run.skips_test ? "The test set was not used." : "The test set is used once, after the last epoch."),
     el("div", { class: "grid" }, chartsOf(run)),
     ...[use(run), settings(run)].flat(Infinity),
   );

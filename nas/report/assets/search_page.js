@@ -26,10 +26,10 @@ function searchPage(run) {
     el("td", {}, `${change.cell === "normal" ? "normal" : "reduction"} ${state(change.node)}`),
     el("td", {}, edge(change.from)), el("td", {}, edge(change.to))));
   const list = el("div", { class: "scroll tall" }, el("table", {}, el("thead", {}, el("tr", {}, ["epoch", "node", "from", "to"].map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, moments)));
-  const changed = el("section", { class: "card" }, el("h3", {}, "When edges changed ", el("small", {}, moments.length ? `${run.changes.length} since epoch ${run.epochs[0]}` : "")),
+  const changed = el("section", { class: "card" }, el("h3", {}, "When edges changed ", el("small", {}, moments.length ? `${plural(run.changes.length, "change")} since epoch ${run.epochs[0]}` : "")),
     moments.length
       ? list
-      : el("p", { class: "over" }, run.epochs.length > 1 ? "No edge has changed: every epoch led to the same cells." : "One epoch is too few for a change."));
+      : el("p", { class: "over" }, run.epochs.length > 1 ? "No edge changed: every epoch has the same cells." : "There is only one epoch so far."));
 
   const largest = CELLS.flatMap(([cell]) => run.edge_weights[cell].flat(2)).reduce((a, b) => Math.max(a, b));
   let cell = "normal";
@@ -47,7 +47,7 @@ function searchPage(run) {
       el("button", { type: "button", "aria-pressed": key === chosen, onclick: () => { chosen = key; heatMap(); curves(); } }, arrow(key)),
       run.edge_weights[cell][index][at].map((weight, column) =>
         [weight.toFixed(2).replace(/^0/, ""), weight / largest, kept.has(`${key} ${primitives[column]}`), `${words(primitives[column])}, ${arrow(key)}`])]);
-    heat.replaceChildren(el("h3", {}, `${title()}, all edges `, el("small", {}, `epoch ${run.epochs[index]}; framed: kept in the derived cell`)), heatTable(primitives, rows));
+    heat.replaceChildren(el("h3", {}, `${title()}, all edges `, el("small", {}, `epoch ${run.epochs[index]}; framed: part of the derived cell`)), heatTable(primitives, rows));
     if (held) heat.querySelector("[aria-pressed=true]").focus();
   }
   function curves() {
@@ -80,12 +80,12 @@ function searchPage(run) {
       ["weights of the final network", ...counted(run.size.weights)], ["multiply-adds", ...counted(run.size.multiply_adds)],
       ["time, h:m:s", duration(run.time_s)], ["memory, peak", memory(run), "GB"],
     ]),
-    el("div", {}, // the player stays in sight as long as what it moves
-      heading("Derived cells", "The cell that each epoch's alphas lead to. A line is as thick as the weight of its edge; a framed label is new in this epoch."),
+    el("div", {}, // the player stays in sight beside what it moves
+      heading("Derived cells", "The cells derived from the alphas of each epoch. A thicker line has a larger weight. A framed label is new in this epoch."),
       el("div", { class: "player", hidden: run.epochs.length < 2 ? "" : null }, play, slider, where),
       el("div", { class: "grid" }, views.map(([, view]) => view.card)),
       el("div", { class: "stack" }, el("div"), changed),
-      heading("Edge weights", "What the softmax of the alphas gives each primitive. ", el("span", { class: "screen" }, "Choose an edge to see its epochs.")),
+      heading("Edge weights", "The softmax of the alphas: one weight per edge and primitive. ", el("span", { class: "screen" }, "Choose an edge to see its curves.")),
       el("div", { class: "switch", role: "group", "aria-label": "cell" }, choices),
       el("div", { class: "grid" }, heat, beside),
       heading("Epochs", "The lower level learns the weights, the upper level the alphas, each from its own images."),
