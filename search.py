@@ -42,7 +42,8 @@ def main(config: SearchConfig, world: World = SINGLE) -> None:
         Stopped: it ends early; the message says how to go on.
     """
     if is_several(config) and not config.run.dry_run:
-        run_searches(config, Path(__file__).parent)
+        with world.raise_on_all():
+            run_searches(config, Path(__file__).parent)
         return
     run = Run.open(config, world, config.lower.epochs, lambda: f"search-{config.data.dataset}")
     if run is not None:
