@@ -1,4 +1,4 @@
-"""Files read with a limit, and written aside and then swapped in, so that none is ever half there."""
+"""Reading files with a limit on their size, and replacing them in one step, so that none is ever half-written."""
 
 import json
 import os
@@ -13,10 +13,10 @@ MAX_JSON_BYTES = 1 << 20  # a genotype or a config takes a few KB
 
 
 def read_json(path: Path, what: str, newest_version: int) -> bytes:
-    """The content of a JSON file that may be hostile, still as text, for a strict parser to read.
+    """Return the content of a JSON file that may be hostile, as bytes for a strict parser.
 
     Args:
-        what: begins the sentence of an error, such as "genotype".
+        what: what the file is, such as "genotype"; error messages begin with it.
         newest_version: the largest `format_version` that can be read.
 
     Raises:
@@ -33,7 +33,7 @@ def read_json(path: Path, what: str, newest_version: int) -> bytes:
 
 
 def read_small(path: Path, what: str) -> bytes:
-    """The bytes of a file of at most 1 MiB.
+    """Return the bytes of a file of at most 1 MiB.
 
     Raises:
         InputError: not a regular file, unreadable, or larger.
@@ -46,12 +46,12 @@ def read_small(path: Path, what: str) -> bytes:
     except OSError as error:
         raise InputError(f"{what} {path}: cannot be read ({error.strerror}).") from None
     if len(data) > MAX_JSON_BYTES:
-        raise InputError(f"{what} {path}: larger than 1 MiB, so it is no {what} file.")
+        raise InputError(f"{what} {path}: larger than 1 MiB, so it is not a {what} file.")
     return data
 
 
 def too_new(content: Any, newest_version: int) -> str:
-    """A sentence where the `format_version` in the content of a JSON file is newer than what can be read, else none."""
+    """Return a sentence if the `format_version` of JSON content is newer than what can be read, else an empty text."""
     version = content.get("format_version") if isinstance(content, dict) else None
     if type(version) is int and version > newest_version:
         return f"format_version is {version!r:.40}, this nas reads {newest_version}: install a newer nas."
@@ -59,7 +59,7 @@ def too_new(content: Any, newest_version: int) -> str:
 
 
 def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An `object_pairs_hook` of `json.loads`; raises ValueError at a key that is given twice."""
+    """Return a dictionary, as an `object_pairs_hook` of `json.loads`; raise ValueError if a key is given twice."""
     content: dict[str, Any] = {}
     for key, value in pairs:
         if key in content:
@@ -69,9 +69,9 @@ def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def json_text(content: Any) -> str:
-    """Content as JSON; lists without lists in them take one line."""
+    """Return content as JSON text; a list without lists in it takes one line."""
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    # Inside strings JSON writes a line break as \\n, so that what is taken out here is layout.
+    # Inside strings JSON writes a line break as \\n, so only layout is removed here.
     return re.sub(r"\[\n[^\[\]{}]*\]", lambda part: re.sub(r"\n *", "", re.sub(r",\n *", ", ", part[0])), text) + "\n"
 
 
@@ -82,10 +82,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def replace(path: Path, write: Callable[[Path], Any], previous: Path | None = None) -> None:
-    """Let `write` make a file aside, and put it in the place of the one at `path` in one step, safe from a power cut.
+    """Let `write` make a file beside `path`, then put it in the place of the one at `path` in one step.
+
+    A power cut leaves the old file or the new one.
 
     Args:
-        previous: where the file that was at `path` is kept; for an instant there is none at `path` then.
+        previous: where the old file is kept; for an instant there is then no file at `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -102,9 +104,9 @@ def replace(path: Path, write: Callable[[Path], Any], previous: Path | None = No
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or a folder's list of names, on the disk before going on.
+    """Wait until the content of a file, or the list of names in a folder, is on the disk.
 
-    Windows opens no folder, and writes its names to the disk by itself.
+    Windows does not open folders, and writes their names to the disk by itself.
     """
     is_folder = path.is_dir()
     try:
@@ -120,7 +122,7 @@ def sync(path: Path) -> None:
 
 
 def remove_asides(path: Path) -> None:
-    """Remove what a process that was killed inside `replace` left beside `path`."""
+    """Remove the files that a process left beside `path` when it was killed inside `replace`."""
     for aside in path.parent.glob(f".{path.name}.*"):
         if aside.suffix[1:].isdigit():
             aside.unlink()

@@ -126,8 +126,8 @@ def test_one_of_two_is_killed_and_torchrun_goes_on(tmp_path):
     [(code, output, said)] = ends([torchrun])
     assert code == 0, said
     assert "resumed after step" in output
-    assert "1 thread in each of 2 processes: OMP_NUM_THREADS says so" in output
-    assert "1 thread in each of 2 processes: the run had this number before" in output
+    assert "1 thread in each of 2 processes: set by OMP_NUM_THREADS" in output
+    assert "1 thread in each of 2 processes: as before in this run" in output
     assert "stopped: runs/a: a process that computed with this one is gone" in said or "stopped: after step" in said
     assert (tmp_path / "genotypes" / "a.json").exists()
 

@@ -132,7 +132,7 @@ def test_the_example_of_a_genotype_saves_it(tmp_path, monkeypatch):
 
 
 def test_the_number_of_wrong_calls_is_right():
-    assert f"| {len(CALLS)} of {len(CALLS)} | `python -m tests.bad_calls` |" in PAGES["docs/resuming.md"]
+    assert f"| {len(CALLS)} of {len(CALLS)} | `python -m pytest -k a_bad_call` |" in PAGES["docs/resuming.md"]
 
 
 def test_changelog_and_citation_know_the_version():

@@ -63,7 +63,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, revalidate_instances="always")
 
 @dataclass(frozen=True)
 class Data:
-    """Images"""
+    """The data set, and how its images are read and augmented."""
 
     __pydantic_config__ = _STRICT
 
@@ -102,7 +102,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Run:
-    """Run"""
+    """Seed, device and run folder."""
 
     __pydantic_config__ = _STRICT
 
@@ -143,7 +143,7 @@ class Run:
 
 @dataclass(frozen=True)
 class SearchRun(Run):
-    """Run"""
+    """Seed, device and run folder."""
 
     preset: Literal["paper", "paper-first-order", "quick"] = "paper"
     """Defaults of the other flags.
@@ -152,7 +152,7 @@ class SearchRun(Run):
 
 @dataclass(frozen=True)
 class SupernetSize:
-    """Supernet"""
+    """The size of the supernet."""
 
     __pydantic_config__ = _STRICT
 
@@ -168,7 +168,7 @@ class SupernetSize:
 
 @dataclass(frozen=True)
 class LowerLevel:
-    """Lower level: weights, by SGD"""
+    """Lower level: SGD on the weights."""
 
     __pydantic_config__ = _STRICT
 
@@ -190,7 +190,7 @@ class LowerLevel:
 
 @dataclass(frozen=True)
 class UpperLevel:
-    """Upper level: alphas, by Adam with betas (0.5, 0.999)"""
+    """Upper level: Adam on the alphas, with betas (0.5, 0.999)."""
 
     __pydantic_config__ = _STRICT
 
@@ -210,7 +210,7 @@ class UpperLevel:
 
 @dataclass(frozen=True)
 class Selection:
-    """Several searches, from which the best cell is chosen"""
+    """Several searches, and the choice of the best cell."""
 
     __pydantic_config__ = _STRICT
 
@@ -272,7 +272,7 @@ def is_several(config: SearchConfig) -> bool:
 
 @dataclass(frozen=True)
 class Network:
-    """Final network"""
+    """The cell, and the size of the final network."""
 
     __pydantic_config__ = _STRICT
 
@@ -295,7 +295,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Training:
-    """Training, by SGD"""
+    """Training by SGD."""
 
     __pydantic_config__ = _STRICT
 

@@ -1,7 +1,7 @@
-"""Flags of other programs that do the same (DARTS, PC-DARTS, P-DARTS, DrNAS, NNI, pt.darts, PyTorch's examples).
+"""Answers to the flags of other programs (DARTS, PC-DARTS, P-DARTS, DrNAS, NNI, pt.darts, PyTorch's examples).
 
-Each has the flag of the same meaning here, or a sentence in which {gpus}, {name} and {rest} are what was given: as the
-numbers of GPUs, as the last part of a path, and 1 minus it.
+Each answer is the flag of the same meaning here, or a sentence. In a sentence {gpus}, {name} and {rest} stand for the
+given value: as numbers of GPUs, as the last part of a path, and as 1 minus the value.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from nas.config.file import flag_of
 from nas.config.flags import FinalConfig, SearchConfig
 
 _GPU = "write CUDA_VISIBLE_DEVICES={gpus} before the command; torchrun --nproc-per-node N {script} uses N GPUs."
-_PROCESSES = "torchrun --nproc-per-node N {script} computes with N processes, a GPU for each."
-_NO_WORKERS = "all images are in memory, and nothing has to load them; leave the flag out."
+_PROCESSES = "torchrun --nproc-per-node N {script} uses N processes, each with its own GPU."
+_NO_WORKERS = "all images are in memory, so no workers load them; leave the flag out."
 _RECORDS = "every tenth step is recorded; leave the flag out."
 _SECOND_ORDER = "second order is the default; leave the flag out. First order is --hypergradient first-order."
 _HEAD_IS_ON = "the auxiliary head is on unless you give --auxiliary-weight 0; leave the flag out."
@@ -24,9 +24,9 @@ _NO_HEAD = "the supernet has no auxiliary head; leave the flag out."
 _NO_CUTOUT = "a search does not use cutout, as in the authors' own runs; leave the flag out."
 _NO_DROP_PATH = "a search drops no paths, as in the authors' code; leave the flag out."
 _ONLY_COSINE = "the learning rate falls along a cosine, and there is no other schedule; leave the flag out."
-_STAGES = "it belongs to the stages of P-DARTS, and there is one stage here; leave the flag out."
+_STAGES = "it belongs to the stages of P-DARTS, but there is only one stage here; leave the flag out."
 _FLOAT32 = "everything is computed in float32; leave the flag out."
-_GOES_ON = "--resume RUN_DIR continues a run from its last checkpoint."
+_GOES_ON = "--resume RUN_DIR resumes a run from its last checkpoint."
 _MEASURES = "--evaluate RUN_DIR measures the test accuracy of a trained network."
 
 _BOTH = {
@@ -48,7 +48,7 @@ _BOTH = {
     "wd": "--weight-decay",
     "set": "--dataset",
     "cifar100": "it is --dataset cifar100.",
-    "cuda": "a GPU is used where there is one; --device cuda insists on it.",
+    "cuda": "a GPU is used if there is one; --device cuda requires one.",
     "no-cuda": "it is --device cpu.",
     "cpu": "it is --device cpu.",
     "label-smooth": "the loss has no label smoothing; leave the flag out.",
@@ -67,9 +67,9 @@ _SEARCH = {
     "w-weight-decay": "--weight-decay",
     "w-grad-clip": "--grad-clip",
     "first-order": "it is --hypergradient first-order.",
-    "train-portion": "the alphas have the other part of the images; their share is --upper-fraction {rest}.",
-    "model-path": "checkpoints are in the run folder, which --run-dir and --name choose; leave the flag out.",
-    "k": "every channel passes through the operations, as in DARTS; leave the flag out.",
+    "train-portion": "the share of the images for the alphas is --upper-fraction {rest}; the weights get the rest.",
+    "model-path": "checkpoints are in the run folder, which --run-dir and --name set; leave the flag out.",
+    "k": "all channels pass through the operations, as in DARTS; leave the flag out.",
 }
 _FINAL = {
     **dict.fromkeys(("arch", "arc-checkpoint"), "--genotype"),
@@ -81,14 +81,14 @@ _FINAL = {
     **dict.fromkeys(("model-path", "test", "eval"), _MEASURES),
     "drop-path-prob": "--drop-path",
 }
-# Own flags that others have without a value.
+# Flags that take a value here, but none in other programs.
 _WITHOUT_VALUE = {
-    "cutout": "cutout is on, with a square of half the image (16 pixels for CIFAR-10); leave the flag out, or give it "
-    "the side in pixels.",
+    "cutout": "cutout is on, with a square of half the image (16 pixels for CIFAR-10); leave the flag out, or add the "
+    "side in pixels.",
     "resume": _GOES_ON,
     "evaluate": _MEASURES,
 }
-_CELLS = {"DARTS": "DARTS_V2"}  # names that the authors' code gives to cells that have another one here
+_CELLS = {"DARTS": "DARTS_V2"}  # cells whose name here differs from that in the authors' code
 
 
 SENTENCES: dict[type, dict[str, str]] = {SearchConfig: _BOTH | _SEARCH, FinalConfig: _BOTH | _FINAL}
@@ -96,7 +96,7 @@ SCRIPTS: dict[type, str] = {SearchConfig: "search.py", FinalConfig: "train_final
 
 
 def advice(kind: type, arguments: Sequence[str]) -> str:
-    """Sentences on the flags of other programs, and of the other script, among the arguments of a script.
+    """Return sentences on flags of other programs, and of the other script, among the arguments of a script.
 
     Args:
         kind: the config of the script.
@@ -121,7 +121,7 @@ def advice(kind: type, arguments: Sequence[str]) -> str:
 
 
 def flags_of(kind: type) -> set[str]:
-    """The flags of a script, without the dashes in front of them."""
+    """Return the flags of a script, without the dashes in front of them."""
     config = kind()
     groups = (getattr(config, group.name) for group in dataclasses.fields(config))
     return {flag_of(field.name)[2:] for group in groups for field in dataclasses.fields(group)}

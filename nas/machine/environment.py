@@ -1,4 +1,4 @@
-"""What a result depends on beside its config: command, versions, hardware."""
+"""What a result depends on besides its config: command, versions, hardware."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ from nas.version import VERSION
 
 
 def environment() -> dict[str, Any]:
-    """Command, versions, hardware, and the processes that torchrun has started."""
+    """Return command, versions, hardware, and the number of processes that torchrun has started."""
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -28,7 +28,7 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that a result depends on."""
+    """Return the versions of Python and of the packages that a result depends on."""
     packages = ("torch", "torchvision", "higher", "numpy")
     return {"nas": VERSION, "python": platform.python_version()} | {package: version(package) for package in packages}
 

@@ -1,4 +1,4 @@
-"""How much memory there is, how much of it is free, and how much this process has used."""
+"""The memory of this machine, the free part of it, and what this process has used."""
 
 import math
 import re
@@ -16,39 +16,39 @@ ROOT = Path("/")
 
 
 def total_bytes(root: Path = ROOT) -> int | None:
-    """Memory of this machine, or of the container in which this process runs; None where nobody knows."""
+    """Return the memory of this machine, or of the container of this process; None if it is unknown."""
     found = [psutil.virtual_memory().total] if psutil else []
     found += [limit for limit, _ in _container(root)]
     return min(found, default=None)
 
 
 def free_bytes(root: Path = ROOT) -> int | None:
-    """Memory that this process may still use without swapping; None where nobody knows."""
+    """Return the memory that this process can still use without swapping; None if it is unknown."""
     found = [psutil.virtual_memory().available] if psutil else []
     found += [limit - used for limit, used in _container(root)]
     return min(found, default=None)
 
 
 def _container(root: Path) -> list[tuple[int, int]]:
-    """The limit of a container and what is used of it, in bytes (Linux control groups, version 2); or nothing."""
+    """Return the limit of a container and what is used of it, in bytes (Linux control groups 2); else nothing."""
     limit, used, parts = (root / f"sys/fs/cgroup/memory.{name}" for name in ("max", "current", "stat"))
     if not (limit.is_file() and used.is_file()) or limit.read_text("ascii").strip() == "max":
         return []
-    # It counts as used what was read of files, which the kernel gives back when memory runs short.
+    # It counts what was read from files as used, but the kernel gives that back when memory runs short.
     cache = re.findall(r"^(?:in)?active_file (\d+)$", parts.read_text("ascii") if parts.is_file() else "", re.MULTILINE)
     return [(int(limit.read_text("ascii")), int(used.read_text("ascii")) - sum(map(int, cache)))]
 
 
 def half_of_memory() -> int:
-    """Bytes that images may take, 64 GiB at most: half of the memory, as they are copied once."""
+    """Return the bytes that images may take: half of the memory, because they are copied once, and at most 64 GiB."""
     total = total_bytes()
     return 64 << 30 if total is None else min(64 << 30, total // 2)
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory that this process has held so far: of the GPU where it computes there, else its own.
+    """Return the most memory that this process has held so far: GPU memory if it computes on a GPU, else its own.
 
-    Not a number where the system does not say it.
+    It is NaN if the system does not tell.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9

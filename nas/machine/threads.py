@@ -1,8 +1,8 @@
-"""How many threads torch computes with, and what a run says when its steps have become slow.
+"""The number of threads for torch, and what a run says when its steps have become slow.
 
-The threads that share an operation wait for one another by spinning. One of them that finds no core of its own slows
-all of them down: beside one busy process, two threads on two cores take several times as long as one. So a run asks
-which cores are free before it starts.
+The threads that share an operation wait for one another by spinning. A thread without a core of its own slows all of
+them down: next to one busy process, two threads on two cores take several times as long as one. So a run asks which
+cores are free before it starts.
 """
 
 import json
@@ -24,11 +24,13 @@ from nas.errors import InputError, count
 from nas.machine.memory import psutil
 
 SAMPLES, SAMPLE_S = 3, 0.2
-NOISE = 0.25  # cores in use that are no reason to take a thread less
+NOISE = 0.25  # cores in use that are no reason to take one thread fewer
 WINDOW_STEPS, WINDOW_S = 5, 10.0  # at least this many steps, and at least this long
 SLOW, QUICK = 3.0, 2.0  # times the usual step: slow from here on, and no longer slow below
 
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # of a container (Linux control groups, version 2)
+# Of a container (Linux control groups): version 2, and quota and period of version 1.
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+CFS_QUOTA, CFS_PERIOD = (Path(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
 
 _held: list[socket.socket] = []
 
@@ -36,10 +38,10 @@ _held: list[socket.socket] = []
 def take_threads(options: Run, path: Path, world: World) -> str:
     """Set torch's number of threads, and return the line that says how many there are and why.
 
-    All processes of a run take as many as the first one chooses.
+    All processes of a run take the number that the main process chooses.
 
     Args:
-        path: the run folder, which is read with --resume alone.
+        path: the run folder, which is read only with --resume.
 
     Raises:
         InputError: config.json or OMP_NUM_THREADS holds no number of threads.
@@ -58,7 +60,7 @@ def take_threads(options: Run, path: Path, world: World) -> str:
 
 
 def release_cores() -> None:
-    """Let other runs have the cores that `take_threads` has held for this process."""
+    """Give up the cores that `take_threads` has held for this process."""
     hold(0, ())
 
 
@@ -72,37 +74,37 @@ def choose(
 ) -> tuple[int, str]:
     """Choose the number of threads of a process, and say why.
 
-    The first of `given`, `kept` and `told` that is there counts; without any of them the free cores do.
+    The first of `given`, `kept` and `told` that is not None decides; if all are, the free cores decide.
 
     Args:
-        given: by --threads.
-        kept: of the run that goes on, as its bits depend on it.
-        told: by OMP_NUM_THREADS: of the user, of torchrun, or the share of a job that runs beside others.
-        usable: returns the cores that this process may use.
-        free: returns those of them that nobody uses.
+        given: the number of --threads.
+        kept: the number of the resumed run, because its bits depend on it.
+        told: OMP_NUM_THREADS, which the user, torchrun or the runner of several jobs sets.
+        usable: returns the number of cores that this process may use.
+        free: returns the number of those that nobody uses.
         processes: of this run on this machine, which share the free cores.
     """
     if given is not None:
-        number, why = given, "--threads says so"
+        number, why = given, "set by --threads"
     elif kept is not None:
-        number, why = kept, "the run had this number before"
+        number, why = kept, "as before in this run"
         if kept > (cores := usable()):
-            why += f", though only {count(cores, 'core')} can be used here; --threads {cores} may change bits"
+            why += f", but only {count(cores, 'core')} can be used here; --threads {cores} may change bits"
     elif told is not None:
-        number, why = told, "OMP_NUM_THREADS says so"
+        number, why = told, "set by OMP_NUM_THREADS"
     else:
         cores = free()
         number = max(1, cores // processes)
-        why = f"{cores} of {count(usable(), 'core')} {_are(cores)} free; --threads N takes another number"
+        why = f"{cores} of {count(usable(), 'core')} {_are(cores)} free; --threads N sets another number"
     each = f" in each of {processes} processes" if processes > 1 else ""
     return number, f"{count(number, 'thread')}{each}: {why}"
 
 
 def threads_told(variable: str) -> int | None:
-    """Read OMP_NUM_THREADS, of whose list (one number for each level of nested loops) the first number counts.
+    """Return the number in OMP_NUM_THREADS: the first one, if it has a number for each level of nested loops.
 
     Raises:
-        InputError: it is no number from 1 on.
+        InputError: it is not a number from 1 on.
     """
     if not variable.strip():
         return None
@@ -128,9 +130,9 @@ def usable_cores() -> int:
 
 
 def free_cores() -> int:
-    """Count the usable cores that nobody uses and no other run holds, over some tenths of a second.
+    """Hold and count the usable cores that nobody uses and no other run holds, over some tenths of a second.
 
-    They are held from here on. A run that starts at the same moment is still idle: it shows by what it holds.
+    A run that starts at the same moment is still idle, but holds its cores.
     """
     cores = allowed_cores()
     hold(1, cores)
@@ -140,7 +142,7 @@ def free_cores() -> int:
 def unused_cores() -> int:
     """Count the usable cores that no other process uses, over some tenths of a second, in which this process sleeps.
 
-    Where psutil cannot be imported all of them count.
+    If psutil cannot be imported, all of them count.
     """
     if psutil is None:
         return usable_cores()
@@ -154,25 +156,25 @@ def unused_cores() -> int:
             unused = min(unused, quota - used_s / SAMPLE_S)
         return unused
 
-    unused = statistics.median(sample() for _ in range(SAMPLES))  # a moment's work of somebody else's does not count
+    unused = statistics.median(sample() for _ in range(SAMPLES))  # short work of another process does not count
     return max(0, min(usable_cores(), math.floor(unused + NOISE)))
 
 
 def unused_of(percent: Sequence[float], allowed: Sequence[int]) -> float:
     """Sum the unused shares of the allowed cores, given the percentage of each core's time that was used."""
-    # Where some cores are switched off the others are not listed by their numbers.
+    # If some cores are switched off, the others are not listed by their numbers.
     shares = [percent[core] for core in allowed] if max(allowed) < len(percent) else percent
     return min(len(allowed), sum(1 - share / 100 for share in shares))
 
 
 def hold(number: int, cores: Iterable[int]) -> int:
-    """Hold cores against other runs of this machine, up to `number` in all, until they are let go or this process ends.
+    """Hold up to `number` cores against other runs of this machine, until they are given up or this process ends.
 
-    A core is held by a name that the kernel gives to one process alone and takes back when that ends. Linux alone has
-    such names; elsewhere any number can be had, and runs that start at the same moment do not see one another.
+    A core is held by a name that the kernel gives to only one process, and takes back when that ends. Only Linux has
+    such names; elsewhere any number can be held, and runs that start at the same moment do not see one another.
 
     Returns:
-        How many this process holds now: fewer where other runs hold the rest.
+        The number of cores that this process holds now; it is smaller if other runs hold the rest.
     """
     if sys.platform != "linux":
         return number
@@ -193,9 +195,12 @@ def hold(number: int, cores: Iterable[int]) -> int:
 
 def _quota() -> int:
     """Count the cores whose time this process may use up: those that are allowed, or fewer in a container."""
-    allowed = len(allowed_cores())
-    limit, period = CPU_MAX.read_text("ascii").split() if CPU_MAX.is_file() else ("max", "")
-    return allowed if limit == "max" else max(1, min(allowed, math.ceil(int(limit) / int(period))))
+    allowed, limit, period = len(allowed_cores()), "max", ""
+    if CPU_MAX.is_file():
+        limit, period = CPU_MAX.read_text("ascii").split()
+    elif CFS_QUOTA.is_file() and CFS_PERIOD.is_file():
+        limit, period = (file.read_text("ascii").strip() for file in (CFS_QUOTA, CFS_PERIOD))
+    return allowed if limit in ("max", "-1") else max(1, min(allowed, math.ceil(int(limit) / int(period))))
 
 
 def _seconds_by_process() -> dict[int, float]:
@@ -208,10 +213,10 @@ def _seconds_by_process() -> dict[int, float]:
 
 
 class Pace:
-    """Notices when steps come to take three times as long as they did.
+    """A watch on the duration of steps, which notices when they take three times as long as before.
 
-    Medians are compared, over windows of several steps and seconds, so that a pause for a checkpoint or an evaluation,
-    or a short burst of other work, is not taken for a slowdown.
+    It compares medians over windows of several steps and seconds, so that a pause for a checkpoint or an evaluation, or
+    a short burst of other work, is not taken for a slowdown.
     """
 
     def __init__(self):
@@ -220,7 +225,7 @@ class Pace:
         self._is_slow = False
 
     def see(self, step_s: float) -> tuple[float, float] | None:
-        """Take note of the seconds of a step; once for each slowdown return those of a step now, and as it was."""
+        """Record the seconds of a step; once per slowdown, return the seconds of a step now and before."""
         self._window.append(step_s)
         if len(self._window) < WINDOW_STEPS or sum(self._window) < WINDOW_S:
             return None
@@ -232,10 +237,10 @@ class Pace:
 
 
 def slow_line(now_s: float, usual_s: float, go_on: str) -> str:
-    """Ask the machine why steps take longer than they did, and say in a line what to do.
+    """Return a line that says why steps take longer than before, and what to do.
 
     Args:
-        go_on: the command that goes on with the run.
+        go_on: the command that resumes the run.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     what = f"steps take {now_s:.3g} s, {now_s / usual_s:.1f} times as long as before ({usual_s:.3g} s)"
@@ -243,17 +248,17 @@ def slow_line(now_s: float, usual_s: float, go_on: str) -> str:
 
 
 def advice(threads: int, usable: int, unused: int, processes: int, go_on: str) -> str:
-    """Say what is likely to make steps slow, and what to do; arguments as in `choose` and `slow_line`."""
+    """Return the likely cause of slow steps, and what to do; arguments as in `choose` and `slow_line`."""
     if unused >= threads * processes:
         return (
-            f"{unused} of {count(usable, 'core')} {_are(unused)} free, so the cause is another one, such as too "
-            "little memory or heat."
+            f"{unused} of {count(usable, 'core')} {_are(unused)} free, so the cause is something else, such as "
+            "too little memory, or heat."
         )
-    cause = f"other processes use {usable - unused} of {count(usable, 'core')}. Stop those"
+    cause = f"other processes use {usable - unused} of {count(usable, 'core')}. Stop them"
     fewer = max(1, unused // processes)
     if fewer >= threads:
         return f"{cause}, or wait for their end."
-    return f"{cause}, or stop this run and go on with fewer threads (bits may differ): {go_on} --threads {fewer}"
+    return f"{cause}, or stop this run and resume it with fewer threads (bits may differ): {go_on} --threads {fewer}"
 
 
 def _are(number: int) -> str:

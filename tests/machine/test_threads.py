@@ -26,15 +26,15 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="holds and pins cores
 @pytest.mark.parametrize(
     ("said", "free", "processes", "number", "line"),
     [
-        ((None, None, None), 2, 1, 2, "2 threads: 2 of 4 cores are free; --threads N takes another number"),
-        ((None, None, None), 1, 1, 1, "1 thread: 1 of 4 cores is free; --threads N takes another number"),
-        ((None, None, None), 0, 1, 1, "1 thread: 0 of 4 cores are free; --threads N takes another number"),
-        ((None, None, None), 3, 2, 1, "1 thread in each of 2 processes: 3 of 4 cores are free; --threads N takes "),
+        ((None, None, None), 2, 1, 2, "2 threads: 2 of 4 cores are free; --threads N sets another number"),
+        ((None, None, None), 1, 1, 1, "1 thread: 1 of 4 cores is free; --threads N sets another number"),
+        ((None, None, None), 0, 1, 1, "1 thread: 0 of 4 cores are free; --threads N sets another number"),
+        ((None, None, None), 3, 2, 1, "1 thread in each of 2 processes: 3 of 4 cores are free; --threads N sets "),
         ((None, None, None), 4, 2, 2, "2 threads in each of 2 processes: 4 of 4 cores are free; "),
-        ((7, 3, 5), None, 1, 7, "7 threads: --threads says so"),
-        ((None, 3, 5), None, 1, 3, "3 threads: the run had this number before"),
-        ((None, 9, 5), None, 1, 9, "9 threads: the run had this number before, though only 4 cores can be used here; "),
-        ((None, None, 5), None, 2, 5, "5 threads in each of 2 processes: OMP_NUM_THREADS says so"),
+        ((7, 3, 5), None, 1, 7, "7 threads: set by --threads"),
+        ((None, 3, 5), None, 1, 3, "3 threads: as before in this run"),
+        ((None, 9, 5), None, 1, 9, "9 threads: as before in this run, but only 4 cores can be used here; "),
+        ((None, None, 5), None, 2, 5, "5 threads in each of 2 processes: set by OMP_NUM_THREADS"),
     ],
 )
 def test_flag_then_the_run_itself_then_environment_then_free_cores(said, free, processes, number, line):
@@ -103,15 +103,29 @@ def test_a_busy_core_is_not_free(core):
 
 
 @linux
-def test_in_a_container_all_that_runs_there_shares_its_quota(monkeypatch, tmp_path):
-    monkeypatch.setattr(threads, "CPU_MAX", tmp_path / "cpu.max")
-    threads.CPU_MAX.write_text("max 100000\n")
-    assert threads.usable_cores() >= 1
-    threads.CPU_MAX.write_text("60000 100000\n")  # a part of a core is one that can be used
-    idle = 64 * [0.0]  # percent of each core of the whole machine
-    monkeypatch.setattr("psutil.cpu_percent", lambda interval, **_: [time.sleep(interval), idle][1])
-    with process(BUSY):
-        assert (threads.usable_cores(), threads.unused_cores()) == (1, 0)
+@pytest.mark.parametrize(
+    ("files", "usable"),
+    [
+        ({"CPU_MAX": "max 100000\n"}, None),
+        ({"CPU_MAX": "60000 100000\n"}, 1),  # a part of a core is one that can be used
+        ({"CFS_QUOTA": "-1\n", "CFS_PERIOD": "100000\n"}, None),
+        ({"CFS_QUOTA": "60000\n", "CFS_PERIOD": "100000\n"}, 1),
+        ({"CFS_QUOTA": "60000\n"}, None),
+    ],
+)
+def test_in_a_container_all_that_runs_there_shares_its_quota(files, usable, monkeypatch, tmp_path):
+    monkeypatch.setattr("psutil.cpu_count", lambda **_: 64)
+    monkeypatch.setattr(threads, "allowed_cores", lambda: range(64))
+    for name in ("CPU_MAX", "CFS_QUOTA", "CFS_PERIOD"):
+        monkeypatch.setattr(threads, name, tmp_path / name)
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    assert threads.usable_cores() == (usable or 64)
+    if usable:
+        idle = 64 * [0.0]  # percent of each core of the whole machine
+        monkeypatch.setattr("psutil.cpu_percent", lambda interval, **_: [time.sleep(interval), idle][1])
+        with process(BUSY):
+            assert threads.unused_cores() == 0
 
 
 @linux
@@ -132,7 +146,7 @@ def test_runs_that_start_together_share_the_cores():
 
 SMALL = ["--dataset=digits", "--train-limit=32", "--init-channels=2", "--num-cells=3", "--batch-size=16", "--name=run"]
 FLAGS = {"search": [*SMALL, "--num-nodes=1"], "train_final": ["--genotype=DARTS_V2", *SMALL]}
-CHOSEN = re.compile(r"^(\d+) threads?: (\d+) of (\d+) cores? (?:is|are) free; --threads N takes another number$", re.M)
+CHOSEN = re.compile(r"^(\d+) threads?: (\d+) of (\d+) cores? (?:is|are) free; --threads N sets another number$", re.M)
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +181,7 @@ def test_the_number_is_kept_until_another_one_is_given(script, tmp_path, capsys)
         return capsys.readouterr().out
 
     assert call(script, tmp_path, *FLAGS[script], "--epochs=1", "--threads=3") == 0
-    assert "3 threads: --threads says so\n" in capsys.readouterr().out
+    assert "3 threads: set by --threads\n" in capsys.readouterr().out
     said = go_on("--epochs=2")
     assert "3 threads: " in said
     assert "bits may differ" not in said
@@ -183,7 +197,7 @@ def test_a_number_that_was_chosen_is_kept_and_one_that_is_none_is_refused(tmp_pa
     assert call("search", tmp_path, *FLAGS["search"], "--epochs=1") == 0  # by OMP_NUM_THREADS
     file = tmp_path / "runs" / "run" / "config.json"
     for number, code, said in (
-        (3, 0, "3 threads: the run had this number before"),
+        (3, 0, "3 threads: as before in this run"),
         (0, 2, "environment: num_threads: must be a whole number from 1 to 1024"),
         ("3", 2, "environment: num_threads: must be a whole number from 1 to 1024"),
     ):
@@ -202,7 +216,7 @@ def test_a_flag_that_is_no_number_of_threads(given, tmp_path, capsys):
 
 def test_a_trained_network_is_measured_with_the_number_that_is_given(tmp_path, capsys):
     assert call("train_final", tmp_path, *FLAGS["train_final"], "--epochs=1", "--threads=3") == 0
-    for flags, said in ((["--threads=2"], "2 threads: --threads"), ([], "1 thread: OMP_NUM_THREADS")):
+    for flags, said in ((["--threads=2"], "2 threads: set by --threads"), ([], "1 thread: set by OMP_NUM_THREADS")):
         capsys.readouterr()
         assert call("train_final", tmp_path, "--evaluate=runs/run", *flags) == 0
         assert capsys.readouterr().out.startswith(said)
@@ -235,11 +249,11 @@ def test_steps_that_take_three_times_as_long_are_noticed_once(steps, notices):
 @pytest.mark.parametrize(
     ("count", "unused", "processes", "said"),
     [
-        (2, 1, 1, "other processes use 1 of 2 cores. Stop those, or stop this run and go on with fewer threads"),
-        (2, 0, 1, "other processes use 2 of 2 cores. Stop those, or stop this run and go on with fewer threads"),
-        (1, 0, 1, "other processes use 2 of 2 cores. Stop those, or wait for their end."),
-        (1, 1, 2, "other processes use 1 of 2 cores. Stop those, or wait for their end."),
-        (2, 2, 1, "2 of 2 cores are free, so the cause is another one, such as too little memory or heat."),
+        (2, 1, 1, "other processes use 1 of 2 cores. Stop them, or stop this run and resume it with fewer threads"),
+        (2, 0, 1, "other processes use 2 of 2 cores. Stop them, or stop this run and resume it with fewer threads"),
+        (1, 0, 1, "other processes use 2 of 2 cores. Stop them, or wait for their end."),
+        (1, 1, 2, "other processes use 1 of 2 cores. Stop them, or wait for their end."),
+        (2, 2, 1, "2 of 2 cores are free, so the cause is something else, such as too little memory, or heat."),
     ],
 )
 def test_what_to_do_when_steps_are_slow(count, unused, processes, said):
