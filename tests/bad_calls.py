@@ -154,7 +154,7 @@ FINAL = {
         ("--genotype darts_v2", "no cell of this name; perhaps you meant DARTS_V2; known names"),
         ("--genotype genotypes/taken.json", "genotype genotypes/taken.json: there is no genotype in it"),
         ("--genotype ../../etc/passwd", "genotype ../../etc/passwd"),
-        ("--genotype |nor_conv_3x3~0|", "genotype text: a cell of NAS-Bench-201, which is another search space"),
+        ("--genotype |nor_conv_3x3~0|", "genotype text: a cell of NAS-Bench-201, which is not in the search"),
         ("--genotype runs", "genotype runs: not a run folder: genotype.json is missing"),
         ("--genotype __import__('os').system('true')", "there is no file and no cell of this name"),
     ],
