@@ -180,8 +180,9 @@ class MixedOperations(nn.Module):
         inputs, total = Inputs(x, num_edges), None
         for column, name in self.stacked:
             operations = getattr(self, name)
-            output = operations(getattr(inputs, operations.takes), scales[column])
-            total = output if total is None else total.add_(output)
+            # The output gets no name, as memory for it beside the next one's costs time.
+            given = getattr(inputs, operations.takes), scales[column]
+            total = operations(*given) if total is None else total.add_(operations(*given))
         terms = [(column, getattr(self, name)(x)) for column, name in self.shared]
         if total is None:
             total = torch.zeros_like(x[:, :, :: self.stride, :: self.stride]).repeat(1, num_edges, 1, 1)
