@@ -13,7 +13,7 @@ from nas.config.cli import data_flags
 from nas.config.file import ConfigFile, flag_of, read_config, validate
 from nas.config.flags import FinalConfig, SearchConfig, TrainedOn, is_several
 from nas.errors import InputError, count, first_problem
-from nas.models.size import network_size
+from nas.models.size import NetworkSize, network_size
 from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
 from nas.search_space.reader import GenotypeFile
@@ -137,7 +137,7 @@ def _search_parts(metrics: _Metrics) -> tuple[list[Genotype], dict[str, Any]]:
     return history, {
         "edge_weights": rounded,
         "changes": changes(history, metrics.epochs),
-        "size": network_size(history[-1])._asdict(),
+        "size": _size(network_size(history[-1])),
     }
 
 
@@ -151,8 +151,12 @@ def _training_parts(
         "test": metrics.test,
         "skips_test": config.training.skip_test,
         "answers": _answers(folder / ACCURACY_FILE, trained_on.classes, metrics.epochs[-1]),
-        "size": network_size(genotype, *shape, len(trained_on.classes), config.network.stem)._asdict(),
+        "size": _size(network_size(genotype, *shape, len(trained_on.classes), config.network.stem)),
     }
+
+
+def _size(size: NetworkSize) -> dict[str, int]:
+    return {"weights": size.weights, "multiply_adds": size.multiply_adds}
 
 
 def _commands(
