@@ -64,6 +64,9 @@ def test_each_command_is_understood(command):
         assert words[-1] == "." or words[-1][2:-1] in project["optional-dependencies"]
     elif words[0] == "-m" and words[1] in MODULES:
         assert MODULES[words[1]](words[2:])
+    elif words[:3] == ["-m", "pytest", "-k"]:
+        sources = (path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/test_*.py"))
+        assert any(f"def test_{words[3]}" in source for source in sources)
     elif words[0] == "-m":
         source = (ROOT / f"{words[1].replace('.', '/')}.py").read_text(encoding="utf-8")
         assert all(f'"{word}"' in source or word in source for word in words[2:])
