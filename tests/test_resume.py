@@ -172,7 +172,7 @@ def test_a_balanced_run_resumes_alike_and_is_another_than_one_that_is_not(script
 def test_whether_a_run_is_balanced_holds(script, stopped, capfd):
     assert call(script, stopped(script), GO_ON, "--balanced") == 2
     assert is_one_sentence(
-        capfd.readouterr().err, "error: --balanced True: the run in runs/run has False; another value"
+        capfd.readouterr().err, "error: --balanced True: the run in runs/run has False, which cannot change"
     )
 
 
@@ -261,11 +261,11 @@ CHANGES = [
     ("search", "--share-lower-step", "--share-lower-step True: the run in runs/run has False"),
     ("search", "--hypergradient=first-order", "--hypergradient first-order: the run in runs/run has onestage"),
     ("search", "--name=other", "--name other: the run in runs/run has run"),
-    ("search", "--epochs=1", "--epochs 1: the run has 2 already"),
+    ("search", "--epochs=1", "--epochs 1: the run already has 2"),
     ("train_final", "--lr=0.1", "--lr 0.1: the run in runs/run has 0.025"),
     ("train_final", "--genotype=DARTS_V1", "--genotype DARTS_V1: the run in runs/run has DARTS_V2"),
     ("train_final", "--holdout-fraction=0", "--holdout-fraction 0.0: the run in runs/run has 0.25"),
-    ("train_final", "--epochs=1", "--epochs 1: the run has 2 already"),
+    ("train_final", "--epochs=1", "--epochs 1: the run already has 2"),
 ]
 
 
@@ -305,7 +305,7 @@ def test_a_finished_run_says_so_and_goes_on_with_more_epochs_alone(script, undis
 def test_a_run_of_the_other_script_is_refused_with_the_right_command(script, other, stopped_runs, capfd):
     before = content(stopped_runs[script])
     assert call(other, stopped_runs[script], GO_ON) == 2
-    assert f"python {script}.py --resume runs/run" in capfd.readouterr().err
+    assert f"belongs to {script}.py; use: python {script}.py --resume runs/run." in capfd.readouterr().err
     assert content(stopped_runs[script]) == before
 
 
@@ -399,7 +399,7 @@ def test_a_full_disk_ends_in_one_sentence_and_the_run_goes_on_when_there_is_spac
         assert call("train_final", tmp_path, *flags("train_final", EVERY_STEP)) == 1
         error = capfd.readouterr().err
         kept = "no step is kept" if checkpoints < 1 else f"the checkpoint of step {int(checkpoints) - 1} is kept"
-        go_on = f"{kept}; then resume with: python train_final.py --resume runs/run\n"
+        go_on = f"{kept}; resume with: python train_final.py --resume runs/run\n"
         assert is_one_sentence(error, "stopped: runs/run"), error
         assert f": No space left on device; {go_on}" in error
         if checkpoints > 1:

@@ -296,7 +296,7 @@ def test_test_accuracy_is_measured_once_after_the_last_epoch(trained):
     assert [line["epoch"] for line in lines if "holdout/accuracy" in line] == [1, 2]
     log = (folder / "runs" / "final" / "log.txt").read_text()
     assert "72 training images (24 held out)" in log.splitlines()[1]
-    assert re.search(r"weights, [\d,]+ multiply-adds \(\d\.\d+ GFLOP\) an image", log.splitlines()[1])
+    assert re.search(r"weights, [\d,]+ multiply-adds \(\d\.\d+ GFLOP\) per image", log.splitlines()[1])
     assert re.search(r" [\d.]+ images per second, [\d.]+ s per step: \d+:\d\d:\d\d for 7 steps, until 20", log)
 
 

@@ -84,7 +84,9 @@ def _load(kind: type[RunConfig], flag: str, folder: Path) -> RunConfig:
     """Return the config in a config.json of the same script, which `flag` names."""
     file = read_config(folder)
     if (file.script == "search.py") != (kind is SearchConfig):
-        raise InputError(f"{flag} {shlex.quote(str(folder))}: belongs to {file.script}, not to this script.")
+        path = shlex.quote(str(folder))
+        advice = f"; use: python {file.script} --resume {path}" if flag == "--resume" else ", not to this script"
+        raise InputError(f"{flag} {path}: belongs to {file.script}{advice}.")
     return validate(kind, file.config, folder if folder.is_file() else folder / "config.json")
 
 
