@@ -36,9 +36,8 @@ def run(tmp_path_factory):
         for name, shade in (("ant", 20), ("bee", 200)):
             (folder / "images" / part / name).mkdir(parents=True)
             for index in range(12):
-                Image.new("RGB", (8, 8), (shade + index, shade, index)).save(
-                    folder / "images" / part / name / f"{index}.png"
-                )
+                image = Image.new("RGB", (8, 8), (shade + index, shade, index))
+                image.save(folder / "images" / part / name / f"{index}.png")
     arguments = ["--dataset=folder", "--data-dir=images", "--image-size=8", "--batch-size=6", "--init-channels=4"]
     arguments += ["--genotype=DARTS_V2", "--num-cells=3", "--epochs=6", "--name=mine", "--cutout=0", "--drop-path=0"]
     assert call("train_final", folder, *arguments) == 0

@@ -21,12 +21,12 @@ FORMS = {
     "nni": lambda genotype: json.dumps(to_nni(genotype)),
     "nasbench301": lambda genotype: json.dumps(to_nasbench301(genotype)),
 }
+SPACES = {"nni": "NNI's DARTS space", "nasbench301": "NAS-Bench-301's space"}
 # All that the forms cannot express of what is published.
 CANNOT = {
-    ("nni", "NASNet"): "normal: 5 nodes, but cells of NNI's DARTS space have 4.",
-    ("nni", "AmoebaNet"): "normal: 5 nodes, but cells of NNI's DARTS space have 4.",
-    ("nasbench301", "NASNet"): "normal: 5 nodes, but cells of NAS-Bench-301's space have 4.",
-    ("nasbench301", "AmoebaNet"): "normal: 5 nodes, but cells of NAS-Bench-301's space have 4.",
+    (form, name): f"normal: 5 nodes, but cells of {space} have 4."
+    for form, space in SPACES.items()
+    for name in ("NASNet", "AmoebaNet")
 }
 
 
@@ -141,50 +141,28 @@ def test_a_configuration_of_nasbench301():
     assert to_nasbench301(genotype) == content
 
 
+TWICE = "both edges of node {} come from state {}, but {{}} has only one edge from a state to a node."
+
+
 @pytest.mark.parametrize(
-    ("field", "value", "nni", "nasbench301"),
+    ("field", "value", "refused_by", "expected"),
     [
-        pytest.param(
-            "reduce",
-            (("sep_conv_7x7", 0), *V1.reduce[1:]),
-            "reduce: sep_conv_7x7, which NNI's DARTS space does not have.",
-            "reduce: sep_conv_7x7, which NAS-Bench-301's space does not have.",
-            id="primitive",
-        ),
-        pytest.param(
-            "normal_concat",
-            (3, 4, 5),
-            "normal_concat: [3, 4, 5], but cells of NNI's DARTS space concatenate all nodes.",
-            "normal_concat: [3, 4, 5], but cells of NAS-Bench-301's space concatenate all nodes.",
-            id="concat",
-        ),
-        pytest.param(
-            "reduce",
-            (*V1.reduce[:4], ("sep_conv_3x3", 3), ("skip_connect", 3), *V1.reduce[6:]),
-            None,
-            "reduce: both edges of node 4 come from state 3, "
-            "but NAS-Bench-301's space has only one edge from a state to a node.",
-            id="two edges from one source",
-        ),
-        pytest.param(
-            "normal",
-            (("sep_conv_3x3", 0), ("skip_connect", 0), *V1.normal[2:]),
-            None,
-            "normal: both edges of node 2 come from state 0, "
-            "but NAS-Bench-301's space has only one edge from a state to a node.",
-            id="first node",
-        ),
+        ("reduce", (("sep_conv_7x7", 0), *V1.reduce[1:]), SPACES, "sep_conv_7x7, which {} does not have."),
+        ("normal_concat", (3, 4, 5), SPACES, "[3, 4, 5], but cells of {} concatenate all nodes."),
+        ("reduce", (*V1.reduce[:4], *2 * [V1.normal[7]], *V1.reduce[6:]), ["nasbench301"], TWICE.format(4, 2)),
+        ("normal", (*2 * [V1.normal[1]], *V1.normal[2:]), ["nasbench301"], TWICE.format(2, 0)),
     ],
+    ids=["primitive", "concat", "two edges from one source", "first node"],
 )
-def test_what_a_form_cannot_express_is_an_error(field, value, nni, nasbench301):
+def test_what_a_form_cannot_express_is_an_error(field, value, refused_by, expected):
     genotype = Genotype(**{**V1.model_dump(), field: value})
-    for form, expected in (("nni", nni), ("nasbench301", nasbench301)):
-        if expected is None:
+    for form, space in SPACES.items():
+        if form not in refused_by:
             assert read(FORMS[form](genotype)).genotype == genotype
             continue
         with pytest.raises(InputError) as caught:
             FORMS[form](genotype)
-        assert str(caught.value) == expected
+        assert str(caught.value) == f"{field}: {expected.format(space)}"
 
 
 @pytest.mark.parametrize(

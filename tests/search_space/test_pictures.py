@@ -140,13 +140,3 @@ def test_heat_map_is_dark_where_the_weight_is_one():
         assert column == 0 or boxes[row, column - 1][2] <= left, "columns from left to right"
         assert row == 0 or boxes[row - 1, column][3] <= top, "rows from top to bottom"
         assert (max(right, blank.width), max(bottom, blank.height)) == blank.size
-
-
-def test_heat_map_grows_with_rows_and_columns():
-    def size(rows, columns):
-        return pictures.heat_map([[0.5] * columns] * rows, ["row"] * rows, ["column"] * columns).size
-
-    (width, height), (wide, _), (_, high) = size(2, 8), size(2, 9), size(5, 8)
-    assert wide > width
-    assert high > height
-    assert size(5, 9) == (wide, high)

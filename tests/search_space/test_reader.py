@@ -46,10 +46,7 @@ KEPT = {
     "another that is switched off": (f"X = {T1}\n'''\nX = {T2}\n'''\n", []),
     "two names": (f"MyNet = {T1}\nDARTS = MyNet  # chosen\nBEST=DARTS", []),
     "twice": (f"{T1}\n{T1}", []),
-    "module of Python 2": (
-        f"print 'x'\nX = {T1}\ndef f():\n  return Genotype(normal=gene, reduce=list(map(f, x)))",
-        [],
-    ),
+    "module of Python 2": (f"print 'x'\nX = {T1}\ndef f():\n  return Genotype(normal=g, reduce=list(map(f, x)))", []),
     "prose": (f"the Genotype (of DARTS), class Genotype(NamedTuple), {{normal}}: {T1}", []),
     "shell": (f'# train\npython train.py --genotype "{T1}"\n', []),
     "string in a module": (f'MODELS = {{\n  "best": "{T1}",\n}}', []),
