@@ -56,7 +56,7 @@ def search(config: SearchConfig, run: Run) -> None:
     images = load_halves(config, run)
     in_channels, _, num_classes = images.all.shape
     bilevel = build(config, in_channels, num_classes, run.device, run.world)
-    notes = describe(config, bilevel, images)
+    notes = run.on_all(lambda: describe(config, bilevel, images))
     cell = functools.partial(Genotype.derive, bilevel.alphas)
     loop = Loop(run, bilevel.state(), cell, config.lower.epochs, images[:2], "lower", "--lower-lr", notes)
 

@@ -85,6 +85,12 @@ class Run:
         """Return what `read` returns; the processes of a machine call it one after another, as it may fill caches."""
         return self.world.local_first(read)
 
+    def on_all(self, make: Callable[[], Result]) -> Result:
+        """Return what `make` returns; what it raises in one process ends all of them."""
+        with self.world.raise_on_all():
+            return make()
+        raise AssertionError("raise_on_all suppresses nothing")
+
     def on_main(self, make: Callable[[], str | None]) -> str:
         """Return the text that `make` returns in the main process; what it raises ends all processes."""
         return self.world.from_main(lambda: make() or "")
