@@ -58,7 +58,10 @@ def search(config: SearchConfig, run: Run) -> None:
     bilevel = build(config, in_channels, num_classes, run.device, run.world)
     notes = run.on_all(lambda: describe(config, bilevel, images))
     cell = functools.partial(Genotype.derive, bilevel.alphas)
-    loop = Loop(run, bilevel.state(), cell, config.lower.epochs, images[:2], "lower", "--lower-lr", notes)
+    loaders = [images.weights, images.alphas]
+    loop = Loop(
+        run, bilevel.state(), cell, config.lower.epochs, loaders, level="lower", rate_flag="--lower-lr", notes=notes
+    )
 
     def take_step(train: Batch, validate: Batch) -> dict[str, Tensor]:
         bilevel.virtual_step(train)  # w′, equation 6

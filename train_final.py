@@ -92,7 +92,7 @@ def train_final(config: FinalConfig, run: Run, read: Callable[[str], reader.Read
     network, optimizer = build(config, genotype, images.train, run.world)
     state = state_tensors({"network": network}, {"optimizer": optimizer})
     notes += run.on_all(lambda: describe(config, source, network, images))
-    loop = Loop(run, state, genotype, training.epochs, [images.train], "train", "--lr", notes)
+    loop = Loop(run, state, genotype, training.epochs, [images.train], level="train", rate_flag="--lr", notes=notes)
     step_of = functools.partial(take_step, config, network, optimizer, run.world)
     trained = trained_network(config, network, images.train, loop)
 

@@ -124,17 +124,18 @@ class Run:
     """Name of the run folder: letters, digits, '.', '_', '-'."""
     config: Annotated[str | None, _optional("FILE", "none")] = None
     """Begin with the flags of another run: its config.json, or its folder. Other flags given here override them.
-    With --resume: take from it what may change in a resumed run."""
+    With --resume, only the flags that may change in a resumed run are taken from it."""
     dry_run: Flag = False
     """Take a few steps, print what a run would do and how long it would take, and start nothing.
     The images are downloaded or read as in a run, and kept."""
     resume: Annotated[str | None, _optional("RUN_DIR", "none")] = None
     """Resume a run from its last checkpoint, bit for bit, with its flags.
-    --epochs may be larger; --data-dir, --device, --threads and the next three flags may change."""
+    --epochs may be larger. These may change: --data-dir, --device, --threads, --checkpoint-minutes,
+    --max-bad-steps, --deterministic."""
     checkpoint_minutes: NotNegative = 5.0
     """Minutes between checkpoints within an epoch; 0: after every step. Each epoch also ends with a checkpoint."""
     max_bad_steps: Annotated[int, Field(ge=1)] = 10
-    """End the run after this many steps in a row that are not finite in loss, gradient or weights; none is applied."""
+    """A step whose loss, gradient or weights are NaN or infinite is undone. End the run after this many in a row."""
     deterministic: Flag = False
     """Refuse operations whose bits may differ from run to run. A CPU has none."""
     sync_batch_norm: Flag = False
@@ -199,7 +200,7 @@ class UpperLevel:
     alpha_weight_decay: NotNegative = 1e-3
     """Weight decay (DARTS, appendix A.1.1)."""
     upper_fraction: BetweenZeroAndOne = 0.5
-    """Share of the training images from which the alphas learn, not the weights (DARTS, section 3.1)."""
+    """Share of the training images that the alphas learn from; the weights learn from the rest (DARTS, section 3.1)."""
     hypergradient: Literal["onestage", "first-order"] = "onestage"
     """onestage: DARTS, equation 7, by finite differences. first-order: without the virtual step, which is faster."""
     share_lower_step: Flag = False

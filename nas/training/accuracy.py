@@ -137,7 +137,7 @@ class AccuracyFile(BaseModel):
         """Read the file of a network that tells `num_classes` classes apart.
 
         Raises:
-            InputError: it cannot be read, is damaged, or its counts do not fit one another; the file is named.
+            InputError: it cannot be read, is damaged, or its counts contradict each other; the file is named.
         """
         data = files.read_json(path, "accuracy", FILE_VERSION)
         try:
@@ -152,7 +152,9 @@ class AccuracyFile(BaseModel):
             fits = len(rows) == num_classes and all(len(row) == num_classes for row in rows)
             fits = fits and [(sum(row), row[index]) for index, row in enumerate(rows)] == counts
         if not fits:
-            raise InputError(f"accuracy {path}: its counts do not fit one another, or not {num_classes} classes.")
+            raise InputError(
+                f"accuracy {path}: its counts contradict each other, or are not those of {num_classes} classes."
+            )
         return file
 
     @property

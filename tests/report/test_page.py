@@ -275,7 +275,7 @@ WRONG = [
     (
         "runs/final",
         edited("final/accuracy.json", r'"num_images": \[', r"\g<0>1, "),
-        "its counts do not fit one another",
+        "its counts contradict each other",
     ),
     ("runs/a", edited("a/metrics.jsonl", r"(?s).*", ""), "runs/a: no epoch is finished yet"),
     ("runs/a", lambda folder: (folder / METRICS).unlink(), "no epoch is finished yet"),

@@ -103,7 +103,7 @@ def test_the_file_holds_the_counts_of_any_number_of_classes(num_classes, tmp_pat
         ({"num_images": [10**40, 1]}, "num_images[0]: "),
         ({"num_correct": None}, "num_correct: "),
         *(
-            (change, "its counts do not fit one another, or not 2 classes")
+            (change, "its counts contradict each other, or are not those of 2 classes")
             for change in (
                 {"num_images": [4]},
                 {"num_images": [0, 0], "num_correct": [0, 0], "confusion": None},
