@@ -31,6 +31,13 @@ def test_a_batch_is_a_function_of_seed_purpose_and_step():
         assert not torch.equal(first.images[:30], other.images[:30])
 
 
+def test_the_same_image_is_augmented_anew_for_each_purpose_and_step():
+    one = split(1)
+    drawn = [loader(one, purpose=purpose).batch(step).images for purpose in ("lower", "upper") for step in range(8)]
+    assert not torch.equal(torch.cat(drawn[:8]), torch.cat(drawn[8:]))
+    assert len({tuple(images.flatten().tolist()) for images in drawn[:8]}) > 1
+
+
 @pytest.mark.parametrize("balanced", [False, True])
 def test_a_batch_has_the_images_of_its_indices(balanced):
     numbers = torch.arange(1436, -1, -1)  # the loader of a part has numbers of its own

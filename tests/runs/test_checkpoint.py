@@ -206,7 +206,7 @@ def test_a_bit_that_flipped_is_found_or_changes_nothing(saved):
 def test_a_header_that_would_fill_the_memory_is_refused(saved, size):
     whole = saved.read_bytes()
     saved.write_bytes(size.to_bytes(8, "little") + whole[8:])
-    assert "damaged" in refusal(saved)
+    assert "damaged (its header is too long)" in refusal(saved)
     assert checkpoint.finished(saved.parent) is None
 
 
