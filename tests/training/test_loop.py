@@ -126,6 +126,8 @@ def test_a_killed_run_goes_on_to_the_same_end(step, flags, undisturbed, tmp_path
     child.join()
     assert child.exitcode == -signal.SIGKILL
     assert train(tmp_path) == 0
+    saved = step - 1 if flags is EVERY_STEP else 4 * ((step - 1) // 4)  # an epoch ends with a checkpoint
+    assert f"resumed after step {saved}, " in (tmp_path / "runs/toy/log.txt").read_text()
     assert left(tmp_path) == undisturbed
 
 
