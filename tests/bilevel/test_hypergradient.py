@@ -694,6 +694,10 @@ EXCHANGED = {
         holding(norm=lambda model: nn.BatchNorm1d(3), same=lambda model: model.norm),
         lambda model, x: model.same(2 * model.norm(x)),
     ),
+    "two names in one module": (
+        lambda model: setattr(model.first, "same", model.first.weight),
+        lambda model, x: x @ model.first.same,
+    ),
     "frozen": (lambda model: model.first.requires_grad_(False),),
     "frozen, old weight norm": (lambda model: [old.weight_norm(model.first).requires_grad_(False), run(model)],),
     "list": (holding(weights=lambda model: nn.ParameterList([torch.eye(3)])), lambda model, x: x @ model.weights[0]),
