@@ -156,6 +156,10 @@ class SharedBilevel(Bilevel):
 def build(
     config: SearchConfig, in_channels: int, num_classes: int, device: torch.device, world: World = SINGLE
 ) -> Bilevel:
-    """Return both models, started from the seed; `--share-lower-step` chooses the form of their step."""
+    """Return both models, started from the seed; `--share-lower-step` chooses the form of their step.
+
+    From here on convolutions on a GPU compute in full float32, not in TF32: finite differences amplify rounding.
+    """
+    torch.backends.cudnn.allow_tf32 = False
     form = SharedBilevel if config.upper.share_lower_step else Bilevel
     return form(config, in_channels, num_classes, device, world)

@@ -227,8 +227,14 @@ class AuxiliaryHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
         published = x.shape[-1] == self.published_size
-        x = F.avg_pool2d(x, 5, self.stride) if published else F.adaptive_avg_pool2d(x, 2)
+        x = F.avg_pool2d(x, 5, self.stride) if published else pool_to_2x2(x)
         return self.classifier(self.features(x).flatten(1))
+
+
+def pool_to_2x2(x: Tensor) -> Tensor:
+    """Compute `F.adaptive_avg_pool2d(x, 2)` of square images; the way back of that is not deterministic on a GPU."""
+    size = x.shape[-1]
+    return x.expand(-1, -1, 2, 2) if size == 1 else F.avg_pool2d(x, (size + 1) // 2, size // 2)
 
 
 def _drop_path(x: Tensor, probability: float, draws: Tensor) -> Tensor:

@@ -44,6 +44,18 @@ class PlanarBatchNorm2d(BatchNorm2d):
         return x.contiguous(memory_format=torch.channels_last)
 
 
+class AvgPool2d(nn.AvgPool2d):
+    """`nn.AvgPool2d` with a right way back on a GPU too.
+
+    There torch (2.11, pytorch issue 188344) returns wrong gradients of padded pools, if images are channels_last.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type == "cpu":
+            return super().forward(input)
+        return super().forward(input.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
 class FactorizedReduce(nn.Module):
     """A skip connection of stride 2: two strided 1x1 convolutions, the second on the image shifted by one pixel."""
 

@@ -101,9 +101,9 @@ class AveragePool(_Pool):
     """3 × 3 average pooling, which does not count the padding."""
 
     def pool(self, stride: int) -> "nn.Module":
-        from torch import nn
+        from nas.models.operations import AvgPool2d
 
-        return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
+        return AvgPool2d(3, stride, padding=1, count_include_pad=False)
 
 
 class SkipConnection(Primitive):

@@ -1,5 +1,6 @@
 """One run of a script: its config, its folder, its device, and the processes that share it."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self, TypeVar
@@ -66,6 +67,7 @@ class Run:
         with world.raise_on_all():
             run = cls(config, world, path, pick_device(options.device, world), [threads])
             if options.deterministic:  # only then, as the call itself takes seconds to import what it sets
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else a GPU refuses matrix products
                 torch.use_deterministic_algorithms(True)
             if world.is_main and is_resumed:
                 run._folder = RunFolder.reopen(path, config)

@@ -215,3 +215,9 @@ def test_passes_a_step(flags, num_passes):
 def test_nothing_to_share_at_first_order():
     with pytest.raises(InputError, match="--share-lower-step: needs --hypergradient onestage"):
         parse(SearchConfig, ["--share-lower-step", "--hypergradient=first-order"])
+
+
+def test_convolutions_are_not_rounded_to_tf32():
+    torch.backends.cudnn.allow_tf32 = True  # torch's default
+    bilevel_step.build(parse(SearchConfig, ["--init-channels=2", "--num-cells=1"]), 1, 10, torch.device("cpu"))
+    assert not torch.backends.cudnn.allow_tf32

@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks.final_step import TextbookFinalNetwork, copy_weights
 from nas import FinalNetwork, Genotype
-from nas.models.final_network import FinalCell
+from nas.models.final_network import FinalCell, pool_to_2x2
 from nas.search_space.darts import DARTS
 
 CHANNELS = 4
@@ -216,3 +216,9 @@ def test_square_images_of_any_size(image_size):
         assert auxiliary_logits.isfinite().all()
     (logits.sum() + auxiliary_logits.sum()).backward()
     assert all(parameter.grad is not None for parameter in final.parameters())
+
+
+@pytest.mark.parametrize("size", range(1, 12))
+def test_the_pool_of_the_auxiliary_head_is_torchs_adaptive_one(size):
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    torch.testing.assert_close(pool_to_2x2(x), F.adaptive_avg_pool2d(x, 2))
