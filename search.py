@@ -57,7 +57,10 @@ def search(config: SearchConfig, run: Run) -> None:
     in_channels, _, num_classes = images.all.shape
     bilevel = build(config, in_channels, num_classes, run.device, run.world)
     notes = run.on_all(lambda: describe(config, bilevel, images))
-    cell = functools.partial(Genotype.derive, bilevel.alphas)
+
+    def cell() -> Genotype:
+        return Genotype.derive(bilevel.alphas.logits())
+
     loaders = [images.weights, images.alphas]
     loop = Loop(
         run, bilevel.state(), cell, config.lower.epochs, loaders, level="lower", rate_flag="--lower-lr", notes=notes
@@ -77,7 +80,7 @@ def search(config: SearchConfig, run: Run) -> None:
         loop.status = status(loop.genotype)
         for epoch in loop.epochs():
             learning_rate = cosine(epoch, config.lower.epochs, config.lower.lower_lr, config.lower.lower_lr_min)
-            bilevel.set_learning_rate(learning_rate)
+            bilevel.begin_epoch(epoch, learning_rate)
             rates = {"lower/learning_rate": learning_rate, "upper/learning_rate": config.upper.alpha_lr}
             for step in loop.steps():
                 loop.take(take_step, images.weights.batch(step), images.alphas.batch(step), rates=rates)
@@ -130,7 +133,7 @@ def describe(config: SearchConfig, bilevel: Bilevel, images: Halves) -> list[str
     supernet, alphas = on_meta(bilevel.supernet), on_meta(bilevel.alphas)
 
     def forward(num_images: int) -> Tensor:
-        return supernet(torch.zeros(num_images, in_channels, image_size, image_size, device="meta"), alphas())
+        return supernet(torch.zeros(num_images, in_channels, image_size, image_size, device="meta"), alphas.mean())
 
     batch_size = min(config.lower.batch_size, images.weights.num_images)
     return [
@@ -147,7 +150,7 @@ def describe(config: SearchConfig, bilevel: Bilevel, images: Halves) -> list[str
 def measure(bilevel: Bilevel, images: Halves, loop: Loop) -> Measured:
     """Measure the supernet, with the edge weights as they are, on the images that the alphas learn from."""
     with torch.no_grad():
-        edge_weights = bilevel.alphas()
+        edge_weights = bilevel.alphas.mean()
     estimate_statistics(
         *(bilevel.evaluated, bilevel.supernet, images.weights, loop.state.steps, SHARE_OF_STATISTICS, loop.poll),
         edge_weights,

@@ -39,7 +39,8 @@ from tests.in_process import MAINS, call
 
 SCRIPTS = list(MAINS)
 # What makes the runs of `torture` still shorter, or gives them more steps.
-FLAGS = {"search": ["--num-nodes=1"], "train_final": ["--batch-size=4"]}
+DRAWN = ["--relaxation=dirichlet", "--smoothing=random", "--beta-decay=0.1"]  # each step draws numbers of its own
+FLAGS = {"search": ["--num-nodes=1", *DRAWN], "train_final": ["--batch-size=4"]}
 STEPS = {"search": 12, "train_final": 36}
 STOPPED_AT = {"search": 8, "train_final": 32}  # within the second epoch of two
 RUN = Path("runs", "run")

@@ -1,7 +1,7 @@
 """One step of a search in three verbs: virtual step, alpha step, weight step (DARTS, ICLR 2019, algorithm 1)."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import higher
@@ -9,18 +9,28 @@ import torch
 from torch import Tensor
 
 from nas.bilevel.hypergradient import FirstOrder, Onestage, State
+from nas.bilevel.smoothing import SMALLEST, SMOOTHINGS
 from nas.config.flags import SearchConfig
 from nas.data.loader import Batch
 from nas.distributed import SINGLE, World
 from nas.models.batch_norm import synchronise
-from nas.models.supernet import Alphas, Supernet
+from nas.models.relaxation import RELAXATIONS, ExponentiatedGradient, Simplex
+from nas.models.supernet import Alphas, EdgeWeights, Supernet
 from nas.runs.checkpoint import state_tensors
 from nas.training.steps import average_step, cross_entropy, start_states
 
 
 def objective(state: State) -> Tensor:
-    """Return the cross entropy of the supernet; both levels have the same objective."""
+    """Return the cross entropy of the supernet: the lower objective, and the first term of the upper one."""
     return cross_entropy(state.lower_model(state.data, state.upper_model()), state.target)
+
+
+def beta_decay(alphas: Alphas) -> Tensor:
+    """Return the mean over all edges of logsumexp(α) (Ye et al., "β-DARTS", CVPR 2022, equation 14).
+
+    Its gradient is the edge weights themselves, so it takes most from what is largest.
+    """
+    return torch.cat([logits.logsumexp(-1) for logits in alphas.logits()]).mean()
 
 
 class Bilevel:
@@ -42,11 +52,16 @@ class Bilevel:
     ):
         lower, upper, size = config.lower, config.upper, config.supernet
         torch.manual_seed(config.run.seed)
-        self.alphas = Alphas(size.num_nodes).to(device)
+        relaxation = RELAXATIONS[upper.relaxation]()
+        self.alphas = Alphas(size.num_nodes, relaxation=relaxation).to(device)
         shape = size.init_channels, size.num_cells, num_classes, size.num_nodes, size.stem
         self.supernet = Supernet(in_channels, *shape).to(device)
-        self.alpha_optimizer = torch.optim.Adam(
-            self.alphas.parameters(), upper.alpha_lr, (0.5, 0.999), weight_decay=upper.alpha_weight_decay
+        self.alpha_optimizer = (
+            ExponentiatedGradient(self.alphas.parameters(), upper.alpha_lr)
+            if isinstance(relaxation, Simplex)
+            else torch.optim.Adam(
+                self.alphas.parameters(), upper.alpha_lr, (0.5, 0.999), weight_decay=upper.alpha_weight_decay
+            )
         )
         self.weight_optimizer = torch.optim.SGD(
             self.supernet.parameters(), lower.lower_lr, lower.momentum, weight_decay=lower.weight_decay
@@ -57,7 +72,7 @@ class Bilevel:
         start_states(self.weight_optimizer)
         method = {"onestage": Onestage, "first-order": FirstOrder}[upper.hypergradient]
         self.hypergradient = method(
-            objective, self.alphas, objective, self.supernet, lower.lower_lr, upper.r, world.mean
+            self.upper_objective, self.alphas, objective, self.supernet, lower.lower_lr, upper.r, world.mean
         )
         # The supernet as `higher` wraps it, at w′. One wrapper serves the whole search: making one takes longer than
         # giving it new weights.
@@ -65,15 +80,33 @@ class Bilevel:
         self.evaluated = copy.deepcopy(self.supernet)
         self.grad_clip = lower.grad_clip
         self.world = world
-        self.learning_rate = lower.lower_lr
+        self.config = config
+        self.begin_epoch(0, lower.lower_lr)
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the learning rate of the weights, for their steps and the virtual ones."""
+    def begin_epoch(self, epoch: int, learning_rate: float) -> None:
+        """Set what a schedule moves.
+
+        Args:
+            epoch: counted from 0.
+            learning_rate: of the weights, for their steps and the virtual ones.
+        """
+        upper = self.config.upper
         self.learning_rate = learning_rate
         self.weight_optimizer.param_groups[0]["lr"] = learning_rate
+        self.alphas_wait = epoch < upper.alpha_warmup
+        self.beta_weight = upper.beta_decay * epoch
+        share = epoch / max(self.config.lower.epochs - 1, 1)
+        self.smoothing_now = SMALLEST + share * (upper.smoothing_max - SMALLEST)
+
+    def upper_objective(self, state: State) -> Tensor:
+        """Return the cross entropy of the supernet plus the weighted β-decay."""
+        loss = objective(state)
+        return loss + self.beta_weight * beta_decay(self.alphas) if self.beta_weight else loss
 
     def virtual_step(self, train: Batch) -> None:
         """Bring the auxiliary supernet to w′: one step of the weights' optimizer ahead (equation 6)."""
+        if self.alphas_wait:
+            return
         weights = list(self.supernet.parameters())
         self.auxiliary.update_params([weight.detach().requires_grad_() for weight in weights])
         if isinstance(self.hypergradient, Onestage):
@@ -88,8 +121,10 @@ class Bilevel:
         """Move the alphas by Adam along their hypergradient (equations 7 and 8).
 
         Returns:
-            The scalars of the step by name, on the device.
+            The scalars of the step by name, on the device; none while the alphas wait.
         """
+        if self.alphas_wait:
+            return {}
         self.alpha_optimizer.zero_grad()
         loss = self.hypergradient.compute_gradients(validate.images, validate, self.auxiliary, train.images, train)
         gradients = [alpha.grad for alpha in self.alphas.parameters() if alpha.grad is not None]
@@ -106,7 +141,7 @@ class Bilevel:
         """
         weights = list(self.supernet.parameters())
         self.weight_optimizer.zero_grad()
-        logits = self.supernet(train.images, self.alphas())
+        logits = self.supernet(train.images, self._edge_weights_of_step(train))
         loss = cross_entropy(logits, train)
         loss.backward(inputs=weights)
         loss, num_correct = average_step(self.world, self.supernet, loss, logits, train)
@@ -119,6 +154,22 @@ class Bilevel:
             "lower/weights_norm": weights_norm,
             "num_correct": num_correct,
         }
+
+    def _edge_weights_of_step(self, train: Batch) -> EdgeWeights:
+        """Return the edge weights with which the weights step: those of the alphas, unless --smoothing moves them."""
+        edge_weights, smoothing = self.alphas(), self.config.upper.smoothing
+        if smoothing == "none":
+            return edge_weights
+
+        def gradients(rows: Sequence[Tensor]) -> Sequence[Tensor]:
+            leaves = [row.clone().requires_grad_() for row in rows]
+            loss = cross_entropy(self.supernet(train.images, EdgeWeights(*leaves)), train)
+            return self.world.mean(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
+
+        statistics = [buffer.clone() for buffer in self.supernet.buffers()]  # an attack leaves no trace
+        moved = SMOOTHINGS[smoothing]([rows.detach() for rows in edge_weights], self.smoothing_now, gradients)
+        torch._foreach_copy_(list(self.supernet.buffers()), statistics)
+        return EdgeWeights(*moved)
 
     def state(self) -> Mapping[str, Tensor]:
         """Return all tensors that the steps move, by name and not copied."""

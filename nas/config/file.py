@@ -10,7 +10,17 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nas import files
-from nas.config.flags import MOST_THREADS, SEEDS, Data, FinalConfig, SearchConfig, Selection, TrainedOn, is_several
+from nas.config.flags import (
+    MOST_THREADS,
+    SEEDS,
+    Data,
+    FinalConfig,
+    SearchConfig,
+    Selection,
+    TrainedOn,
+    UpperLevel,
+    is_several,
+)
 from nas.errors import InputError, first_problem
 
 CONFIG_VERSION = 1
@@ -147,6 +157,12 @@ def _check_search(config: SearchConfig) -> None:
     share = selection.devices_per_search
     if upper.share_lower_step and upper.hypergradient != "onestage":
         raise InputError("--share-lower-step: needs --hypergradient onestage; first-order has no virtual step.")
+    if upper.relaxation == "simplex" and upper.beta_decay:
+        raise InputError("--beta-decay: does nothing with --relaxation simplex, whose rows always add up to 1.")
+    if upper.smoothing == "none" and upper.smoothing_max != UpperLevel.smoothing_max:
+        raise InputError("--smoothing-max: needs --smoothing random or adversarial.")
+    if upper.alpha_warmup >= lower.epochs:
+        raise InputError(f"--alpha-warmup {upper.alpha_warmup}: must be less than --epochs, {lower.epochs}.")
     if lower.lower_lr_min > lower.lower_lr:
         raise InputError(f"--lower-lr-min: must be at most --lower-lr, {lower.lower_lr}, got {lower.lower_lr_min}.")
     if selection.ray is not None and not is_several(config):

@@ -207,6 +207,18 @@ class UpperLevel:
     """Faster, not as published: the weights keep the virtual step w′, so a step takes four passes, not five."""
     r: Positive = 0.01
     """Euclidean norm of the perturbation of the weights in the finite differences (DARTS, section 2.3)."""
+    alpha_warmup: Annotated[int, Field(ge=0)] = 0
+    """Epochs before the alphas move (PC-DARTS: 15)."""
+    relaxation: Literal["softmax", "dirichlet", "simplex"] = "softmax"
+    """How alphas become edge weights. softmax: DARTS. dirichlet: drawn in each pass (DrNAS).
+    simplex: the alphas are the edge weights and move by exponentiated gradient (GAEA, with --alpha-lr 0.1)."""
+    beta_decay: NotNegative = 0.0
+    """Growth per epoch of the weight of β-decay in the upper objective (β-DARTS: 0.5)."""
+    smoothing: Literal["none", "random", "adversarial"] = "none"
+    """Move the edge weights in the step of the weights, which flattens the loss around the alphas (SDARTS).
+    random: by noise. adversarial: against the loss, in seven steps, which takes three times as long."""
+    smoothing_max: BetweenZeroAndOne = 0.3
+    """Largest change of an edge weight by --smoothing; it grows from 0.03 over the epochs (SDARTS)."""
 
 
 @dataclass(frozen=True)

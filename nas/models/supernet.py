@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nas.models.operations import FactorizedReduce, Inputs, ReLUConvBN, Shared, concatenate, make_stem
 from nas.models.primitives import PRIMITIVES
+from nas.models.relaxation import Relaxation, Softmax
 from nas.search_space.darts import DARTS
 from nas.search_space.space import NONE, SearchSpace
 
@@ -28,11 +29,12 @@ class EdgeWeights(NamedTuple):
 
 
 class Alphas(nn.Module):
-    """The architecture parameters, started at 1e-3 times standard normal.
+    """The architecture parameters.
 
     Args:
         num_nodes: nodes of each cell.
         space: the search space.
+        relaxation: makes edge weights of them, and says what they start at: by default 1e-3 times standard normal.
 
     Attributes:
         normal: raw alphas of the normal cell, (edges, primitives).
@@ -42,15 +44,25 @@ class Alphas(nn.Module):
     normal: nn.Parameter
     reduce: nn.Parameter
 
-    def __init__(self, num_nodes: int = 4, space: SearchSpace = DARTS):
+    def __init__(self, num_nodes: int = 4, space: SearchSpace = DARTS, relaxation: Relaxation | None = None):
         super().__init__()
+        self.relaxation = relaxation or Softmax()
         for kind in space.cells:
             raw = torch.randn(len(space.edges(num_nodes)), len(space.primitives))
-            self.register_parameter(kind, nn.Parameter(1e-3 * raw))
+            self.relaxation.start(raw)
+            self.register_parameter(kind, nn.Parameter(raw))
 
     def forward(self) -> EdgeWeights:
-        """Return the softmax of each row (DARTS, equation 2)."""
-        return EdgeWeights(self.normal.softmax(dim=-1), self.reduce.softmax(dim=-1))
+        """Return the edge weights of one pass, which a relaxation may draw."""
+        return EdgeWeights(*map(self.relaxation.draw, self.parameters()))
+
+    def logits(self) -> EdgeWeights:
+        """Return what the mean edge weights are the softmax of: the alphas themselves, if they are relaxed by it."""
+        return EdgeWeights(*map(self.relaxation.logits, self.parameters()))
+
+    def mean(self) -> EdgeWeights:
+        """Return the mean edge weights, with which a supernet is evaluated."""
+        return EdgeWeights(*(logits.softmax(-1) for logits in self.logits()))
 
 
 class Supernet(nn.Module):

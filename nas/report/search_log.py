@@ -59,7 +59,7 @@ def log_epoch(loop: Loop, alphas: Alphas, upper: Measured, images: Loader) -> No
     if folder.is_silent:
         return
     with torch.no_grad():
-        edge_weights = alphas()
+        edge_weights = alphas.mean()
     epoch_s = folder.elapsed_s() - state.epoch_began_s
     speed = {"speed/epoch_s": epoch_s, "speed/peak_memory_gb": peak_memory_gb(images.device)}
     scalars = state.scalars("lower") | upper.scalars("upper") | speed | cell_scalars(edge_weights, genotype)

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 class RawAlphas(Protocol):
     """Anything with raw alphas, shape (edges, primitives): `nas.Alphas` is one."""
 
-    normal: Any
-    reduce: Any
+    @property
+    def normal(self) -> Any: ...
+
+    @property
+    def reduce(self) -> Any: ...
 
 
 def _known_primitive(name: str) -> str:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from nas.data.loader import Batch, Loader
+from nas.data.sampler import generator
 from nas.errors import Stopped
 from nas.runs.checkpoint import LoopState
 from nas.runs.interrupts import Interrupts
@@ -163,6 +165,8 @@ class Loop:
             Stopped: too many steps in a row were not finite.
         """
         scalars: dict[str, float] = {}
+        # What a step draws depends on its number alone, so that a run that is resumed draws the same.
+        torch.manual_seed(generator("step", self._options.seed, self.state.steps).initial_seed())
         try:
             with rollback_if_not_finite(self.tensors):
                 scalars = scalars_to_host(take_step(*batches), self.tensors)

@@ -83,14 +83,14 @@ def average_step(world: World, network: nn.Module, loss: Tensor, logits: Tensor,
     return loss, (num_correct * world.size).round()
 
 
-def start_states(optimizer: torch.optim.SGD | torch.optim.Adam) -> None:
+def start_states(optimizer: torch.optim.Optimizer) -> None:
     """Give an optimizer the state that its first step would make, so that it has one set of tensors from then on."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if isinstance(optimizer, torch.optim.Adam):
                 moments = {name: torch.zeros_like(parameter.detach()) for name in ("exp_avg", "exp_avg_sq")}
                 optimizer.state[parameter] = {"step": torch.tensor(0.0)} | moments
-            elif group["momentum"] > 0:
+            elif group.get("momentum", 0) > 0:
                 # The same as none: 0 times the momentum, plus the gradient.
                 optimizer.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter.detach())}
 

@@ -1,0 +1,130 @@
+"""Relaxations, β-decay, smoothing and waiting alphas, each against an independent form in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nas.bilevel.smoothing import SMOOTHINGS
+from nas.bilevel.step import beta_decay, build
+from nas.config.cli import parse
+from nas.config.flags import SearchConfig
+from nas.data.loader import Batch
+from nas.errors import InputError
+from nas.models.relaxation import RELAXATIONS, DirichletDraws, ExponentiatedGradient
+from nas.models.supernet import Alphas
+
+SMALL = ["--init-channels=2", "--num-cells=2", "--num-nodes=1", "--lower-lr=0.1"]
+
+
+@pytest.fixture(autouse=True)
+def float64_and_seed():
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def small(*flags):
+    return build(parse(SearchConfig, [*SMALL, *flags]), 1, 3, torch.device("cpu"))
+
+
+def batches():
+    return [Batch.whole(torch.randn(6, 1, 8, 8), torch.randint(3, (6,))) for _ in range(2)]
+
+
+def gradients(bilevel, train, validate):
+    bilevel.virtual_step(train)
+    bilevel.alpha_step(validate, train)
+    return torch.cat([alpha.grad for alpha in bilevel.alphas.parameters()])
+
+
+@pytest.mark.parametrize("name", RELAXATIONS)
+def test_a_relaxation_draws_rows_that_add_up_to_1_and_have_the_mean_it_says(name):
+    alphas = Alphas(1, relaxation=RELAXATIONS[name]())
+    if name != "simplex":
+        alphas.normal.data.normal_()
+    torch.testing.assert_close(alphas().normal.sum(-1), torch.ones(2))
+    draws = torch.stack([alphas().normal for _ in range(4000)])
+    error = 5 * draws.std(0) / len(draws) ** 0.5 + 1e-12
+    assert (draws.mean(0) - alphas.mean().normal).abs().le(error).all()
+
+
+def test_gradients_of_dirichlet_draws_average_to_those_of_their_mean():
+    raw, weights = torch.randn(2, 5, requires_grad=True), torch.randn(2, 5)
+    relaxation = DirichletDraws()
+    (expected,) = torch.autograd.grad((weights * relaxation.logits(raw).softmax(-1)).sum(), raw)
+    found = torch.stack([torch.autograd.grad((weights * relaxation.draw(raw)).sum(), raw)[0] for _ in range(4000)])
+    assert (found.mean(0) - expected).abs().le(5 * found.std(0) / len(found) ** 0.5).all()
+
+
+def test_exponentiated_gradient_is_multiplication_on_the_simplex():
+    alpha = torch.nn.Parameter(torch.rand(4, 5).softmax(-1))
+    alpha.grad = torch.randn(4, 5)
+    expected = alpha.detach() * torch.exp(-0.1 * alpha.grad)
+    ExponentiatedGradient([alpha], lr=0.1).step()
+    torch.testing.assert_close(alpha.detach(), expected / expected.sum(-1, keepdim=True))
+    alpha.grad = 1e6 * torch.randn(4, 5)  # where the exponential itself overflows
+    ExponentiatedGradient([alpha], lr=0.1).step()
+    assert alpha.isfinite().all()
+    assert alpha.min() > 0
+
+
+def test_beta_decay_adds_the_edge_weights_to_the_hypergradient():
+    train, validate = batches()
+    plain, decayed = small(), small("--beta-decay=0.5")
+    decayed.begin_epoch(3, 0.1)
+    for bilevel in (plain, decayed):
+        for alpha in bilevel.alphas.parameters():
+            alpha.data.copy_(torch.linspace(-1, 1, alpha.numel()).view_as(alpha))
+    edge_weights = torch.cat([*decayed.alphas()]).detach()
+    found, without = gradients(decayed, train, validate), gradients(plain, train, validate)
+    torch.testing.assert_close(found, without + 3 * 0.5 * edge_weights / len(edge_weights))
+    logits = torch.cat([*plain.alphas.parameters()])
+    torch.testing.assert_close(beta_decay(plain.alphas), logits.exp().sum(-1).log().mean())
+
+
+@pytest.mark.parametrize("kind", SMOOTHINGS)
+def test_smoothing_moves_the_edge_weights_in_the_step_of_the_weights_alone(kind):
+    train, validate = batches()
+    plain, smooth = small(), small(f"--smoothing={kind}")
+    torch.testing.assert_close(gradients(smooth, train, validate), gradients(plain, train, validate))
+    seen = []
+    smooth.supernet.register_forward_hook(lambda module, inputs, output: seen.append((inputs[1], output)))
+    scalars = smooth.weight_step(train)
+    moved, logits = seen[-1]
+    change = torch.cat([*moved]).detach() - torch.cat([*smooth.alphas()]).detach()
+    assert 1e-3 < change.abs().max() <= 0.05  # 0.03 at the start, before the rows were normalised
+    torch.testing.assert_close(torch.cat([*moved]).sum(-1), torch.ones(4))
+    assert torch.equal(scalars["lower/step_loss"], F.cross_entropy(logits, train.classes))
+    passes = int(plain.supernet.stem[1].num_batches_tracked) + 1  # an attack counts as none
+    assert int(smooth.supernet.stem[1].num_batches_tracked) == passes
+    losses = [F.cross_entropy(output, train.classes) for _, output in seen]
+    assert kind == "random" or losses[-1] > losses[0]
+
+
+def test_alphas_wait():
+    train, validate = batches()
+    bilevel = small("--alpha-warmup=2")
+    before = [alpha.clone() for alpha in bilevel.alphas.parameters()]
+    for epoch in range(3):
+        bilevel.begin_epoch(epoch, 0.1)
+        weight = bilevel.supernet.classifier.weight.clone()
+        bilevel.virtual_step(train)
+        assert bool(bilevel.alpha_step(validate, train)) == (epoch == 2)
+        bilevel.weight_step(train)
+        assert not torch.equal(weight, bilevel.supernet.classifier.weight)
+        moved = [not torch.equal(old, new) for old, new in zip(before, bilevel.alphas.parameters(), strict=True)]
+        assert any(moved) == (epoch == 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--relaxation=simplex", "--beta-decay=1"], "--beta-decay: does nothing with --relaxation simplex"),
+        (["--smoothing-max=0.2"], "--smoothing-max: needs --smoothing"),
+        (["--alpha-warmup=50"], "--alpha-warmup 50: must be less than --epochs, 50"),
+    ],
+)
+def test_methods_that_do_not_go_together(flags, sentence):
+    with pytest.raises(InputError, match=sentence):
+        parse(SearchConfig, flags)
