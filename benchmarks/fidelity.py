@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.bilevel.hypergradient import FirstOrder, Onestage, State
+from nas.bilevel.evaluation import State
+from nas.bilevel.hypergradient import Exact, FirstOrder, Onestage
 from nas.models.supernet import Alphas, Supernet
 
 
@@ -36,21 +37,13 @@ def fidelity(
     virtual = higher.get_diff_optim(optimizer, supernet.parameters(), fmodel=auxiliary, track_higher_grads=False)
     virtual.step(objective(State(*train, alphas, auxiliary)))
 
-    hypergradients = []
-    for method in (Onestage, FirstOrder):
+    def hypergradient(method: type[FirstOrder]) -> Tensor:
         alphas.zero_grad()
         method(objective, alphas, objective, supernet, learning_rate, r).compute_gradients(*validate, auxiliary, *train)
-        hypergradients.append(torch.cat([part.grad.flatten() for part in alphas.parameters() if part.grad is not None]))
-    second_term = hypergradients[0] - hypergradients[1]
+        return torch.cat([part.grad.flatten() for part in alphas.parameters() if part.grad is not None])
 
-    # Exactly: -ξ ∇_α (∇_w L_lower(w, α) · v), v = ∇_w′ L_upper(w′, α) held fixed.
-    upper_loss = objective(State(*validate, alphas, auxiliary))
-    v = torch.autograd.grad(upper_loss, list(auxiliary.parameters()))
-    lower_loss = objective(State(*train, alphas, supernet))
-    gradients = torch.autograd.grad(lower_loss, list(supernet.parameters()), create_graph=True)
-    product = torch.stack([(gradient * part).sum() for gradient, part in zip(gradients, v, strict=True)]).sum()
-    exact = torch.autograd.grad(-learning_rate * product, list(alphas.parameters()))
-    return F.cosine_similarity(second_term, torch.cat([part.flatten() for part in exact]), dim=0).item()
+    first = hypergradient(FirstOrder)
+    return F.cosine_similarity(hypergradient(Onestage) - first, hypergradient(Exact) - first, dim=0).item()
 
 
 if __name__ == "__main__":

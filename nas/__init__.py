@@ -4,7 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nas.bilevel.hypergradient import FirstOrder, Onestage, State
+    from nas.bilevel.evaluation import State
+    from nas.bilevel.hypergradient import Exact, FirstOrder, Onestage
     from nas.errors import InputError
     from nas.models.final_network import FinalNetwork
     from nas.models.supernet import Alphas, EdgeWeights, Supernet
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Alphas",
     "EdgeWeights",
+    "Exact",
     "FinalNetwork",
     "FirstOrder",
     "Genotype",
@@ -26,9 +28,10 @@ __all__ = [
 ]
 
 _MODULES = {
-    **dict.fromkeys(("FirstOrder", "Onestage", "State"), "nas.bilevel.hypergradient"),
+    **dict.fromkeys(("Exact", "FirstOrder", "Onestage"), "nas.bilevel.hypergradient"),
     **dict.fromkeys(("Alphas", "EdgeWeights", "Supernet"), "nas.models.supernet"),
     **dict.fromkeys(("GenotypeFile", "Provenance"), "nas.search_space.reader"),
+    "State": "nas.bilevel.evaluation",
     "FinalNetwork": "nas.models.final_network",
     "Genotype": "nas.search_space.genotype",
     "InputError": "nas.errors",

@@ -80,7 +80,7 @@ SEARCH = {
     ],
     "flags that do not fit": [
         ("--lower-lr-min 0.5", "--lower-lr-min: must be at most --lower-lr, 0.025, got 0.5"),
-        ("--hypergradient first-order --share-lower-step", "--share-lower-step: needs --hypergradient onestage"),
+        ("--hypergradient first-order --share-lower-step", "--share-lower-step: cannot be combined with first-order"),
         ("--stem imagenet --init-channels 1", "--init-channels: must be at least 2 with --stem imagenet, got 1"),
         ("--dataset digits --image-size 16", "--image-size 16: needs --dataset folder; digits has images of one size"),
         ("--dataset npz --skip-bad-images", "--skip-bad-images: needs --dataset folder; npz is read as a whole"),

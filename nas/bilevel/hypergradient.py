@@ -6,24 +6,28 @@
 value for ξ = 0. Neither knows what the models are.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from higher.patch import _MonkeyPatchBase
 from torch import Tensor, nn
 
+from nas.bilevel.evaluation import (
+    Objective,
+    State,
+    add_gradients,
+    check_finite,
+    evaluate,
+    evaluate_at,
+    gradients_of,
+    leaves_of,
+    names_of,
+    random_devices,
+    trained,
+    virtual_weights,
+)
 
-class State(NamedTuple):
-    """State is what an objective sees: one batch and the two models."""
-
-    data: Any
-    target: Any
-    upper_model: nn.Module
-    lower_model: nn.Module
-
-
-Objective = Callable[[State], Tensor]
 Reduce = Callable[[list[Tensor]], list[Tensor]]
 
 
@@ -65,22 +69,22 @@ class FirstOrder:
         train_target: Any,
     ) -> Tensor:
         """See `Onestage.compute_gradients`; the training batch is not used."""
-        w_prime = _virtual_weights(self.lower_model, auxiliary_model)
+        w_prime = virtual_weights(self.lower_model, auxiliary_model)
         loss = self._upper_loss(validate_data, validate_target, auxiliary_model, w_prime)
-        alphas = _trained(self.upper_model)
-        loss, *gradients = self.reduce([loss.detach(), *_gradients(loss, alphas)])
-        _check_finite(loss, "the upper objective is {}.")
-        _add_gradients(alphas, gradients)
+        alphas = trained(self.upper_model)
+        loss, *gradients = self.reduce([loss.detach(), *gradients_of(loss, alphas)])
+        check_finite(loss, "the upper objective is {}.")
+        add_gradients(alphas, gradients)
         return loss
 
     def _upper_loss(
         self, data: Any, target: Any, auxiliary_model: _MonkeyPatchBase, w_prime: dict[nn.Parameter, Tensor]
     ) -> Tensor:
         """L_upper(w′, α), once it is sure that w′ is what the auxiliary model computes with."""
-        _trained(self.upper_model)  # raises before any pass; a pass may register more
+        trained(self.upper_model)  # raises before any pass; a pass may register more
         state = State(data, target, self.upper_model, auxiliary_model)
-        loss = _evaluate(self.upper_objective, state, "upper objective")
-        leaves = _leaves(loss)
+        loss = evaluate(self.upper_objective, state, "upper objective")
+        leaves = leaves_of(loss)
         strange = leaves.difference(w_prime.values())
         missed = [w for w in w_prime if w in strange]
         unused = {w for w, tensor in w_prime.items() if tensor not in leaves}
@@ -94,7 +98,7 @@ class FirstOrder:
                 missed = [w for w in missed if w_prime[w] not in leaves]
         if missed:
             raise ValueError(
-                f"the upper objective depends on the lower model's parameter {_names(missed, self.lower_model)}, but "
+                f"the upper objective depends on the lower model's parameter {names_of(missed, self.lower_model)}, but "
                 "not through the auxiliary model, so its gradient would be missing. higher exchanges what forward() "
                 "reads from its module, not what a hook, a plain attribute, a list or a closure holds: use weight_norm "
                 "and spectral_norm of torch.nn.utils.parametrizations, not of torch.nn.utils, read the parameter from "
@@ -104,8 +108,8 @@ class FirstOrder:
 
     def _leaves_again(self, state: State, parameters: dict[nn.Parameter, Tensor]) -> set[Tensor]:
         """What the upper objective depends on, at other parameters of its lower model; it leaves no trace."""
-        with torch.random.fork_rng(**_random_devices([*self.lower_model.parameters()])):
-            return _leaves(_evaluate_at(self.upper_objective, parameters, state, "upper objective"))
+        with torch.random.fork_rng(**random_devices([*self.lower_model.parameters()])):
+            return leaves_of(evaluate_at(self.upper_objective, parameters, state, "upper objective"))
 
 
 class Onestage(FirstOrder):
@@ -127,8 +131,11 @@ class Onestage(FirstOrder):
         r: length of the perturbation of w, as a Euclidean norm.
         reduce: where several processes compute on a part of each batch: from a list of tensors to the list of their
             means over the processes. It is called twice: with the upper loss and v, which makes ε and w± the same
-            everywhere, and with both lower losses and the hypergradient, which is linear in what is left to average.
-            The objectives are then those of the part, weighted so that their mean is that of the batch.
+            everywhere, and with the lower losses and both terms, which are linear in what is left to average. The
+            objectives are then those of the part, weighted so that their mean is that of the batch.
+
+    Attributes:
+        ratio: the norm of the second term over that of the first one in the last call, a scalar tensor.
     """
 
     @torch.enable_grad()
@@ -164,181 +171,78 @@ class Onestage(FirstOrder):
             FloatingPointError: an objective, or the gradient with respect to w′, is not finite, in all processes alike.
                 On a CPU alone: other devices are never waited for, and the gradients are then not finite either.
         """
-        w_prime = _virtual_weights(self.lower_model, auxiliary_model)
+        w_prime = virtual_weights(self.lower_model, auxiliary_model)
         upper_loss = self._upper_loss(validate_data, validate_target, auxiliary_model, w_prime)
-        alphas = _trained(self.upper_model)
-        gradients = _gradients(upper_loss, [*alphas, *w_prime.values()])
+        alphas = trained(self.upper_model)
+        gradients = gradients_of(upper_loss, [*alphas, *w_prime.values()])
         alpha_gradients = gradients[: len(alphas)]
         upper_loss, *v = self.reduce([upper_loss.detach(), *gradients[len(alphas) :]])
-        _check_finite(upper_loss, "the upper objective is {}.")
+        check_finite(upper_loss, "the upper objective is {}.")
 
         norm = torch.nn.utils.get_total_norm(v)
-        _check_finite(norm, "the gradient of the upper objective with respect to w′ has the norm {}.")
+        check_finite(norm, "the gradient of the upper objective with respect to w′ has the norm {}.")
+        state = State(train_data, train_target, self.upper_model, self.lower_model)
+        lower_losses, second = self._second_term(dict(zip(w_prime, v, strict=True)), norm, state, alphas)
+        reduced = self.reduce([*lower_losses, *alpha_gradients, *second])
+        for lower_loss in reduced[: len(lower_losses)]:
+            check_finite(lower_loss, "the lower objective is {}.")
+        first, second = reduced[len(lower_losses) : -len(alphas)], reduced[-len(alphas) :]
+        first_norm = torch.nn.utils.get_total_norm(first).clamp(min=1e-30)
+        self.ratio = torch.nn.utils.get_total_norm(second) / first_norm
+        add_gradients(alphas, [one - two for one, two in zip(first, second, strict=True)])
+        return upper_loss
+
+    def _second_term(
+        self, v: dict[nn.Parameter, Tensor], norm: Tensor, state: State, alphas: Sequence[nn.Parameter]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The values of the lower objective, and ξ ∇²_(α,w) L_lower(w, α) · v for each α."""
         # For a zero vector w⁺ = w⁻ = w, and the second term is 0.
         norm = torch.where(norm > 0, norm, 1)
         # ε v as r (v / ‖v‖): ε itself overflows for a vector that is short enough.
-        step = {w: self.r * (part / norm) for w, part in zip(w_prime, v, strict=True)}
-        state = State(train_data, train_target, self.upper_model, self.lower_model)
+        step = {w: self.r * (part / norm) for w, part in v.items()}
         # fork_rng gives the random state back, so that the second pass draws what the first one drew.
-        with torch.random.fork_rng(**_random_devices([*w_prime])):
+        with torch.random.fork_rng(**random_devices([*v])):
             loss_plus, plus = self._gradients_at(1, step, state, alphas)
         loss_minus, minus = self._gradients_at(-1, step, state, alphas)
-        alpha_gradients = [
-            gradient - self.lower_learning_rate * (p - m) * (norm / (2 * self.r))
-            for gradient, p, m in zip(alpha_gradients, plus, minus, strict=True)
-        ]
-        loss_plus, loss_minus, *alpha_gradients = self.reduce([loss_plus, loss_minus, *alpha_gradients])
-        for lower_loss in (loss_plus, loss_minus):
-            _check_finite(lower_loss, "the lower objective is {}.")
-        _add_gradients(alphas, alpha_gradients)
-        return upper_loss
+        scale = norm / (2 * self.r)
+        second = [self.lower_learning_rate * (p - m) * scale for p, m in zip(plus, minus, strict=True)]
+        return [loss_plus, loss_minus], second
 
     def _gradients_at(
         self, sign: int, step: dict[nn.Parameter, Tensor], state: State, alphas: Sequence[nn.Parameter]
     ) -> tuple[Tensor, list[Tensor]]:
         """L_lower(w + sign · step, α) and its gradient with respect to α."""
         parameters = {w: w.detach() + sign * part for w, part in step.items()}
-        loss = _evaluate_at(self.lower_objective, parameters, state, "lower objective")
+        loss = evaluate_at(self.lower_objective, parameters, state, "lower objective")
         # Both passes have the same graph. A parameter may be one that the pass has registered.
-        strange = _leaves(loss).difference(alphas) if sign > 0 else set()
+        strange = leaves_of(loss).difference(alphas) if sign > 0 else set()
         missed = [w for w in self.lower_model.parameters() if w in strange] if strange else []
         if missed:
             raise ValueError(
-                f"the lower objective depends on the lower model's parameter {_names(missed, self.lower_model)}, but "
+                f"the lower objective depends on the lower model's parameter {names_of(missed, self.lower_model)}, but "
                 "not through the module that it belongs to, so it would not be perturbed: read the parameter from its "
                 "module, not from a plain attribute, a list or a closure, and detach it where it is a constant."
             )
-        return loss.detach(), _gradients(loss, alphas)
+        return loss.detach(), gradients_of(loss, alphas)
 
 
-class _Held(nn.Module):
-    """An objective as a module, so that `functional_call` can exchange the tensors of the model that it calls."""
+class Exact(Onestage):
+    """Exact is the hypergradient of `Onestage` by a second backward pass in place of finite differences.
 
-    def __init__(self, objective: Objective, state: State, name: str):
-        super().__init__()
-        self.objective = objective
-        self.state = state
-        self.lower_model = state.lower_model
-        self.name = name
-
-    def forward(self) -> Tensor:
-        return _evaluate(self.objective, self.state, self.name)
-
-
-def _evaluate_at(objective: Objective, parameters: dict[nn.Parameter, Tensor], state: State, name: str) -> Tensor:
-    """An objective at other parameters of its lower model.
-
-    Parameters and buffers are exchanged for others while the objective runs, never written to. Attributes are given
-    back: one that keeps what a module computed from its weight would hand it to the next pass.
+    ∇²_(α,w) L_lower(w, α) · v is the gradient with respect to α of ∇_w L_lower(w, α) · v (Pearlmutter, 1994). It takes
+    more memory and time, and sees no kink: where a ReLU switches between w⁺ and w⁻, only `Onestage` notices.
     """
-    held = _Held(objective, state, name)
-    new = parameters | {buffer: buffer.clone() for buffer in state.lower_model.buffers()}
-    exchanged, attributes = {}, []
-    # Each place by itself: where a module has two names, `functional_call` would give back a tensor of ours.
-    for prefix, module in state.lower_model.named_modules(prefix="lower_model"):
-        for tensors in (module.named_parameters, module.named_buffers):
-            places = tensors(prefix, recurse=False, remove_duplicate=False)
-            exchanged |= {place: new[tensor] for place, tensor in places if tensor in new}
-        attributes.append((vars(module), dict(vars(module))))
-    try:
-        return torch.func.functional_call(held, exchanged, (), tie_weights=False)
-    finally:
-        for now, before in attributes:
-            for added in now.keys() - before.keys():
-                del now[added]
-            now.update(before)
 
-
-def _trained(upper_model: nn.Module) -> list[nn.Parameter]:
-    alphas = [parameter for parameter in upper_model.parameters() if parameter.requires_grad]
-    if not alphas:
-        raise ValueError("the upper model has no parameter that requires gradients.")
-    return alphas
-
-
-def _check_auxiliary_model(auxiliary_model: _MonkeyPatchBase, lower_model: nn.Module) -> None:
-    if not isinstance(auxiliary_model, _MonkeyPatchBase):
-        raise ValueError(
-            f"the auxiliary model is a {type(auxiliary_model).__name__}, "
-            "not the lower model wrapped by higher.monkeypatch."
-        )
-    if auxiliary_model.track_higher_grads or any(w.grad_fn is not None for w in auxiliary_model.parameters()):
-        raise ValueError(
-            "the auxiliary model tracks higher gradients, so the second term would count twice: "
-            "wrap the lower model, and take the step, with track_higher_grads=False."
-        )
-    shapes = [[tuple(w.shape) for w in model.parameters()] for model in (lower_model, auxiliary_model)]
-    if shapes[0] != shapes[1]:
-        own, other = (
-            {name: tuple(w.shape) for name, w in model.named_parameters()} for model in (lower_model, auxiliary_model)
-        )
-        in_one = [name for name in own | other if (name in own) != (name in other)]
-        names = ", ".join((in_one or [name for name in own if own[name] != other[name]])[:3])
-        raise ValueError(
-            f"the auxiliary model is not a wrapping of the lower model (parameters: {len(shapes[1])} against "
-            f"{len(shapes[0])}, or other shapes{names and f': {names}'})."
-        )
-
-
-def _virtual_weights(lower_model: nn.Module, auxiliary_model: _MonkeyPatchBase) -> dict[nn.Parameter, Tensor]:
-    """w′ for each trained parameter of the lower model."""
-    _check_auxiliary_model(auxiliary_model, lower_model)
-    pairs = zip(lower_model.parameters(), auxiliary_model.parameters(), strict=True)
-    return {w: w_prime for w, w_prime in pairs if w.requires_grad}
-
-
-def _names(parameters: Collection[nn.Parameter], model: nn.Module) -> str:
-    first, *more = [name for name, w in model.named_parameters() if w in set(parameters)]
-    return f"{first} (and {len(more)} more)" if more else first
-
-
-def _leaves(loss: Tensor) -> set[Tensor]:
-    """The tensors that a loss has a gradient for: the leaves of its graph. No gradient is computed."""
-    if loss.grad_fn is None:
-        return {loss}
-    found, seen, waiting = set(), set(), [loss.grad_fn]
-    while waiting:
-        for node, _ in waiting.pop().next_functions:
-            if node is not None and node not in seen:
-                seen.add(node)
-                waiting.append(node)
-                if (leaf := getattr(node, "variable", None)) is not None:
-                    found.add(leaf)
-    return found
-
-
-def _evaluate(objective: Objective, state: State, name: str) -> Tensor:
-    loss = objective(state)
-    if not isinstance(loss, Tensor) or loss.dim() != 0:
-        shape = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise ValueError(f"the {name} must return a scalar tensor, but its result is {shape}.")
-    return loss
-
-
-def _check_finite(value: Tensor, complaint: str) -> None:
-    """On a CPU alone: elsewhere, to look at a value is to wait for all that was begun."""
-    if value.device.type == "cpu" and not torch.isfinite(value):
-        raise FloatingPointError(complaint.format(value.item()))
-
-
-def _gradients(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the gradients of a loss; 0 where it does not depend on a tensor."""
-    wanted = [tensor for tensor in tensors if tensor.requires_grad]
-    if not loss.requires_grad or not wanted:
-        return [torch.zeros_like(tensor) for tensor in tensors]
-    found = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
-    return [next(found) if tensor.requires_grad else torch.zeros_like(tensor) for tensor in tensors]
-
-
-def _add_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        # A new tensor: autograd may hand out one expanded tensor for several parameters.
-        before = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        parameter.grad = before + gradient
-
-
-def _random_devices(tensors: Sequence[Tensor]) -> dict[str, Any]:
-    """Return the arguments of `fork_rng`: the generators of the CPU and of the tensors' devices (`meta` has none)."""
-    elsewhere = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
-    types = {device.type for device in elsewhere} or {"cuda"}
-    return {"devices": sorted(device.index for device in elsewhere), "device_type": types.pop()}
+    def _second_term(
+        self, v: dict[nn.Parameter, Tensor], norm: Tensor, state: State, alphas: Sequence[nn.Parameter]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        w = {parameter: parameter.detach().requires_grad_() for parameter in v}
+        loss = evaluate_at(self.lower_objective, w, state, "lower objective")
+        options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+        gradients = torch.autograd.grad(loss, list(w.values()), create_graph=True, **options)
+        graphs = [(gradient, part) for gradient, part in zip(gradients, v.values(), strict=True) if gradient.grad_fn]
+        if not graphs:
+            return [loss.detach()], [torch.zeros_like(alpha) for alpha in alphas]
+        outputs, vectors = zip(*graphs, strict=True)
+        products = torch.autograd.grad(outputs, alphas, vectors, **options)
+        return [loss.detach()], [self.lower_learning_rate * product for product in products]

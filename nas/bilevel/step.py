@@ -8,7 +8,8 @@ import higher
 import torch
 from torch import Tensor
 
-from nas.bilevel.hypergradient import FirstOrder, Onestage, State
+from nas.bilevel.evaluation import State
+from nas.bilevel.hypergradient import Exact, FirstOrder, Onestage
 from nas.bilevel.smoothing import SMALLEST, SMOOTHINGS
 from nas.config.flags import SearchConfig
 from nas.data.loader import Batch
@@ -70,7 +71,7 @@ class Bilevel:
             synchronise(self.supernet, world.gather)
         start_states(self.alpha_optimizer)
         start_states(self.weight_optimizer)
-        method = {"onestage": Onestage, "first-order": FirstOrder}[upper.hypergradient]
+        method = {"onestage": Onestage, "exact": Exact, "first-order": FirstOrder}[upper.hypergradient]
         self.hypergradient = method(
             self.upper_objective, self.alphas, objective, self.supernet, lower.lower_lr, upper.r, world.mean
         )
@@ -131,7 +132,10 @@ class Bilevel:
         norm = torch.nn.utils.get_total_norm(gradients)
         self.alpha_optimizer.step()
         alphas_norm = torch.nn.utils.get_total_norm(list(self.alphas.parameters()))
-        return {"upper/step_loss": loss, "upper/gradient_norm": norm, "upper/alphas_norm": alphas_norm}
+        scalars = {"upper/step_loss": loss, "upper/gradient_norm": norm, "upper/alphas_norm": alphas_norm}
+        if isinstance(self.hypergradient, Onestage):
+            scalars["upper/second_over_first_term"] = self.hypergradient.ratio
+        return scalars
 
     def weight_step(self, train: Batch) -> dict[str, Tensor]:
         """Move the weights by SGD.

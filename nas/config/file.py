@@ -155,8 +155,8 @@ def _check_data(data: Data) -> None:
 def _check_search(config: SearchConfig) -> None:
     lower, upper, selection, seed = config.lower, config.upper, config.selection, config.run.seed
     share = selection.devices_per_search
-    if upper.share_lower_step and upper.hypergradient != "onestage":
-        raise InputError("--share-lower-step: needs --hypergradient onestage; first-order has no virtual step.")
+    if upper.share_lower_step and upper.hypergradient == "first-order":
+        raise InputError("--share-lower-step: cannot be combined with first-order, which has no virtual step.")
     if upper.relaxation == "simplex" and upper.beta_decay:
         raise InputError("--beta-decay: does nothing with --relaxation simplex, whose rows always add up to 1.")
     if upper.smoothing == "none" and upper.smoothing_max != UpperLevel.smoothing_max:

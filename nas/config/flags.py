@@ -201,8 +201,9 @@ class UpperLevel:
     """Weight decay (DARTS, appendix A.1.1)."""
     upper_fraction: BetweenZeroAndOne = 0.5
     """Share of the training images that the alphas learn from; the weights learn from the rest (DARTS, section 3.1)."""
-    hypergradient: Literal["onestage", "first-order"] = "onestage"
-    """onestage: DARTS, equation 7, by finite differences. first-order: without the virtual step, which is faster."""
+    hypergradient: Literal["onestage", "exact", "first-order"] = "onestage"
+    """onestage: DARTS, equation 7, by finite differences. exact: the same by a second backward pass, which is slower.
+    first-order: without the virtual step, which is faster."""
     share_lower_step: Flag = False
     """Faster, not as published: the weights keep the virtual step w′, so a step takes four passes, not five."""
     r: Positive = 0.01

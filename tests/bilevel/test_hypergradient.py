@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas import FirstOrder, Onestage, State
+from nas import Exact, FirstOrder, Onestage, State
 
 XI = 0.3
 
@@ -241,6 +241,7 @@ def test_exact_gradient_through_the_unrolled_step(seed, sgd):
     exact = unrolled(problem)
     error = relative_error(problem.hypergradient(), exact)
     assert error <= 1e-4
+    assert relative_error(problem.hypergradient(Exact), exact) <= 1e-12
     # What is left is the error of central differences, of order r².
     assert error / relative_error(problem.hypergradient(r=1e-3), exact) == pytest.approx(100, rel=0.1)
 
@@ -272,11 +273,13 @@ def test_learning_rate_is_the_one_set_last():
         problem.call(onestage, auxiliary)
         second[rate] = problem.upper.logits.grad - problem.hypergradient(FirstOrder, auxiliary).view(2, 3)
     assert second[XI].norm() > 1e-3
+    first = problem.hypergradient(FirstOrder, auxiliary)
+    assert onestage.ratio == pytest.approx((second[XI / 10].norm() / first.norm()).item())
     torch.testing.assert_close(second[2 * XI], 2 * second[XI])
     torch.testing.assert_close(second[XI / 10], second[XI] / 10)
 
 
-@pytest.mark.parametrize("method", [Onestage, FirstOrder])
+@pytest.mark.parametrize("method", [Onestage, Exact, FirstOrder])
 def test_upper_loss_comes_back_without_a_graph(method):
     problem = image_problem()
     auxiliary = problem.virtual_step()
@@ -287,7 +290,7 @@ def test_upper_loss_comes_back_without_a_graph(method):
     assert torch.equal(loss, cross_entropy(State(*problem.validate, problem.upper, auxiliary)))
 
 
-@pytest.mark.parametrize("method", [Onestage, FirstOrder])
+@pytest.mark.parametrize("method", [Onestage, Exact, FirstOrder])
 def test_gradients_are_added(method):
     problem = image_problem()
     auxiliary = problem.virtual_step()
@@ -317,7 +320,7 @@ def test_computes_under_no_grad():
         assert not torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("method", [Onestage, FirstOrder])
+@pytest.mark.parametrize("method", [Onestage, Exact, FirstOrder])
 def test_gradients_are_tensors_of_their_own(method):
     """autograd may give two parameters one gradient, of stride 0: clipping it in place would fail, or clip twice."""
     upper, lower = Vector(3, 3), Vector()
@@ -757,7 +760,7 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("method", [Onestage, FirstOrder])
+@pytest.mark.parametrize("method", [Onestage, Exact, FirstOrder])
 @pytest.mark.parametrize("case", MISSED)
 def test_parameters_that_the_auxiliary_model_does_not_exchange(case, method):
     problem = layers_problem(*MISSED[case])
@@ -814,7 +817,7 @@ def test_a_weight_that_is_computed_once_and_kept():
     assert torch.equal(*values)
 
 
-@pytest.mark.parametrize("method", [Onestage, FirstOrder])
+@pytest.mark.parametrize("method", [Onestage, Exact, FirstOrder])
 def test_an_auxiliary_model_may_have_the_parameters_themselves(method):
     problem = layers_problem()
     auxiliary = wrapped(problem.lower)
@@ -876,7 +879,7 @@ def test_upper_models_get_gradients_for_all_that_they_use():
 # Errors
 
 
-@pytest.mark.parametrize("method", [Onestage, FirstOrder])
+@pytest.mark.parametrize("method", [Onestage, Exact, FirstOrder])
 @pytest.mark.parametrize("upper", [nn.Identity(), Vector().requires_grad_(False)], ids=["empty", "frozen"])
 def test_no_upper_parameters(method, upper):
     problem = quadratic_problem()
@@ -906,7 +909,7 @@ AUXILIARY_MODELS = {
 }
 
 
-@pytest.mark.parametrize("method", [Onestage, FirstOrder])
+@pytest.mark.parametrize("method", [Onestage, Exact, FirstOrder])
 @pytest.mark.parametrize(("make", "sentence"), AUXILIARY_MODELS.values(), ids=AUXILIARY_MODELS)
 def test_wrong_auxiliary_model(make, sentence, method):
     problem = quadratic_problem()

@@ -213,7 +213,7 @@ def test_passes_a_step(flags, num_passes):
 
 
 def test_nothing_to_share_at_first_order():
-    with pytest.raises(InputError, match="--share-lower-step: needs --hypergradient onestage"):
+    with pytest.raises(InputError, match="--share-lower-step: cannot be combined with first-order"):
         parse(SearchConfig, ["--share-lower-step", "--hypergradient=first-order"])
 
 
