@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from nas.bilevel.step import Bilevel, build
-from nas.config.flags import SearchConfig, is_several
+from nas.config.flags import EarlyEnd, SearchConfig, is_several
 from nas.data.loader import Batch, Loader, load_training_split, require_images, training_loader
 from nas.data.sampler import halves
 from nas.distributed import SINGLE, World
 from nas.entry import run_script
 from nas.errors import InputError, count
-from nas.report.search_log import check_export, export_cell, log_epoch, status
+from nas.report.search_log import check_export, count_skips, export_cell, log_epoch, status
 from nas.search_space.genotype import Genotype
 from nas.selection.protocol import plan, run_searches
 from nas.training.accuracy import Measured
@@ -85,6 +85,7 @@ def search(config: SearchConfig, run: Run) -> None:
             for step in loop.steps():
                 loop.take(take_step, images.weights.batch(step), images.alphas.batch(step), rates=rates)
             log_epoch(loop, bilevel.alphas, measure(bilevel, images, loop), images.all)
+            end_early(loop, config.early_end)
         export_cell(loop, images.all)
 
 
@@ -145,6 +146,16 @@ def describe(config: SearchConfig, bilevel: Bilevel, images: Halves) -> list[str
         *images.all.split.notes,
         memory_of_step(forward, batch_size, images.all.device, images.all.world),
     ]
+
+
+def end_early(loop: Loop, when: EarlyEnd) -> None:
+    """End the search with this epoch if its cell says so."""
+    loop.state.end_epoch(loop.genotype.to_text())
+    same, skips = loop.state.same_cell_epochs, max(count_skips(loop.genotype))
+    if when.end_same_cell is not None and same >= when.end_same_cell:
+        loop.end_early(f"the cell has been the same for {count(same, 'epoch')}.")
+    elif when.end_skips is not None and skips > when.end_skips:
+        loop.end_early(f"a cell has {count(skips, 'skip connection')}.")
 
 
 def measure(bilevel: Bilevel, images: Halves, loop: Loop) -> Measured:

@@ -223,6 +223,18 @@ class UpperLevel:
 
 
 @dataclass(frozen=True)
+class EarlyEnd:
+    """When a search ends before its last epoch."""
+
+    __pydantic_config__ = _STRICT
+
+    end_same_cell: Annotated[Annotated[int, Field(ge=1)] | None, _optional("EPOCHS", "never")] = None
+    """End the search when the derived cell has not changed for this many epochs."""
+    end_skips: Annotated[Annotated[int, Field(ge=0)] | None, _optional("INT", "never")] = None
+    """End the search when one of its derived cells has more skip connections than this (DARTS+: 1)."""
+
+
+@dataclass(frozen=True)
 class Selection:
     """Several searches, and the choice of the best cell."""
 
@@ -263,6 +275,7 @@ class SearchConfig:
     supernet: SupernetSize = field(default_factory=SupernetSize)
     lower: LowerLevel = field(default_factory=LowerLevel)
     upper: UpperLevel = field(default_factory=UpperLevel)
+    early_end: EarlyEnd = field(default_factory=EarlyEnd)
     selection: Selection = field(default_factory=Selection)
     run: SearchRun = field(default_factory=SearchRun)
 

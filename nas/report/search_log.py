@@ -134,8 +134,12 @@ def status(genotype: Genotype, upper: Measured | None = None) -> str:
 
 def skips(genotype: Genotype) -> str:
     """Return how many skip connections each derived cell has; a search whose cells hold little else has failed."""
-    normal, reduction = (sum(name == "skip_connect" for name, _ in cell) for cell in (genotype.normal, genotype.reduce))
-    return f"skips {normal} + {reduction}"
+    return f"skips {' + '.join(map(str, count_skips(genotype)))}"
+
+
+def count_skips(genotype: Genotype) -> list[int]:
+    """Count the skip connections of each cell."""
+    return [sum(name == "skip_connect" for name, _ in cell) for cell in (genotype.normal, genotype.reduce)]
 
 
 def write_pictures(folder: RunFolder | SilentRun, edge_weights: EdgeWeights, step: int) -> None:

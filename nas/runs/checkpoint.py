@@ -67,6 +67,8 @@ class LoopState:
         loss, num_correct, num_images: sums over the epoch so far.
         peaks: largest values since the last record, by name.
         epoch_began_s: of the run's seconds.
+        cell, same_cell_epochs: the genotype at the end of the last epoch as text, and for how many epochs it was that.
+        ended_early: whether the run ends with this epoch, before its last one.
     """
 
     __pydantic_config__ = _STRICT
@@ -80,6 +82,9 @@ class LoopState:
     num_images: Count = 0
     peaks: dict[str, float] = field(default_factory=dict)
     epoch_began_s: Annotated[float, Field(ge=0)] = 0.0
+    cell: str = ""
+    same_cell_epochs: Count = 0
+    ended_early: bool = False
 
     def begin_epoch(self, elapsed_s: float) -> None:
         """Start the sums of an epoch."""
@@ -98,6 +103,11 @@ class LoopState:
         self.steps += 1
         self.bad_steps += 1
         self.bad_steps_in_a_row += 1
+
+    def end_epoch(self, cell: str) -> None:
+        """Note the genotype at the end of an epoch, as text."""
+        self.same_cell_epochs = self.same_cell_epochs + 1 if cell == self.cell else 0
+        self.cell = cell
 
     def track_max(self, values: Mapping[str, float]) -> None:
         """Keep the largest values by name."""

@@ -51,7 +51,7 @@ def folder_of_run(options: Run, default: Callable[[], str]) -> Path:
 def is_finished(path: Path, epochs: int) -> bool:
     """Return whether a run has finished this many epochs; if so, a line says it."""
     manifest = checkpoint.finished(path)
-    if manifest is None or manifest.progress.epochs < epochs:
+    if manifest is None or (manifest.progress.epochs < epochs and not manifest.progress.ended_early):
         return False
     num_epochs = count(manifest.progress.epochs, "epoch")
     print(f"{path}: finished after {num_epochs}; resume it with a larger --epochs to train further.")

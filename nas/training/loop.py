@@ -138,6 +138,8 @@ class Loop:
             )
         )
         for epoch in range(self.state.epochs, self.num_epochs):
+            if self.state.ended_early:
+                break
             if self.state.steps == epoch * self._steps_per_epoch:
                 self.state.begin_epoch(self.folder.elapsed_s())
             self._recent_began, self._recent_images = time.monotonic(), 0
@@ -152,6 +154,11 @@ class Loop:
             yield step
             self.poll(due=time.monotonic() - self.folder.saved_at >= 60 * self._options.checkpoint_minutes)
             self._advance(f"{self.state.status(self._level)}{self.status}")
+
+    def end_early(self, why: str) -> None:
+        """End the run with this epoch; `why` is logged."""
+        self.state.ended_early = True
+        self.folder.log(f"the search ends with this epoch: {why}")
 
     def take(self, take_step: TakeStep, *batches: Batch, rates: Mapping[str, float]) -> None:
         """Take a step on batches, and record it; a step that is not finite is undone, and counted.

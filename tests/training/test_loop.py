@@ -19,6 +19,8 @@ from nas.data.datasets import Split
 from nas.data.loader import training_loader
 from nas.distributed import SINGLE
 from nas.entry import exit_code
+from nas.runs import checkpoint
+from nas.runs.checkpoint import LoopState
 from nas.search_space.genotype import Genotype
 from nas.training.loop import Loop
 from nas.training.run import Run
@@ -28,12 +30,13 @@ CELLS = Genotype.load("DARTS_V2")
 STEPS = 12  # three epochs of four steps
 
 
-def train(folder, *flags, at=lambda step: None, spoilt=(), dry_run=False):
+def train(folder, *flags, at=lambda step: None, spoilt=(), dry_run=False, last_epoch=3):
     """Run the toy in a folder, or go on with it, and return its exit code.
 
     Args:
         at: called in each step, counted from 1.
         spoilt: the steps whose loss is not a number.
+        last_epoch: ends with this one.
     """
     os.chdir(folder)
     weights, momentum = torch.ones(3), torch.zeros(3)
@@ -63,6 +66,8 @@ def train(folder, *flags, at=lambda step: None, spoilt=(), dry_run=False):
                 for step in loop.steps():
                     loop.take(take_step, loader.batch(step), rates={"lower/learning_rate": 0.01})
                 loop.folder.record(epoch + 1, loop.state.steps, loop.state.scalars("lower"))
+                if epoch + 1 == last_epoch < 3:
+                    loop.end_early("enough.")
         return 0
 
     return exit_code(run)
@@ -207,3 +212,21 @@ def test_other_images_are_refused_and_the_folder_is_free_again(tmp_path, capfd, 
     for _ in range(2):  # the lock is given back
         assert train(tmp_path) == 2
         assert "the images are not those of the run" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_that_ends_early_is_finished(stopped, tmp_path, capfd):
+    if stopped:
+        assert train(tmp_path, *EVERY_STEP, at=at(6, raises(signal.SIGTERM)), last_epoch=2) == 143
+    assert train(tmp_path, *([] if stopped else BEGIN), last_epoch=2) == 0
+    manifest = checkpoint.finished(tmp_path / "runs/toy")
+    assert (manifest.progress.epochs, manifest.progress.steps, manifest.progress.ended_early) == (2, 8, True)
+    assert train(tmp_path) == 0  # nothing is left to do
+    printed = capfd.readouterr().out
+    assert printed.count("the search ends with this epoch: enough.") == 1
+    assert "runs/toy: finished after 2 epochs" in printed
+
+
+def test_a_cell_is_the_same_for_as_many_epochs_as_it_was_seen_again():
+    state = LoopState()
+    assert [(state.end_epoch(cell), state.same_cell_epochs)[1] for cell in "aabbb"] == [0, 1, 0, 1, 2]
