@@ -35,7 +35,7 @@ from nas.runs.checkpoint import save_weights, state_tensors
 from nas.runs.progress_bar import duration
 from nas.search_space import pictures, reader
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import GenotypeFile
+from nas.search_space.genotype_file import GenotypeFile
 from nas.training.accuracy import Measured, in_words
 from nas.training.forecast import memory_of_step, on_meta
 from nas.training.loop import Loop

@@ -21,7 +21,8 @@ from nas.errors import InputError, printable
 from nas.report import cells
 from nas.search_space import conversions
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import SHIPPED, GenotypeFile, Provenance, Read, known_names, read
+from nas.search_space.genotype_file import SHIPPED, GenotypeFile, Provenance, known_names
+from nas.search_space.reader import Read, read
 from nas.search_space.space import MAX_NODES
 
 SEEDS = 2**32

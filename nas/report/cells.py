@@ -7,7 +7,7 @@ from nas.errors import count, printable
 from nas.models.size import network_size
 from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import GenotypeFile, Provenance
+from nas.search_space.genotype_file import GenotypeFile, Provenance
 
 CELLS = {"normal": "normal cell", "reduce": "reduction cell"}
 

@@ -21,7 +21,7 @@ from nas.runs.silent import SilentRun
 from nas.search_space import pictures
 from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import GenotypeFile, Provenance
+from nas.search_space.genotype_file import GenotypeFile, Provenance
 from nas.training.accuracy import Measured, in_words
 from nas.training.loop import Loop
 from nas.training.run import Run

@@ -4,17 +4,15 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 
-from nas.errors import InputError, count, first_problem
+from nas.errors import InputError, first_problem
 from nas.search_space import text as text_form
 from nas.search_space.darts import DARTS
+from nas.search_space.genotype_file import Cells, GenotypeFile, Provenance
 from nas.search_space.space import MAX_NODES, Edges, SearchSpace
-
-if TYPE_CHECKING:
-    from nas.search_space.reader import Provenance
 
 
 class RawAlphas(Protocol):
@@ -24,16 +22,7 @@ class RawAlphas(Protocol):
     reduce: Any
 
 
-def _known_primitive(name: str) -> str:
-    if name not in DARTS.known_primitives:
-        raise ValueError(f"unknown primitive {name!r:.40}; known: {', '.join(DARTS.known_primitives)}.")
-    return name
-
-
-Edge = tuple[Annotated[str, AfterValidator(_known_primitive)], Annotated[int, Field(ge=0)]]
-
-
-class Genotype(BaseModel):
+class Genotype(Cells):
     """Two discrete cells: immutable, equal by value, hashable.
 
     Attributes:
@@ -42,27 +31,6 @@ class Genotype(BaseModel):
         reduce: the same for the reduction cell.
         reduce_concat: the same for the reduction cell.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    normal: tuple[Edge, ...]
-    normal_concat: tuple[int, ...]
-    reduce: tuple[Edge, ...]
-    reduce_concat: tuple[int, ...]
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _to_tuples(cls, items: Any) -> Any:
-        """Turn lists and ranges, as in the text form, into tuples."""
-        if not isinstance(items, list | tuple | range):
-            return items
-        return tuple(tuple(item) if isinstance(item, list) else item for item in items)
-
-    @model_validator(mode="after")
-    def _check_cells(self) -> Self:
-        for cell in ("normal", "reduce"):
-            check_cell(cell, getattr(self, cell), f"{cell}_concat", getattr(self, f"{cell}_concat"))
-        return self
 
     @classmethod
     def derive(cls, alphas: RawAlphas, space: SearchSpace = DARTS) -> Self:
@@ -114,14 +82,10 @@ class Genotype(BaseModel):
         Raises:
             InputError: there is no such file or name, or its content is not a genotype; the file and field are named.
         """
-        from nas.search_space.reader import GenotypeFile  # here, as it knows this class
-
         return cls(**GenotypeFile.load(path_or_name).cells())
 
-    def save(self, path: str | os.PathLike, provenance: "Provenance | None" = None) -> None:
+    def save(self, path: str | os.PathLike, provenance: Provenance | None = None) -> None:
         """Write a genotype file, replacing the one at `path` in one step."""
-        from nas.search_space.reader import GenotypeFile, Provenance
-
         GenotypeFile.of(self, provenance or Provenance()).save(path)
 
     @classmethod
@@ -177,29 +141,3 @@ def _softmax(row: list[float]) -> list[float]:
     exponentials = [math.exp(alpha - max(row)) for alpha in row]
     total = math.fsum(exponentials)  # exact, so the same in any order: equal weights stay equal
     return [exponential / total for exponential in exponentials]
-
-
-def check_cell(
-    field: str, edges: Sequence[tuple[str, int]], concat_field: str, concat: Sequence[int], space: SearchSpace = DARTS
-) -> None:
-    """Raise ValueError if these edges and outputs are not those of a cell; the field is named."""
-    nodes = space.by_node(edges)
-    if not 1 <= len(nodes) <= MAX_NODES or len(nodes[-1][1]) != space.num_kept(nodes[-1][0]):
-        raise ValueError(
-            f"{field}: {count(len(edges), 'edge')}, but a cell has 1 to {MAX_NODES} nodes with "
-            f"{count(space.edges_kept, 'edge')} each."
-        )
-    index = 0
-    for node, incoming in nodes:
-        for primitive, source in incoming:
-            if source >= node:
-                raise ValueError(
-                    f"{field}[{index}]: {primitive} comes from state {source!r:.40}, "
-                    f"but node {node} takes only earlier states."
-                )
-            index += 1
-    first, last = nodes[0][0], nodes[-1][0]
-    if not concat or list(concat) != sorted(set(concat)) or concat[0] < first or concat[-1] > last:
-        raise ValueError(
-            f"{concat_field}: {list(concat)!r:.40}, but it must be some of the nodes {first} to {last}, rising."
-        )

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from nas.errors import InputError
 from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import GenotypeFile, Provenance, known_names
+from nas.search_space.genotype_file import GenotypeFile, Provenance, known_names
 from tests.damaged_json import damaged, spliced
 
 ROOT = Path(__file__).parents[2]

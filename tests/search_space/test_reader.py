@@ -16,7 +16,8 @@ from nas.genotypes import main
 from nas.search_space.conversions import to_nasbench301, to_nni
 from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import Provenance, read
+from nas.search_space.genotype_file import Provenance
+from nas.search_space.reader import read
 from tests.damaged_json import spliced
 
 ROOT = Path(__file__).parents[2]
