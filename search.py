@@ -57,7 +57,7 @@ def search(config: SearchConfig, run: Run) -> None:
     in_channels, _, num_classes = images.all.shape
     bilevel = build(config, in_channels, num_classes, run.device, run.world)
     notes = run.on_all(lambda: describe(config, bilevel, images))
-    cell = functools.partial(Genotype.derive, bilevel.alphas)
+    cell = functools.partial(Genotype.derive, bilevel.alphas, bilevel.space)
     loaders = [images.weights, images.alphas]
     loop = Loop(
         run, bilevel.state(), cell, config.lower.epochs, loaders, level="lower", rate_flag="--lower-lr", notes=notes

@@ -241,7 +241,7 @@ def load_genotype(
         return json.dumps([found.file.model_dump_json(), printable(source, 80), notes])
 
     file, source, notes = json.loads(run.on_main(load))
-    return GenotypeFile.model_validate_json(file), source, notes
+    return GenotypeFile.parse(file), source, notes
 
 
 def load_images(config: FinalConfig, run: Run) -> Images:

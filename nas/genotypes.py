@@ -86,7 +86,8 @@ class Show:
             from nas.search_space.pictures import HOW_TO_GET_PICTURES  # here, as it takes a while
 
             drawn = found.genotype.draw(self.svg)
-            print("\nwrote normal.gv, reduce.gv" + drawn * ", .svg and .png", "to", self.svg)
+            names = ", ".join(f"{kind}.gv" for kind in found.genotype.space.cells)
+            print(f"\nwrote {names}" + drawn * ", .svg and .png", "to", self.svg)
             if not drawn:
                 print(HOW_TO_GET_PICTURES)
         return 0
@@ -248,7 +249,7 @@ def written_as(form: Form, genotype: Genotype, provenance: Provenance) -> str:
     """
     match form:
         case "json":
-            return files.json_text(GenotypeFile.of(genotype, provenance).model_dump(exclude_none=True))
+            return files.json_text(GenotypeFile.of(genotype, provenance).content())
         case "text":
             return f"{genotype.to_text()}\n"
         case "nni":

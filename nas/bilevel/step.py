@@ -15,6 +15,7 @@ from nas.distributed import SINGLE, World
 from nas.models.batch_norm import synchronise
 from nas.models.supernet import Alphas, Supernet
 from nas.runs.checkpoint import state_tensors
+from nas.search_space.genotype_file import SPACES
 from nas.training.steps import average_step, cross_entropy, start_states
 
 
@@ -32,6 +33,7 @@ class Bilevel:
         world: the processes that share each batch.
 
     Attributes:
+        space: the search space.
         alphas: the upper model.
         supernet: the lower model.
         evaluated: a copy of the supernet, with batch norm statistics of its own, for evaluation in its place.
@@ -42,9 +44,10 @@ class Bilevel:
     ):
         lower, upper, size = config.lower, config.upper, config.supernet
         torch.manual_seed(config.run.seed)
-        self.alphas = Alphas(size.num_nodes).to(device)
+        self.space = SPACES[size.space]
+        self.alphas = Alphas(size.num_nodes, self.space).to(device)
         shape = size.init_channels, size.num_cells, num_classes, size.num_nodes, size.stem
-        self.supernet = Supernet(in_channels, *shape).to(device)
+        self.supernet = Supernet(in_channels, *shape, self.space).to(device)
         self.alpha_optimizer = torch.optim.Adam(
             self.alphas.parameters(), upper.alpha_lr, (0.5, 0.999), weight_decay=upper.alpha_weight_decay
         )

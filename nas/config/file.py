@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from nas import files
 from nas.config.flags import MOST_THREADS, SEEDS, Data, FinalConfig, SearchConfig, Selection, TrainedOn, is_several
 from nas.errors import InputError, first_problem
+from nas.search_space.genotype_file import SPACES
 
 CONFIG_VERSION = 1
 
@@ -145,6 +146,9 @@ def _check_data(data: Data) -> None:
 def _check_search(config: SearchConfig) -> None:
     lower, upper, selection, seed = config.lower, config.upper, config.selection, config.run.seed
     share = selection.devices_per_search
+    space, num_nodes = SPACES[config.supernet.space], config.supernet.num_nodes
+    if num_nodes not in space.node_counts:
+        raise InputError(f"--num-nodes {num_nodes}: cells of --space {space.name} have {space.nodes_in_words}.")
     if upper.share_lower_step and upper.hypergradient != "onestage":
         raise InputError("--share-lower-step: needs --hypergradient onestage; first-order has no virtual step.")
     if lower.lower_lr_min > lower.lower_lr:

@@ -1,18 +1,31 @@
 """The content of a genotype file: cells, checked, and where they come from; and where such files are."""
 
 import difflib
+import functools
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from nas import files
 from nas.errors import InputError, count, first_problem
 from nas.search_space import text as text_form
 from nas.search_space.darts import DARTS
-from nas.search_space.space import MAX_NODES, SearchSpace
+from nas.search_space.nas_bench_201 import NAS_BENCH_201
+from nas.search_space.space import Edges, SearchSpace, Truth
 
 FORMAT_VERSION = 1
 MAX_CANDIDATES = 400
@@ -25,64 +38,152 @@ SHIPPED = next(
 )  # fmt: skip
 
 
-def _known_primitive(name: str) -> str:
-    if name not in DARTS.known_primitives:
-        raise ValueError(f"unknown primitive {name!r:.40}; known: {', '.join(DARTS.known_primitives)}.")
-    return name
+SPACES: dict[str, SearchSpace] = {space.name: space for space in (DARTS, NAS_BENCH_201)}
 
 
-Edge = tuple[Annotated[str, AfterValidator(_known_primitive)], Annotated[int, Field(ge=0)]]
+def _tuple_of_tuples(items: Any) -> Any:
+    """Turn lists and ranges, as in the text form, into tuples."""
+    if not isinstance(items, list | tuple | range):
+        return items
+    return tuple(tuple(item) if isinstance(item, list) else item for item in items)
 
 
-class Cells(BaseModel):
-    """Two discrete cells, checked.
+def _edges_type(space: SearchSpace) -> Any:
+    """Return the type of a cell's edges, each a primitive and a source state."""
 
-    Attributes:
-        normal: (primitive, source state) of each edge of the normal cell, two for each node, nodes in order.
-        normal_concat: the nodes whose concatenation is the normal cell's output.
-        reduce: the same for the reduction cell.
-        reduce_concat: the same for the reduction cell.
-    """
+    def known(name: str) -> str:
+        if name not in space.known_primitives:
+            raise ValueError(f"unknown primitive {name!r:.40}; known: {', '.join(space.known_primitives)}.")
+        return name
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    return tuple[tuple[Annotated[str, AfterValidator(known)], Annotated[int, Field(ge=0)]], ...]
 
-    normal: tuple[Edge, ...]
-    normal_concat: tuple[int, ...]
-    reduce: tuple[Edge, ...]
-    reduce_concat: tuple[int, ...]
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _to_tuples(cls, items: Any) -> Any:
-        """Turn lists and ranges, as in the text form, into tuples."""
-        if not isinstance(items, list | tuple | range):
-            return items
-        return tuple(tuple(item) if isinstance(item, list) else item for item in items)
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class _Fields(BaseModel):
+    """The fields of `Cells`: for each kind of cell of a space its edges, and the nodes that it returns."""
+
+    model_config = _STRICT
+    space: ClassVar[SearchSpace]
 
     @model_validator(mode="after")
     def _check_cells(self) -> Self:
-        for cell in ("normal", "reduce"):
-            check_cell(cell, getattr(self, cell), f"{cell}_concat", getattr(self, f"{cell}_concat"))
+        for kind in self.space.cells:
+            check_cell(kind, getattr(self, kind), f"{kind}_concat", getattr(self, f"{kind}_concat"), self.space)
         return self
 
 
+@functools.cache
+def _fields_of(space: SearchSpace) -> type[_Fields]:
+    fields: dict[str, Any] = {}
+    for kind in space.cells:
+        edges = _edges_type(space)
+        fields[kind] = (Annotated[edges, BeforeValidator(_tuple_of_tuples)], ...)
+        # Where all cells have the same nodes it says nothing.
+        concat = space.outputs(space.num_nodes) if len(space.node_counts) == 1 else ...
+        fields[f"{kind}_concat"] = (Annotated[tuple[int, ...], BeforeValidator(_tuple_of_tuples)], concat)
+    model = create_model("Genotype", __base__=_Fields, **fields)
+    model.space = space
+    return model
+
+
+class Cells(BaseModel):
+    """The discrete cells of a genotype, checked: immutable, equal by value, hashable.
+
+    Args:
+        space: the search space of the cells.
+        fields: for each kind of cell in the space, (primitive, source state) of each edge, nodes in order; and, as
+            `normal_concat` for the kind "normal", the nodes whose concatenation is the cell's output.
+
+    Raises:
+        ValidationError: these are no cells of the space; the field is named.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+    _space: SearchSpace = PrivateAttr(DARTS)
+
+    if TYPE_CHECKING:  # the fields are those of the space
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __init__(self, space: SearchSpace = DARTS, **fields: Any):
+        super().__init__(**dict(_fields_of(space).model_validate(fields)))
+        self._space = space
+
+    def __hash__(self) -> int:
+        return hash((self._space, *((self.edges(kind), self.concat(kind)) for kind in self._space.cells)))
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space of the cells."""
+        return self._space
+
+    def edges(self, kind: str) -> Edges:
+        """Return (primitive, source state) of each edge of a kind of cell."""
+        return getattr(self, kind)
+
+    def concat(self, kind: str) -> tuple[int, ...]:
+        """Return the nodes that a kind of cell returns."""
+        return getattr(self, f"{kind}_concat")
+
+    def to_text(self) -> str:
+        """Return the form that papers and repositories exchange; `from_text` reads it back."""
+        cells = {kind: (self.edges(kind), self.concat(kind)) for kind in self.space.cells}
+        return self.space.write_text(cells) or text_form.write(cells)
+
+    def truth(self) -> Truth | None:
+        """Look up how good the cells are; None if nobody has trained all cells of the space."""
+        return self.space.truth({kind: self.edges(kind) for kind in self.space.cells})
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Parse `Genotype(normal=[('sep_conv_3x3', 1), …], normal_concat=range(2, 6), reduce=…, reduce_concat=…)`.
+
+        What is around it, such as `DARTS_V1 =`, is skipped; lists of nodes, positional fields, ranges and numbers as
+        numpy prints them are understood (see `nas.search_space.text`). Nothing is run. So is the text form of another
+        search space, such as `|nor_conv_3x3~0|+…` of NAS-Bench-201.
+
+        Raises:
+            InputError: there is no such text, or more than one, or its cells are not cells.
+        """
+        own = texts_of_spaces(text)
+        if len(own) > 1:
+            raise InputError(f"genotype text: {len(own)} genotypes.")
+        try:
+            return cls(**(own[0][1] if own else text_form.parse(text)))
+        except ValidationError as error:
+            raise InputError(f"genotype text: {first_problem(error)}") from None
+
+
+def texts_of_spaces(text: str) -> list[tuple[int, dict[str, Any]]]:
+    """List the cells in the text forms of single spaces: where each begins, and the arguments of `Genotype`."""
+    return [
+        (start, {"space": space, **fields}) for space in SPACES.values() for start, fields in space.find_texts(text)
+    ]
+
+
 def check_cell(
-    field: str, edges: Sequence[tuple[str, int]], concat_field: str, concat: Sequence[int], space: SearchSpace = DARTS
+    field: str, edges: Sequence[tuple[str, int]], concat_field: str, concat: Sequence[int], space: SearchSpace
 ) -> None:
     """Raise ValueError if these edges and outputs are not those of a cell; the field is named."""
     nodes = space.by_node(edges)
-    if not 1 <= len(nodes) <= MAX_NODES or len(nodes[-1][1]) != space.num_kept(nodes[-1][0]):
-        raise ValueError(
-            f"{field}: {count(len(edges), 'edge')}, but a cell has 1 to {MAX_NODES} nodes with "
-            f"{count(space.edges_kept, 'edge')} each."
-        )
+    if len(nodes) not in space.node_counts or len(nodes[-1][1]) != space.num_kept(nodes[-1][0]):
+        which = "an edge from every earlier state" if space.keeps_all else f"{count(space.edges_kept, 'edge')} each"
+        raise ValueError(f"{field}: {count(len(edges), 'edge')}, but a cell has {space.nodes_in_words} with {which}.")
     index = 0
     for node, incoming in nodes:
-        for primitive, source in incoming:
+        for place, (primitive, source) in enumerate(incoming):
             if source >= node:
                 raise ValueError(
                     f"{field}[{index}]: {primitive} comes from state {source!r:.40}, "
                     f"but node {node} takes only earlier states."
+                )
+            if space.keeps_all and source != place:
+                raise ValueError(
+                    f"{field}[{index}]: {primitive} comes from state {source!r:.40}, "
+                    f"but node {node} takes all earlier states, rising."
                 )
             index += 1
     first, last = nodes[0][0], nodes[-1][0]
@@ -90,10 +191,12 @@ def check_cell(
         raise ValueError(
             f"{concat_field}: {list(concat)!r:.40}, but it must be some of the nodes {first} to {last}, rising."
         )
+    if not space.returns_all_nodes and list(concat) != [last]:
+        raise ValueError(f"{concat_field}: {list(concat)!r:.40}, but a cell returns its last node, {last}.")
 
 
 def _parsed(text: str) -> str:
-    Cells(**text_form.parse(text))
+    Cells.from_text(text)
     return text
 
 
@@ -154,61 +257,88 @@ class Provenance(BaseModel):
     candidates: Annotated[tuple[Candidate, ...], Field(max_length=MAX_CANDIDATES)] | None = None  # best first
 
 
-class _Cell(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    edges: tuple[Edge, ...]
-    concat: tuple[int, ...]
+def _known_space(name: str) -> str:
+    if name not in SPACES:
+        raise ValueError(f"unknown search space {name!r:.40}; known: {', '.join(SPACES)}.")
+    return name
 
 
 class GenotypeFile(BaseModel):
-    """The content of a genotype file: the cells and where they come from."""
+    """The content of a genotype file: the cells, one field for each kind, and where they come from.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    A file without `space` is of the search space of DARTS.
+    """
+
+    model_config = _STRICT
 
     format_version: Annotated[int, Field(ge=1, le=FORMAT_VERSION)]  # Literal[1] would let True and 1.0 in
-    normal: _Cell
-    reduce: _Cell
+    space: Annotated[str, AfterValidator(_known_space)] = DARTS.name
     provenance: Provenance = Provenance()
 
     @model_validator(mode="after")
     def _check_cells(self) -> Self:
-        for name in ("normal", "reduce"):
-            cell: _Cell = getattr(self, name)
-            check_cell(f"{name}.edges", cell.edges, f"{name}.concat", cell.concat)
+        space = SPACES[self.space]
+        for kind in space.cells:
+            cell = getattr(self, kind)
+            check_cell(f"{kind}.edges", cell.edges, f"{kind}.concat", cell.concat, space)
         return self
 
     def cells(self) -> dict[str, Any]:
         """Return the arguments of `Genotype`."""
-        return {
-            "normal": self.normal.edges,
-            "normal_concat": self.normal.concat,
-            "reduce": self.reduce.edges,
-            "reduce_concat": self.reduce.concat,
-        }
+        space = SPACES[self.space]
+        cells = {kind: getattr(self, kind) for kind in space.cells}
+        concats = {f"{kind}_concat": cell.concat for kind, cell in cells.items()}
+        return {"space": space, **{kind: cell.edges for kind, cell in cells.items()}, **concats}
+
+    def content(self) -> dict[str, Any]:
+        """Return what the file holds: the space if it is not that of DARTS, the cells, and where they come from."""
+        content = self.model_dump(exclude_none=True)
+        provenance = content.pop("provenance")
+        if self.space == DARTS.name:
+            del content["space"]
+        return content | {"provenance": provenance}
 
     @classmethod
-    def of(cls, genotype: Cells, provenance: Provenance) -> Self:
+    def of(cls, genotype: Cells, provenance: Provenance) -> "GenotypeFile":
         """Make the content of a file for a genotype."""
-        return cls(
-            format_version=FORMAT_VERSION,
-            normal=_Cell(edges=genotype.normal, concat=genotype.normal_concat),
-            reduce=_Cell(edges=genotype.reduce, concat=genotype.reduce_concat),
-            provenance=provenance,
-        )
+        space = genotype.space
+        cells = {kind: {"edges": genotype.edges(kind), "concat": genotype.concat(kind)} for kind in space.cells}
+        kind_of_file = _file_of(space.name)
+        return kind_of_file(format_version=FORMAT_VERSION, space=space.name, provenance=provenance, **cells)
 
     @classmethod
-    def load(cls, path_or_name: str | os.PathLike) -> Self:
+    def parse(cls, text: str | bytes) -> "GenotypeFile":
+        """Read the content of a file.
+
+        Raises:
+            ValidationError: it is JSON, but no genotype; the field is named.
+        """
+        content = json.loads(text)
+        name = content.get("space") if isinstance(content, dict) else None
+        return _file_of(name if isinstance(name, str) and name in SPACES else DARTS.name).model_validate_json(text)
+
+    @classmethod
+    def load(cls, path_or_name: str | os.PathLike) -> "GenotypeFile":
         """Read a genotype file by its path or name, as `Genotype.load` does."""
         path = find(path_or_name)
         try:
-            return cls.model_validate_json(files.read_json(path, "genotype", FORMAT_VERSION))
+            return cls.parse(files.read_json(path, "genotype", FORMAT_VERSION))
         except ValidationError as error:
             raise InputError(f"genotype {path}: {first_problem(error)}") from None
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the file, replacing the one at `path` in one step."""
-        files.write_json(Path(path), self.model_dump(exclude_none=True))
+        files.write_json(Path(path), self.content())
+
+
+@functools.cache
+def _file_of(space: str) -> type[GenotypeFile]:
+    """Return the form of a genotype file of a space, which has one field for each kind of cell."""
+    cell = create_model(
+        "Cell", __config__=_STRICT, edges=(_edges_type(SPACES[space]), ...), concat=(tuple[int, ...], ...)
+    )
+    fields: dict[str, Any] = dict.fromkeys(SPACES[space].cells, (cell, ...))
+    return create_model("GenotypeFile", __base__=GenotypeFile, **fields)
 
 
 def find(path_or_name: str | os.PathLike) -> Path:

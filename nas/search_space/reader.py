@@ -15,15 +15,14 @@ from nas import files
 from nas.errors import InputError, first_problem, printable
 from nas.search_space import conversions
 from nas.search_space.genotype import Genotype
-from nas.search_space.genotype_file import FORMAT_VERSION, GenotypeFile, Provenance, find, known_names
+from nas.search_space.genotype_file import FORMAT_VERSION, GenotypeFile, Provenance, find, known_names, texts_of_spaces
 from nas.search_space.text import Found, choose, find_all
 
 FORMS = (
     "What can be read: a genotype file; Genotype(normal=…, …), also in a log or a Python module; "
-    "JSON or a printed dictionary of NNI or NAS-Bench-301; a run folder; a name"
+    "|nor_conv_3x3~0|+… of NAS-Bench-201; JSON or a printed dictionary of NNI or NAS-Bench-301; a run folder; a name"
 )
 _IS_TEXT = re.compile(r".*\bGenotype\s*\(|\s*(?:\w+\s*=\s*)?[{\[|]", re.DOTALL)
-_IS_NAS_BENCH_201 = re.compile(r"\|\w{1,40}~[0-9]\|")
 
 
 @dataclass(frozen=True)
@@ -107,15 +106,15 @@ def _file_in(data: bytes, name: str) -> tuple[GenotypeFile, list[str]]:
             raise InputError(problem)
         if name:
             raise InputError(f"a genotype file holds one genotype without a name: leave out {name!r:.60}.")
-        return GenotypeFile.model_validate_json(text), []
+        return GenotypeFile.parse(text), []
     found = _found_in(text, content)
     if not found:
-        if _IS_NAS_BENCH_201.search(text):
-            raise InputError(f"a cell of NAS-Bench-201, which is not in the search space of DARTS. {FORMS}.")
         raise InputError(f"{not_json}there is no genotype in it. {FORMS}.")
     chosen, notes = choose(found, name)
     if chosen.problem:
         raise InputError(chosen.problem)
+    if isinstance(chosen.value, Genotype):
+        return GenotypeFile.of(chosen.value, Provenance()), notes
     genotype, further = conversions.genotype_of(chosen.value)
     if further:
         notes.append(f"these fields are left out: {printable(', '.join(further), 200)}.")
@@ -129,4 +128,5 @@ def _found_in(text: str, content: Any) -> list[Found]:
     found = []
     for item in find_all(text):
         found += [item] if item.problem else conversions.cells_in(item.value, item.name, item.line)
-    return found
+    own = () if found else texts_of_spaces(text)
+    return found + [Found("", 1 + text.count("\n", 0, start), Genotype(**fields)) for start, fields in own]
