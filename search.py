@@ -59,7 +59,7 @@ def search(config: SearchConfig, run: Run) -> None:
     notes = run.on_all(lambda: describe(config, bilevel, images))
 
     def cell() -> Genotype:
-        return Genotype.derive(bilevel.alphas.logits())
+        return Genotype.derive(bilevel.alphas.logits(), bilevel.space)
 
     loaders = [images.weights, images.alphas]
     loop = Loop(

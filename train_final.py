@@ -35,7 +35,7 @@ from nas.runs.checkpoint import save_weights, state_tensors
 from nas.runs.progress_bar import duration
 from nas.search_space import pictures, reader
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import GenotypeFile
+from nas.search_space.genotype_file import GenotypeFile
 from nas.training.accuracy import Measured, in_words
 from nas.training.forecast import memory_of_step, on_meta
 from nas.training.loop import Loop
@@ -241,7 +241,7 @@ def load_genotype(
         return json.dumps([found.file.model_dump_json(), printable(source, 80), notes])
 
     file, source, notes = json.loads(run.on_main(load))
-    return GenotypeFile.model_validate_json(file), source, notes
+    return GenotypeFile.parse(file), source, notes
 
 
 def load_images(config: FinalConfig, run: Run) -> Images:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from nas.models.final_network import FinalNetwork
     from nas.models.supernet import Alphas, EdgeWeights, Supernet
     from nas.search_space.genotype import Genotype
-    from nas.search_space.reader import GenotypeFile, Provenance
+    from nas.search_space.genotype_file import GenotypeFile, Provenance
 
 __all__ = [
     "Alphas",
@@ -30,7 +30,7 @@ __all__ = [
 _MODULES = {
     **dict.fromkeys(("Exact", "FirstOrder", "Onestage"), "nas.bilevel.hypergradient"),
     **dict.fromkeys(("Alphas", "EdgeWeights", "Supernet"), "nas.models.supernet"),
-    **dict.fromkeys(("GenotypeFile", "Provenance"), "nas.search_space.reader"),
+    **dict.fromkeys(("GenotypeFile", "Provenance"), "nas.search_space.genotype_file"),
     "State": "nas.bilevel.evaluation",
     "FinalNetwork": "nas.models.final_network",
     "Genotype": "nas.search_space.genotype",

@@ -21,7 +21,8 @@ from nas.errors import InputError, printable
 from nas.report import cells
 from nas.search_space import conversions
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import SHIPPED, GenotypeFile, Provenance, Read, known_names, read
+from nas.search_space.genotype_file import SHIPPED, GenotypeFile, Provenance, known_names
+from nas.search_space.reader import Read, read
 from nas.search_space.space import MAX_NODES
 
 SEEDS = 2**32
@@ -85,7 +86,8 @@ class Show:
             from nas.search_space.pictures import HOW_TO_GET_PICTURES  # here, as it takes a while
 
             drawn = found.genotype.draw(self.svg)
-            print("\nwrote normal.gv, reduce.gv" + drawn * ", .svg and .png", "to", self.svg)
+            names = ", ".join(f"{kind}.gv" for kind in found.genotype.space.cells)
+            print(f"\nwrote {names}" + drawn * ", .svg and .png", "to", self.svg)
             if not drawn:
                 print(HOW_TO_GET_PICTURES)
         return 0
@@ -247,7 +249,7 @@ def written_as(form: Form, genotype: Genotype, provenance: Provenance) -> str:
     """
     match form:
         case "json":
-            return files.json_text(GenotypeFile.of(genotype, provenance).model_dump(exclude_none=True))
+            return files.json_text(GenotypeFile.of(genotype, provenance).content())
         case "text":
             return f"{genotype.to_text()}\n"
         case "nni":

@@ -35,7 +35,7 @@ with atheris.instrument_imports(include=["nas"], enable_loader_override=False):
     from nas.data import npz
     from nas.errors import InputError
     from nas.runs import checkpoint
-    from nas.search_space import conversions, darts, genotype, reader
+    from nas.search_space import conversions, darts, genotype, genotype_file, reader
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = sorted((ROOT / "genotypes").glob("*.json"))
@@ -191,7 +191,7 @@ class Json(Target):
     def read(self, data: bytes) -> None:
         path = self.folder / "input.json"
         path.write_bytes(data)
-        content = reader.GenotypeFile.load(path)
+        content = genotype_file.GenotypeFile.load(path)
         read = genotype.Genotype(**content.cells())
         read.save(path, content.provenance)
         assert genotype.Genotype.load(path) == read

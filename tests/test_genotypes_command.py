@@ -18,7 +18,7 @@ from nas import genotypes
 from nas.genotypes import main
 from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import GenotypeFile, Provenance
+from nas.search_space.genotype_file import GenotypeFile, Provenance
 from tests.bad_calls import content, fault
 
 ROOT = Path(__file__).parent.parent

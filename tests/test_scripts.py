@@ -22,7 +22,7 @@ from nas.models.size import network_size
 from nas.models.supernet import Alphas, Supernet
 from nas.runs.checkpoint import Manifest
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import GenotypeFile
+from nas.search_space.genotype_file import GenotypeFile
 from tests import bad_calls
 from tests.in_process import call
 

@@ -18,6 +18,7 @@ from nas.models.batch_norm import synchronise
 from nas.models.relaxation import RELAXATIONS, ExponentiatedGradient, Simplex
 from nas.models.supernet import Alphas, EdgeWeights, Supernet
 from nas.runs.checkpoint import state_tensors
+from nas.search_space.genotype_file import SPACES
 from nas.training.steps import average_step, cross_entropy, start_states
 
 
@@ -43,6 +44,7 @@ class Bilevel:
         world: the processes that share each batch.
 
     Attributes:
+        space: the search space.
         alphas: the upper model.
         supernet: the lower model.
         evaluated: a copy of the supernet, with batch norm statistics of its own, for evaluation in its place.
@@ -54,9 +56,10 @@ class Bilevel:
         lower, upper, size = config.lower, config.upper, config.supernet
         torch.manual_seed(config.run.seed)
         relaxation = RELAXATIONS[upper.relaxation]()
-        self.alphas = Alphas(size.num_nodes, relaxation=relaxation).to(device)
+        self.space = SPACES[size.space]
+        self.alphas = Alphas(size.num_nodes, self.space, relaxation).to(device)
         shape = size.init_channels, size.num_cells, num_classes, size.num_nodes, size.stem
-        self.supernet = Supernet(in_channels, *shape).to(device)
+        self.supernet = Supernet(in_channels, *shape, self.space).to(device)
         self.alpha_optimizer = (
             ExponentiatedGradient(self.alphas.parameters(), upper.alpha_lr)
             if isinstance(relaxation, Simplex)
@@ -167,13 +170,13 @@ class Bilevel:
 
         def gradients(rows: Sequence[Tensor]) -> Sequence[Tensor]:
             leaves = [row.clone().requires_grad_() for row in rows]
-            loss = cross_entropy(self.supernet(train.images, EdgeWeights(*leaves)), train)
+            loss = cross_entropy(self.supernet(train.images, self.alphas.by_kind(*leaves)), train)
             return self.world.mean(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
 
         statistics = [buffer.clone() for buffer in self.supernet.buffers()]  # an attack leaves no trace
         moved = SMOOTHINGS[smoothing]([rows.detach() for rows in edge_weights], self.smoothing_now, gradients)
         torch._foreach_copy_(list(self.supernet.buffers()), statistics)
-        return EdgeWeights(*moved)
+        return self.alphas.by_kind(*moved)
 
     def state(self) -> Mapping[str, Tensor]:
         """Return all tensors that the steps move, by name and not copied."""

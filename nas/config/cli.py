@@ -12,6 +12,7 @@ from nas.config import foreign_flags
 from nas.config.file import MAY_CHANGE, flag_of, read_config, validate
 from nas.config.flags import PRESETS, Data, FinalConfig, SearchConfig, Stem, SupernetSize, is_several
 from nas.errors import InputError, printable
+from nas.search_space.genotype_file import SPACES
 
 RunConfig = TypeVar("RunConfig", SearchConfig, FinalConfig)
 
@@ -42,11 +43,26 @@ def parse(kind: type[RunConfig], arguments: Sequence[str]) -> RunConfig:
             raise InputError("--preset: cannot be combined with --config; both set the flags that are not given.")
         config = run_tyro(kind, arguments, default=_config_of_file(kind, Path(config.run.config)))
         given = _fields(config) - OF_THE_CALL | {"resume"}
-    elif "preset" in given:
-        config = run_tyro(kind, arguments, default=PRESETS[config.run.preset])
+    elif given & {"preset", "space"} and isinstance(config, SearchConfig):
+        default = with_sizes_of(PRESETS[config.run.preset], config.supernet.space)
+        config = run_tyro(kind, arguments, default=default)
     if config.run.resume is not None:
         config = _resumed(config, given, Path(config.run.resume))
     return validate(kind, config)
+
+
+def with_sizes_of(config: SearchConfig, space: str) -> SearchConfig:
+    """Return a preset for a search space: what it leaves at the defaults of DARTS becomes the default of the space."""
+    supernet, published = config.supernet, SPACES[space]
+    init_channels, num_cells = published.supernet
+    sizes: dict[str, Any] = {
+        "init_channels": init_channels,
+        "num_cells": num_cells,
+        "num_nodes": published.num_nodes,
+        "space": space,
+    }
+    changed = {name: size for name, size in sizes.items() if getattr(supernet, name) == getattr(SupernetSize(), name)}
+    return dataclasses.replace(config, supernet=dataclasses.replace(supernet, **changed))
 
 
 def run_tyro(kind: Any, arguments: Sequence[str], **options: Any) -> Any:

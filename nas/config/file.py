@@ -22,6 +22,7 @@ from nas.config.flags import (
     is_several,
 )
 from nas.errors import InputError, first_problem
+from nas.search_space.genotype_file import SPACES
 
 CONFIG_VERSION = 1
 
@@ -155,6 +156,9 @@ def _check_data(data: Data) -> None:
 def _check_search(config: SearchConfig) -> None:
     lower, upper, selection, seed = config.lower, config.upper, config.selection, config.run.seed
     share = selection.devices_per_search
+    space, num_nodes = SPACES[config.supernet.space], config.supernet.num_nodes
+    if num_nodes not in space.node_counts:
+        raise InputError(f"--num-nodes {num_nodes}: cells of --space {space.name} have {space.nodes_in_words}.")
     if upper.share_lower_step and upper.hypergradient == "first-order":
         raise InputError("--share-lower-step: cannot be combined with first-order, which has no virtual step.")
     if upper.relaxation == "simplex" and upper.beta_decay:

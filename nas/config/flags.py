@@ -153,14 +153,17 @@ class SearchRun(Run):
 
 @dataclass(frozen=True)
 class SupernetSize:
-    """The size of the supernet."""
+    """The search space, and the size of the supernet."""
 
     __pydantic_config__ = _STRICT
 
+    space: Literal["darts", "nas-bench-201"] = "darts"
+    """Search space. nas-bench-201: after each epoch, a table says how accurate the cell truly is.
+    Then the defaults are --num-cells 5 and --num-nodes 3."""
     init_channels: Channels = 16
     """Channels of the first cell (DARTS, appendix A.1.1)."""
     num_cells: Cells = 8
-    """Cells, two of them reduction cells (DARTS, appendix A.1.1)."""
+    """Cells, two of them reduction cells (DARTS, appendix A.1.1); with nas-bench-201 the cells per stage."""
     num_nodes: Annotated[int, Field(ge=1, le=8)] = 4
     """Nodes per cell (DARTS, appendix A.1.1)."""
     stem: Stem = "cifar"

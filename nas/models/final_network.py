@@ -1,7 +1,7 @@
 """The network that a genotype stands for, trained from scratch to judge it (DARTS, ICLR 2019, appendix A.2.1)."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -13,12 +13,12 @@ from nas.config.file import read_config, validate
 from nas.config.flags import FinalConfig, TrainedOn
 from nas.errors import InputError
 from nas.models.batch_norm import BatchNorm2d
-from nas.models.operations import FactorizedReduce, ReLUConvBN, concatenate, make_stem
+from nas.models.operations import PreprocessedCell, ResidualBlock, concatenate, make_last, make_stem
 from nas.models.primitives import PRIMITIVES
 from nas.runs.checkpoint import load_weights
 from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
-from nas.search_space.space import Edges, SearchSpace
+from nas.search_space.space import RESIDUAL_BLOCK, Edges, SearchSpace
 
 
 class FinalNetwork(nn.Module):
@@ -27,12 +27,12 @@ class FinalNetwork(nn.Module):
     Args:
         genotype: the cells.
         in_channels: channels of the images.
-        init_channels: channels of the first cell; each of the two reduction cells doubles them.
-        num_cells: number of cells; cells `num_cells // 3` and `2 * num_cells // 3` reduce.
+        init_channels: channels of the first cell, by default as published; each layer that halves the image doubles
+            them.
+        num_cells: number of cells, or of those in each stage (see `SearchSpace.layers`); by default as published.
         num_classes: logits for each image.
-        auxiliary: whether there is an auxiliary head, which only training uses.
+        auxiliary: whether there is an auxiliary head, which only training uses, if the space has one.
         stem: "cifar" leaves the size of images as it is, "imagenet" divides their sides by eight (the authors' code).
-        space: the search space of the genotype.
 
     Attributes:
         genotype: the cells.
@@ -45,34 +45,38 @@ class FinalNetwork(nn.Module):
         self,
         genotype: Genotype,
         in_channels: int = 3,
-        init_channels: int = 36,
-        num_cells: int = 20,
+        init_channels: int | None = None,
+        num_cells: int | None = None,
         num_classes: int = 10,
         auxiliary: bool = True,
         stem: str = "cifar",
-        space: SearchSpace = DARTS,
     ):
         super().__init__()
-        self.genotype = genotype
-        self.stem, self.second_stem, channels_0 = make_stem(stem, in_channels, init_channels)
-        channels_1, channels = channels_0, init_channels
+        self.genotype, space = genotype, genotype.space
+        channels, num_cells = init_channels or space.final_network[0], num_cells or space.final_network[1]
+        self.stem, self.second_stem, made = make_stem(stem, in_channels, channels, space.stem_factor)
+        inputs = space.num_inputs * [made]
+        self.num_inputs = space.num_inputs
+        self.kinds = space.layers(num_cells)
         self.cells = nn.ModuleList()
         self.auxiliary_head = None
         self.auxiliary_after = 2 * num_cells // 3
         after_reduction = stem == "imagenet"
-        for index in range(num_cells):
-            reduction = index in space.reduction_cells(num_cells)
+        for index, kind in enumerate(self.kinds):
+            reduction = kind in space.halving
             channels *= 2 if reduction else 1
-            edges, concat = (
-                (genotype.reduce, genotype.reduce_concat) if reduction else (genotype.normal, genotype.normal_concat)
-            )
-            self.cells.append(
-                FinalCell(edges, concat, channels_0, channels_1, channels, reduction, after_reduction, space)
-            )
-            channels_0, channels_1, after_reduction = channels_1, len(concat) * channels, reduction
-            if auxiliary and index == self.auxiliary_after:
-                self.auxiliary_head = AuxiliaryHead(channels_1, num_classes, stem)
-        self.classifier = nn.Linear(channels_1, num_classes)
+            made = channels
+            if kind == RESIDUAL_BLOCK:
+                self.cells.append(ResidualBlock(inputs[-1], channels))
+            else:
+                edges, concat = genotype.edges(kind), genotype.concat(kind)
+                self.cells.append(FinalCell(edges, concat, inputs, channels, reduction, after_reduction, space))
+                made *= len(concat)
+            inputs, after_reduction = [*inputs[1:], made], reduction
+            if auxiliary and space.auxiliary_head and index == self.auxiliary_after:
+                self.auxiliary_head = AuxiliaryHead(made, num_classes, stem)
+        self.last = make_last(inputs[-1], space.norm_before_pool)
+        self.classifier = nn.Linear(inputs[-1], num_classes)
 
     @classmethod
     def from_run(cls, folder: str | os.PathLike) -> Self:
@@ -131,14 +135,15 @@ class FinalNetwork(nn.Module):
             shape = (batch_size or len(images), 1, 1, 1)
             return torch.rand(shape, device=images.device, dtype=images.dtype, generator=generator)[rows]
 
-        s0 = self.stem(images)
-        s1 = self.second_stem(s0)
+        first = self.stem(images)
+        states = [first, self.second_stem(first)][-self.num_inputs :]
         auxiliary_logits = None
-        for index, cell in enumerate(self.cells):
-            s0, s1 = s1, cell(s0, s1, drop_path, draw)
+        for index, (kind, layer) in enumerate(zip(self.kinds, self.cells, strict=True)):
+            output = layer(*states) if kind == RESIDUAL_BLOCK else layer(states, drop_path, draw)
+            states = [*states[1:], output]
             if self.training and self.auxiliary_head is not None and index == self.auxiliary_after:
-                auxiliary_logits = self.auxiliary_head(s1)
-        return self.classifier(s1.mean(dim=(2, 3))), auxiliary_logits
+                auxiliary_logits = self.auxiliary_head(output)
+        return self.classifier(self.last(states[-1]).mean(dim=(2, 3))), auxiliary_logits
 
 
 class Logits(nn.Module):
@@ -153,13 +158,13 @@ class Logits(nn.Module):
         return self.network(images)[0]
 
 
-class FinalCell(nn.Module):
+class FinalCell(PreprocessedCell):
     """A derived cell: each node adds up the operations of its edges.
 
     Args:
         edges: (primitive, source state) of each edge, nodes in order.
         concat: the nodes whose concatenation is the output.
-        channels_0, channels_1: channels of the two inputs, the outputs of the last cell but one and of the last cell.
+        in_channels: channels of each input, the outputs of the last layers.
         channels: channels of each node.
         reduction: whether the edges from the inputs have stride 2.
         after_reduction: whether the last cell was a reduction, so that the first input is twice as large as the second.
@@ -170,27 +175,24 @@ class FinalCell(nn.Module):
         self,
         edges: Edges,
         concat: tuple[int, ...],
-        channels_0: int,
-        channels_1: int,
+        in_channels: Sequence[int],
         channels: int,
         reduction: bool,
         after_reduction: bool,
         space: SearchSpace = DARTS,
     ):
-        super().__init__()
+        super().__init__(in_channels, channels, after_reduction, space.preprocesses, affine=True)
         self.sources = [source for _, source in edges]
         self.nodes = [list(incoming) for _, incoming in space.by_node(range(len(edges)))]  # numbers of their edges
         self.concat = concat
-        self.preprocess_0 = (FactorizedReduce if after_reduction else ReLUConvBN)(channels_0, channels)
-        self.preprocess_1 = ReLUConvBN(channels_1, channels)
         self.operations = nn.ModuleList(
             PRIMITIVES[primitive].on_edge(channels, 2 if reduction and source < space.num_inputs else 1)
             for primitive, source in edges
         )
 
-    def forward(self, s0: Tensor, s1: Tensor, drop_path: float, draw: Callable[[], Tensor]) -> Tensor:
+    def forward(self, inputs: Sequence[Tensor], drop_path: float, draw: Callable[[], Tensor]) -> Tensor:
         """Return the nodes of `concat`, concatenated; `draw` gives a number in [0, 1) for each image."""
-        states = [self.preprocess_0(s0), self.preprocess_1(s1)]
+        states = self.preprocess(inputs)
         for edges in self.nodes:
             node = None
             for edge in edges:

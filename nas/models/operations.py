@@ -9,6 +9,7 @@ argument, `scales`, has the shape (edges * channels,) and holds each edge's weig
 """
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +22,9 @@ from nas.models.depthwise import DepthwiseConv2d, depthwise_conv2d
 class ReLUConvBN(nn.Module):
     """ReLU, convolution, batch norm, in this order."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, affine: bool = True):
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, affine: bool = True, stride: int = 1):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
         self.norm = BatchNorm2d(out_channels) if affine else PlanarBatchNorm2d(out_channels, affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,6 +122,28 @@ class Conv7x1And1x7(nn.Module):
         return self.norm(self.conv_2(self.conv_1(F.relu(x))))
 
 
+class Zero(nn.Module):
+    """Zeros in the shape of the input: what an edge with the primitive none adds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 × 3 convolutions, the first of stride 2, and a shortcut (He et al., 2016), between the stages of cells."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv_a = ReLUConvBN(in_channels, out_channels, 3, stride=2)
+        self.conv_b = ReLUConvBN(out_channels, out_channels, 3)
+        # An odd size is rounded up, as by the convolutions.
+        pool = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)
+        self.shortcut = nn.Sequential(pool, nn.Conv2d(in_channels, out_channels, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_b(self.conv_a(x)) + self.shortcut(x)
+
+
 class Inputs:
     """What the edges that leave one state have in common, each part computed once and only if it is used.
 
@@ -154,6 +177,22 @@ class EdgeByEdge(nn.ModuleList):
 
     def forward(self, x: Tensor, scales: Tensor) -> Tensor:
         return torch.cat([operation(x) for operation in self], dim=1) * scales[:, None, None]
+
+
+class StackedConv(nn.Module):
+    """`ReLUConvBN` behind its ReLU, on each of several edges: one convolution, as all edges see the same state."""
+
+    takes = "rectified"
+
+    def __init__(self, num_edges: int, channels: int, kernel: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.conv = _stacked_kernels(num_edges, channels, channels, kernel)
+        self.norm = StackedNorm(num_edges, channels)
+
+    def forward(self, rectified: Tensor, scales: Tensor) -> Tensor:
+        x = F.conv2d(rectified, self.conv.flatten(0, 1), stride=self.stride, padding=self.conv.shape[-1] // 2)
+        return self.norm(x, scales)
 
 
 class StackedDilConv(nn.Module):
@@ -214,7 +253,7 @@ def _stacked_kernels(num_edges: int, out_channels: int, in_channels: int, kernel
     return nn.Parameter(torch.empty(num_edges, out_channels, in_channels, kernel, kernel).uniform_(-bound, bound))
 
 
-def make_stem(stem: str, in_channels: int, init_channels: int) -> tuple[nn.Module, nn.Module, int]:
+def make_stem(stem: str, in_channels: int, init_channels: int, factor: int = 3) -> tuple[nn.Module, nn.Module, int]:
     """Make the first layers of a supernet or a final network.
 
     Args:
@@ -223,17 +262,23 @@ def make_stem(stem: str, in_channels: int, init_channels: int) -> tuple[nn.Modul
             ImageNet).
         in_channels: channels of the images.
         init_channels: channels of the first cell; at least 2 for "imagenet".
+        factor: how many times as many the stem "cifar" makes.
 
     Returns:
         The module that makes the first input of the first cell from images, the module that makes the second input from
         the first one, and the number of channels of both.
     """
     if stem == "cifar":
-        channels = 3 * init_channels
+        channels = factor * init_channels
         return nn.Sequential(*_convolution(in_channels, channels, stride=1)), nn.Identity(), channels
     half = _convolution(in_channels, init_channels // 2, stride=2)
     first = nn.Sequential(*half, nn.ReLU(), *_convolution(init_channels // 2, init_channels, stride=2))
     return first, nn.Sequential(nn.ReLU(), *_convolution(init_channels, init_channels, stride=2)), init_channels
+
+
+def make_last(channels: int, has_norm: bool) -> nn.Module:
+    """Make what comes between the last cell and the global pooling: nothing, or a batch norm and a ReLU."""
+    return nn.Sequential(BatchNorm2d(channels), nn.ReLU()) if has_norm else nn.Identity()
 
 
 def _convolution(in_channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module]:
@@ -244,8 +289,35 @@ def _convolution(in_channels: int, out_channels: int, stride: int) -> tuple[nn.M
 
 def concatenate(nodes: list[Tensor]) -> Tensor:
     """Concatenate the nodes of a cell along the channels: its output."""
+    if len(nodes) == 1:
+        return nodes[0]
     for node in nodes:
         if node.requires_grad:
             # Else its gradient would be a slice, and the batch norms before it would go a slow way back on a CPU.
             node.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
     return torch.cat(nodes, dim=1)
+
+
+class PreprocessedCell(nn.Module):
+    """The inputs of a cell, brought to its own channels where the space asks for it: preprocess_0, preprocess_1, …
+
+    Args:
+        in_channels: channels of each input.
+        channels: channels of each node.
+        after_reduction: whether the last layer halved the image, so that earlier inputs are twice as large.
+        preprocesses: whether anything is done to the inputs.
+        affine: whether the batch norms have affine parameters.
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], channels: int, after_reduction: bool, preprocesses: bool, affine: bool
+    ):
+        super().__init__()
+        for number, made in enumerate(in_channels):
+            form = FactorizedReduce if after_reduction and number < len(in_channels) - 1 else ReLUConvBN
+            module = form(made, channels, affine=affine) if preprocesses else nn.Identity()
+            self.add_module(f"preprocess_{number}", module)
+
+    def preprocess(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return the first states of the cell."""
+        return [getattr(self, f"preprocess_{number}")(x) for number, x in enumerate(inputs)]

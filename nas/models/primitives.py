@@ -6,6 +6,8 @@ The modules are in `nas.models.operations`, which is imported only where one is 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from nas.search_space.space import NONE
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -106,6 +108,50 @@ class AveragePool(_Pool):
         return AvgPool2d(3, stride, padding=1, count_include_pad=False)
 
 
+class AveragePoolWithoutNorm(AveragePool):
+    """The same, which no batch norm follows in the supernet either (NAS-Bench-201)."""
+
+    def on_edge(self, channels: int, stride: int, in_supernet: bool = False) -> "nn.Module":
+        return self.pool(stride)
+
+    def on_edges(self, num_edges: int, channels: int, stride: int) -> "nn.Module":
+        from nas.models.operations import Shared
+
+        return Shared(self.pool(stride))
+
+
+class Nothing(Primitive):
+    """Zeros; a supernet leaves them out."""
+
+    def on_edge(self, channels: int, stride: int, in_supernet: bool = False) -> "nn.Module":
+        from nas.models.operations import Zero
+
+        return Zero()
+
+    def cost(self, channels: int, stride: int, size: int) -> Cost:
+        return Cost(0, 0)
+
+
+@dataclass(frozen=True)
+class Convolution(Primitive):
+    """ReLU, convolution, batch norm (NAS-Bench-201)."""
+
+    kernel: int
+
+    def on_edge(self, channels: int, stride: int, in_supernet: bool = False) -> "nn.Module":
+        from nas.models.operations import ReLUConvBN
+
+        return ReLUConvBN(channels, channels, self.kernel, not in_supernet, stride)
+
+    def on_edges(self, num_edges: int, channels: int, stride: int) -> "nn.Module":
+        from nas.models.operations import StackedConv
+
+        return StackedConv(num_edges, channels, self.kernel, stride)
+
+    def cost(self, channels: int, stride: int, size: int) -> Cost:
+        return convolution(channels, channels, self.kernel**2, (size if stride == 1 else half(size)) ** 2)
+
+
 class SkipConnection(Primitive):
     """Identity; with stride 2 a factorised reduction."""
 
@@ -193,6 +239,7 @@ def half(size: int) -> int:
 
 
 PRIMITIVES: dict[str, Primitive] = {
+    NONE: Nothing(),
     "max_pool_3x3": MaxPool(),
     "avg_pool_3x3": AveragePool(),
     "skip_connect": SkipConnection(),
@@ -202,4 +249,7 @@ PRIMITIVES: dict[str, Primitive] = {
     "dil_conv_3x3": DilatedConvolution(3),
     "dil_conv_5x5": DilatedConvolution(5),
     "conv_7x1_1x7": Convolution7x1And1x7(),
+    "nor_conv_1x1": Convolution(1),
+    "nor_conv_3x3": Convolution(3),
+    "avg_pool_3x3 without norm": AveragePoolWithoutNorm(),
 }

@@ -6,23 +6,28 @@ but once for all edges that leave a state: their ReLU, their pools and the batch
 weight is the scale of its operation's last batch norm, and the weights of one primitive are one stacked tensor.
 """
 
-from typing import NamedTuple
+from collections import namedtuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nas.models.operations import FactorizedReduce, Inputs, ReLUConvBN, Shared, concatenate, make_stem
+from nas.models.operations import Inputs, PreprocessedCell, ResidualBlock, Shared, concatenate, make_last, make_stem
 from nas.models.primitives import PRIMITIVES
 from nas.models.relaxation import Relaxation, Softmax
 from nas.search_space.darts import DARTS
-from nas.search_space.space import NONE, SearchSpace
+from nas.search_space.space import NONE, RESIDUAL_BLOCK, SearchSpace
 
 # Stacked operations are added up in this order of what they take, as rounding depends on it.
 ORDER = ("repeated", "rectified", "x")
 
 
 class EdgeWeights(NamedTuple):
-    """Weight of each primitive on each edge, each of shape (edges, primitives), rows adding up to 1."""
+    """Weight of each primitive on each edge, each of shape (edges, primitives), rows adding up to 1.
+
+    Those of another search space than that of DARTS are a named tuple of its own kinds of cell.
+    """
 
     normal: Tensor
     reduce: Tensor
@@ -32,37 +37,40 @@ class Alphas(nn.Module):
     """The architecture parameters.
 
     Args:
-        num_nodes: nodes of each cell.
+        num_nodes: nodes of each cell; by default as many as the space says.
         space: the search space.
         relaxation: makes edge weights of them, and says what they start at: by default 1e-3 times standard normal.
 
     Attributes:
-        normal: raw alphas of the normal cell, (edges, primitives).
+        normal: raw alphas of the normal cell, (edges, primitives); there is such an attribute for each kind of cell.
         reduce: the same for the reduction cell.
     """
 
     normal: nn.Parameter
     reduce: nn.Parameter
 
-    def __init__(self, num_nodes: int = 4, space: SearchSpace = DARTS, relaxation: Relaxation | None = None):
+    def __init__(self, num_nodes: int | None = None, space: SearchSpace = DARTS, relaxation: Relaxation | None = None):
         super().__init__()
         self.relaxation = relaxation or Softmax()
+        self.by_kind: Any = EdgeWeights
+        if space.cells != EdgeWeights._fields:
+            self.by_kind = namedtuple("EdgeWeights", space.cells)  # pyrefly: ignore[bad-class-definition]
         for kind in space.cells:
-            raw = torch.randn(len(space.edges(num_nodes)), len(space.primitives))
+            raw = torch.randn(len(space.edges(num_nodes or space.num_nodes)), len(space.primitives))
             self.relaxation.start(raw)
             self.register_parameter(kind, nn.Parameter(raw))
 
     def forward(self) -> EdgeWeights:
         """Return the edge weights of one pass, which a relaxation may draw."""
-        return EdgeWeights(*map(self.relaxation.draw, self.parameters()))
+        return self.by_kind(*map(self.relaxation.draw, self.parameters()))
 
     def logits(self) -> EdgeWeights:
         """Return what the mean edge weights are the softmax of: the alphas themselves, if they are relaxed by it."""
-        return EdgeWeights(*map(self.relaxation.logits, self.parameters()))
+        return self.by_kind(*map(self.relaxation.logits, self.parameters()))
 
     def mean(self) -> EdgeWeights:
         """Return the mean edge weights, with which a supernet is evaluated."""
-        return EdgeWeights(*(logits.softmax(-1) for logits in self.logits()))
+        return self.by_kind(*(logits.softmax(-1) for logits in self.logits()))
 
 
 class Supernet(nn.Module):
@@ -70,10 +78,10 @@ class Supernet(nn.Module):
 
     Args:
         in_channels: channels of the images, 1 or 3.
-        init_channels: channels of the first cell; each of the two reduction cells doubles them.
-        num_cells: number of cells; cells `num_cells // 3` and `2 * num_cells // 3` reduce.
+        init_channels: channels of the first cell; each layer that halves the image doubles them.
+        num_cells: number of cells, or of those in each stage (see `SearchSpace.layers`).
         num_classes: logits for each image.
-        num_nodes: nodes of each cell.
+        num_nodes: nodes of each cell; by default as many as the space says.
         stem: "cifar" leaves the size of images as it is, "imagenet" divides their sides by eight (see `make_stem`).
         space: the search space.
     """
@@ -84,37 +92,46 @@ class Supernet(nn.Module):
         init_channels: int = 16,
         num_cells: int = 8,
         num_classes: int = 10,
-        num_nodes: int = 4,
+        num_nodes: int | None = None,
         stem: str = "cifar",
         space: SearchSpace = DARTS,
     ):
         super().__init__()
-        self.stem, self.second_stem, channels_0 = make_stem(stem, in_channels, init_channels)
-        channels_1, channels = channels_0, init_channels
+        num_nodes = num_nodes or space.num_nodes
+        self.stem, self.second_stem, made = make_stem(stem, in_channels, init_channels, space.stem_factor)
+        inputs, channels = space.num_inputs * [made], init_channels
+        self.num_inputs = space.num_inputs
+        self.kinds = space.layers(num_cells)
         self.cells = nn.ModuleList()
         after_reduction = stem == "imagenet"
-        for index in range(num_cells):
-            reduction = index in space.reduction_cells(num_cells)
+        for kind in self.kinds:
+            reduction = kind in space.halving
             channels *= 2 if reduction else 1
-            self.cells.append(Cell(channels_0, channels_1, channels, num_nodes, reduction, after_reduction, space))
-            channels_0, channels_1, after_reduction = channels_1, num_nodes * channels, reduction
-        self.classifier = nn.Linear(channels_1, num_classes)
+            made = channels
+            if kind == RESIDUAL_BLOCK:
+                self.cells.append(ResidualBlock(inputs[-1], channels))
+            else:
+                self.cells.append(Cell(inputs, channels, num_nodes, reduction, after_reduction, space))
+                made *= len(space.outputs(num_nodes))
+            inputs, after_reduction = [*inputs[1:], made], reduction
+        self.last = make_last(inputs[-1], space.norm_before_pool)
+        self.classifier = nn.Linear(inputs[-1], num_classes)
 
     def forward(self, images: Tensor, edge_weights: EdgeWeights) -> Tensor:
         """Return logits, (batch, num_classes), of square images of at least 8 × 8 pixels."""
-        s0 = self.stem(images.contiguous(memory_format=torch.channels_last))
-        s1 = self.second_stem(s0)
-        for cell in self.cells:
-            weights = edge_weights.reduce if cell.reduction else edge_weights.normal
-            s0, s1 = s1, cell(s0, s1, weights)
-        return self.classifier(s1.mean(dim=(2, 3)))
+        first = self.stem(images.contiguous(memory_format=torch.channels_last))
+        states = [first, self.second_stem(first)][-self.num_inputs :]
+        for kind, layer in zip(self.kinds, self.cells, strict=True):
+            weights = () if kind == RESIDUAL_BLOCK else (getattr(edge_weights, kind),)
+            states = [*states[1:], layer(*states, *weights)]
+        return self.classifier(self.last(states[-1]).mean(dim=(2, 3)))
 
 
-class Cell(nn.Module):
+class Cell(PreprocessedCell):
     """A cell in which each edge carries all primitives, weighted.
 
     Args:
-        channels_0, channels_1: channels of the two inputs, the outputs of the last cell but one and of the last cell.
+        in_channels: channels of each input, the outputs of the last layers.
         channels: channels of each node.
         num_nodes: number of nodes.
         reduction: whether the edges from the inputs have stride 2.
@@ -124,18 +141,15 @@ class Cell(nn.Module):
 
     def __init__(
         self,
-        channels_0: int,
-        channels_1: int,
+        in_channels: Sequence[int],
         channels: int,
         num_nodes: int,
         reduction: bool,
         after_reduction: bool,
         space: SearchSpace = DARTS,
     ):
-        super().__init__()
-        self.reduction, self.num_inputs = reduction, space.num_inputs
-        self.preprocess_0 = (FactorizedReduce if after_reduction else ReLUConvBN)(channels_0, channels, affine=False)
-        self.preprocess_1 = ReLUConvBN(channels_1, channels, affine=False)
+        super().__init__(in_channels, channels, after_reduction, space.preprocesses, affine=False)
+        self.num_inputs, self.outputs = space.num_inputs, space.outputs(num_nodes)
         sources = [source for source, _ in space.edges(num_nodes)]
         self.num_leaving = [sources.count(source) for source in range(max(sources) + 1)]
         self.by_source: Tensor
@@ -146,14 +160,14 @@ class Cell(nn.Module):
             for source, num_edges in enumerate(self.num_leaving)
         )
 
-    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
-        """Return the nodes, concatenated: (batch, num_nodes * channels, height, width).
+    def forward(self, *inputs_and_weights: Tensor) -> Tensor:
+        """Return the nodes of the cell's output, concatenated: (batch, outputs * channels, height, width).
 
         Args:
-            s0, s1: the two inputs.
-            weights: edge weights, (edges, primitives).
+            inputs_and_weights: the inputs, then the edge weights, (edges, primitives).
         """
-        states = [self.preprocess_0(s0), self.preprocess_1(s1)]
+        *inputs, weights = inputs_and_weights
+        states = self.preprocess(inputs)
         incoming: list[list[Tensor]] = [[] for _ in self.num_leaving[self.num_inputs - 1 :]]  # one list for each node
         leaving = weights[self.by_source].split(self.num_leaving)
         for source, mixed_operations in enumerate(self.mixed_operations):
@@ -163,7 +177,8 @@ class Cell(nn.Module):
             # The edges that leave a state go to the last nodes.
             for arriving, output in zip(incoming[-len(outputs) :], outputs, strict=True):
                 arriving.append(output)
-        return concatenate([*states[self.num_inputs :], _sum(incoming[-1])])
+        states.append(_sum(incoming[-1]))
+        return concatenate([states[state] for state in self.outputs])
 
 
 class MixedOperations(nn.Module):
@@ -179,7 +194,8 @@ class MixedOperations(nn.Module):
         self.stacked: list[tuple[int, str]] = []
         for column, name in enumerate(space.primitives):
             if name != NONE:
-                operations = PRIMITIVES[name].on_edges(num_edges, channels, stride)
+                form = space.supernet_forms.get(name, name)
+                operations = PRIMITIVES[form].on_edges(num_edges, channels, stride)
                 self.add_module(name, operations)
                 (self.shared if isinstance(operations, Shared) else self.stacked).append((column, name))
         self.stacked.sort(key=lambda primitive: ORDER.index(self.get_submodule(primitive[1]).takes))

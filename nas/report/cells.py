@@ -1,15 +1,13 @@
 """Genotypes as lines of text: a table of many, all about one, the difference of two."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from nas.errors import count, printable
 from nas.models.size import network_size
-from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import GenotypeFile, Provenance
-
-CELLS = {"normal": "normal cell", "reduce": "reduction cell"}
+from nas.search_space.genotype_file import GenotypeFile, Provenance
+from nas.search_space.space import SearchSpace
 
 
 def table(files: Mapping[str, GenotypeFile | str]) -> Iterator[str]:
@@ -28,7 +26,8 @@ def table(files: Mapping[str, GenotypeFile | str]) -> Iterator[str]:
             continue
         genotype, provenance = Genotype(**file.cells()), file.provenance
         size = network_size(genotype)
-        nodes = dict.fromkeys(str(len(DARTS.by_node(edges))) for edges in (genotype.normal, genotype.reduce))
+        space = genotype.space
+        nodes = dict.fromkeys(str(len(space.by_node(genotype.edges(kind)))) for kind in space.cells)
         error, params = provenance.reported_cifar10_test_error_percent, provenance.reported_params_millions
         accuracy = provenance.supernet_accuracy
         columns = (
@@ -43,15 +42,18 @@ def table(files: Mapping[str, GenotypeFile | str]) -> Iterator[str]:
 
 
 def description(genotype: Genotype, provenance: Provenance) -> Iterator[str]:
-    """Describe both cells, the provenance, and the size of the network."""
-    for cell, name in CELLS.items():
-        edges, concat = getattr(genotype, cell), getattr(genotype, f"{cell}_concat")
-        nodes = DARTS.by_node(edges)
-        width = len(_state(nodes[-1][0]))
-        yield from ("", name)
-        for node, ((left, one), (right, two)) in nodes:
-            yield f"  {_state(one):>7} --{left}--> {_state(node):>{width}} <--{right}-- {_state(two)}"
-        yield f"  {', '.join(map(_state, concat))} --concatenated--> c_{{k}}"
+    """Describe the cells, how good they truly are, the provenance, and the size of the network."""
+    space = genotype.space
+    for kind, title in zip(space.cells, space.titles, strict=True):
+        nodes, concat = space.by_node(genotype.edges(kind)), genotype.concat(kind)
+        width = len(_state(nodes[-1][0], space))
+        yield from ("", title)
+        for node, incoming in nodes:
+            yield from _edges_into(_state(node, space), width, [(name, _state(at, space)) for name, at in incoming])
+        how = "--concatenated--> " if len(concat) > 1 else "--> "
+        yield f"  {', '.join(_state(state, space) for state in concat)} {how}c_{{k}}"
+    if truth := genotype.truth():
+        yield from ("", "accuracy of its network, as the authors of the benchmark measured it", f"  {truth}")
     known = provenance.model_dump(exclude_none=True, exclude={"candidates"})
     if known:
         yield from ("", "provenance")
@@ -61,35 +63,47 @@ def description(genotype: Genotype, provenance: Provenance) -> Iterator[str]:
     if provenance.candidates:
         yield f"  candidates: {count(len(provenance.candidates), 'cell')}; this is the best cell that a search found"
     size = network_size(genotype)
-    yield from ("", "size with 36 channels, 20 cells and images of CIFAR-10")
-    yield f"  {size.weights:,} weights, {size.weights_with_head:,} with the auxiliary head"
+    head = f", {size.weights_with_head:,} with the auxiliary head" if space.auxiliary_head else ""
+    yield from ("", f"size with {space.final_network_in_words} and images of CIFAR-10")
+    yield f"  {size.weights:,} weights{head}"
     yield f"  {size.multiply_adds:,} multiply-adds per image"
 
 
 def difference(before: Genotype, after: Genotype) -> list[str]:
     """List the edges and outputs that only one genotype has, per cell and node: '-' for the first, '+' the second."""
-    lines = []
-    for cell, name in CELLS.items():
-        old, new = _edges_of_nodes(before, cell), _edges_of_nodes(after, cell)
+    space, lines = before.space, []
+    if after.space != space:
+        return [f"- a cell of {space.name}", f"+ a cell of {after.space.name}"]
+    for kind, title in zip(space.cells, space.titles, strict=True):
+        old, new = _edges_of_nodes(before, kind), _edges_of_nodes(after, kind)
         for node in sorted(old | new):
             gone, come = old.get(node, Counter()), new.get(node, Counter())
             if gone != come:
-                lines.append(f"{name}, {_state(node)}")
+                lines.append(f"{title}, {_state(node, space)}")
                 for sign, edges in (("-", gone - come), ("+", come - gone)):
-                    lines += [f"{sign} {_state(source):>7} --{kind}-->" for source, kind in sorted(edges.elements())]
-        gone, come = getattr(before, f"{cell}_concat"), getattr(after, f"{cell}_concat")
-        if gone != come:
-            lines.append(f"{name}, c_{{k}}")
-            lines += [f"{sign} {', '.join(map(_state, nodes))}" for sign, nodes in (("-", gone), ("+", come))]
+                    lines += [f"{sign} {_state(at, space):>7} --{name}-->" for at, name in sorted(edges.elements())]
+        concats = before.concat(kind), after.concat(kind)
+        if concats[0] != concats[1]:
+            lines.append(f"{title}, c_{{k}}")
+            for sign, nodes in zip("-+", concats, strict=True):
+                lines.append(f"{sign} {', '.join(_state(node, space) for node in nodes)}")
     return lines
 
 
-def _state(state: int) -> str:
-    inputs = DARTS.num_inputs
+def _edges_into(node: str, width: int, incoming: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Draw the edges into a node, two in a line."""
+    for first in range(0, len(incoming), 2):
+        (left, one), *others = incoming[first : first + 2]
+        right = "".join(f" <--{name}-- {source}" for name, source in others)
+        yield f"  {one:>7} --{left}--> {node:>{width}}{right}"
+
+
+def _state(state: int, space: SearchSpace) -> str:
+    inputs = space.num_inputs
     return f"c_{{k-{inputs - state}}}" if state < inputs else f"node {state - inputs}"
 
 
-def _edges_of_nodes(genotype: Genotype, cell: str) -> dict[int, Counter]:
+def _edges_of_nodes(genotype: Genotype, kind: str) -> dict[int, Counter]:
     """Count for each node how often it has an edge of a source and a primitive."""
-    nodes = DARTS.by_node(getattr(genotype, cell))
+    nodes = genotype.space.by_node(genotype.edges(kind))
     return {node: Counter((source, primitive) for primitive, source in edges) for node, edges in nodes}

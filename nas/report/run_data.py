@@ -16,7 +16,7 @@ from nas.errors import InputError, count, first_problem
 from nas.models.size import NetworkSize, network_size
 from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import GenotypeFile
+from nas.search_space.genotype_file import GenotypeFile
 from nas.training.accuracy import FILE as ACCURACY_FILE
 from nas.training.accuracy import AccuracyFile
 

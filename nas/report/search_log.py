@@ -19,9 +19,9 @@ from nas.runs.folder import RunFolder
 from nas.runs.progress_bar import duration
 from nas.runs.silent import SilentRun
 from nas.search_space import pictures
-from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import GenotypeFile, Provenance
+from nas.search_space.genotype_file import GenotypeFile, Provenance
+from nas.search_space.space import SearchSpace
 from nas.training.accuracy import Measured, in_words
 from nas.training.loop import Loop
 from nas.training.run import Run
@@ -63,6 +63,9 @@ def log_epoch(loop: Loop, alphas: Alphas, upper: Measured, images: Loader) -> No
     epoch_s = folder.elapsed_s() - state.epoch_began_s
     speed = {"speed/epoch_s": epoch_s, "speed/peak_memory_gb": peak_memory_gb(images.device)}
     scalars = state.scalars("lower") | upper.scalars("upper") | speed | cell_scalars(edge_weights, genotype)
+    truth = genotype.truth()
+    if truth is not None:
+        scalars |= truth.scalars()
     folder.record(epoch, state.steps, scalars)
     provenance = Provenance(
         method=f"nas search, {config.upper.hypergradient}",
@@ -76,11 +79,13 @@ def log_epoch(loop: Loop, alphas: Alphas, upper: Measured, images: Loader) -> No
     )
     folder.save_genotype(genotype, provenance)
     folder.draw(genotype)
-    write_pictures(folder, edge_weights, state.steps)
+    write_pictures(folder, edge_weights, genotype.space, state.steps)
     folder.log(
         f"epoch {epoch}/{config.lower.epochs}: {state.line('lower ')}; upper loss {in_words(upper.loss)}, "
         f"accuracy {upper.accuracy:.1%}, balanced {upper.balanced_accuracy:.1%}; {skips(genotype)}; {duration(epoch_s)}"
     )
+    if truth is not None:
+        folder.log(f"its cell: {genotype.to_text()}: {truth}")
 
 
 def export_cell(loop: Loop, images: Loader) -> None:
@@ -97,9 +102,11 @@ def export_cell(loop: Loop, images: Loader) -> None:
     size = network_size(genotype, image_size, in_channels, num_classes=num_classes, stem=stem)
     folder.log(genotype.to_text())
     folder.log(
-        f"as a final network (36 channels, 20 cells, {stem} stem): {size.weights:,} weights, {size.multiply_adds:,} "
-        "multiply-adds per image"
+        f"as a final network ({genotype.space.final_network_in_words}, {stem} stem): {size.weights:,} weights, "
+        f"{size.multiply_adds:,} multiply-adds per image"
     )
+    if truth := genotype.truth():
+        folder.log(f"the exported cell: {truth}")
     names = "genotype.json, cells/, checkpoint.safetensors, metrics.jsonl, tensorboard/, log.txt"
     try:
         page.write([folder.path], folder.path / "report.html")
@@ -118,10 +125,10 @@ def cell_scalars(edge_weights: EdgeWeights, genotype: Genotype) -> dict[str, flo
     scalars: dict[str, float] = {}
     for cell, weights in edge_weights._asdict().items():
         scalars[f"cells/entropy_{cell}_nats"] = -torch.special.xlogy(weights, weights).sum(1).mean().item()
-        skips = [primitive == "skip_connect" for primitive, _ in getattr(genotype, cell)]
+        skips = [primitive == "skip_connect" for primitive, _ in genotype.edges(cell)]
         scalars[f"cells/skip_connections_{cell}"] = sum(skips)
-        for edge, row in zip(edge_names(weights), weights.tolist(), strict=True):
-            for primitive, weight in zip(DARTS.primitives, row, strict=True):
+        for edge, row in zip(edge_names(weights, genotype.space), weights.tolist(), strict=True):
+            for primitive, weight in zip(genotype.space.primitives, row, strict=True):
                 scalars[f"edge_weights_{cell}/{edge}_{primitive}"] = weight
     return scalars
 
@@ -139,19 +146,19 @@ def skips(genotype: Genotype) -> str:
 
 def count_skips(genotype: Genotype) -> list[int]:
     """Count the skip connections of each cell."""
-    return [sum(name == "skip_connect" for name, _ in cell) for cell in (genotype.normal, genotype.reduce)]
+    return [sum(name == "skip_connect" for name, _ in cell) for cell in map(genotype.edges, genotype.space.cells)]
 
 
-def write_pictures(folder: RunFolder | SilentRun, edge_weights: EdgeWeights, step: int) -> None:
+def write_pictures(folder: RunFolder | SilentRun, edge_weights: EdgeWeights, space: SearchSpace, step: int) -> None:
     """Write pictures for TensorBoard: edge weights as heat maps and, if Graphviz drew them, the derived cells."""
     for cell, weights in edge_weights._asdict().items():
-        heat_map = pictures.heat_map(weights.tolist(), edge_names(weights), DARTS.primitives)
+        heat_map = pictures.heat_map(weights.tolist(), edge_names(weights, space), space.primitives)
         folder.picture(f"heat_map/{cell}", heat_map, step)
         drawing = folder.path / "cells" / f"{cell}.png"
         if drawing.is_file():
             folder.picture(f"cells/{cell}", Image.open(drawing), step)
 
 
-def edge_names(weights: Tensor) -> list[str]:
+def edge_names(weights: Tensor, space: SearchSpace) -> list[str]:
     """Return the names of edges, such as 0-2, from the first input to the first node."""
-    return [f"{source}-{node}" for source, node in DARTS.edges(DARTS.num_nodes(len(weights)))]
+    return [f"{source}-{node}" for source, node in space.edges(space.nodes_of(len(weights)))]

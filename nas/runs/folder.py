@@ -27,7 +27,7 @@ from nas.runs.checkpoint import LoopState, Manifest
 from nas.runs.lock import refuse_links, take_lock
 from nas.runs.metrics import Records
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import Provenance
+from nas.search_space.genotype_file import Provenance
 
 BITS_DEPEND_ON = ("versions", "num_threads", "num_processes")
 # TensorBoard takes the columns of its table from any one of the runs: so all have all.

@@ -12,7 +12,7 @@ from torch import Tensor
 from nas.errors import Stopped
 from nas.runs.checkpoint import LoopState
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import Provenance
+from nas.search_space.genotype_file import Provenance
 
 
 class SilentRun:

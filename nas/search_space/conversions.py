@@ -50,7 +50,7 @@ def to_nni(genotype: Genotype) -> dict[str, Any]:
     _must_fit(genotype, "NNI's DARTS space")
     content: dict[str, Any] = {}
     for cell in CELLS:
-        for node, edges in DARTS.by_node(getattr(genotype, cell)):
+        for node, edges in DARTS.by_node(genotype.edges(cell)):
             for edge, (primitive, source) in enumerate(edges):
                 content |= {f"{cell}/op_{node}_{edge}": primitive, f"{cell}/input_{node}_{edge}": [source]}
     return content
@@ -113,7 +113,7 @@ def to_nasbench301(genotype: Genotype) -> dict[str, Any]:
     _must_fit(genotype, "NAS-Bench-301's space")
     content: dict[str, Any] = {}
     for cell in CELLS:
-        for node, edges in DARTS.by_node(getattr(genotype, cell)):
+        for node, edges in DARTS.by_node(genotype.edges(cell)):
             kept = sorted(edges, key=lambda edge: edge[1])
             if kept[0][1] == kept[1][1]:
                 raise InputError(
@@ -218,8 +218,10 @@ def _forms_of(content: dict) -> list[tuple]:
 
 
 def _must_fit(genotype: Genotype, space: str) -> None:
+    if genotype.space != DARTS:
+        raise InputError(f"a cell of {genotype.space.name}, which {space} does not have.")
     for cell in CELLS:
-        edges, concat = getattr(genotype, cell), getattr(genotype, f"{cell}_concat")
+        edges, concat = genotype.edges(cell), genotype.concat(cell)
         if (num_nodes := len(DARTS.by_node(edges))) != len(NODES):
             raise InputError(f"{cell}: {count(num_nodes, 'node')}, but cells of {space} have {len(NODES)}.")
         for primitive, _ in edges:

@@ -16,4 +16,5 @@ DARTS = SearchSpace(
     num_inputs=2,
     edges_kept=2,
     further_primitives=("sep_conv_7x7", "conv_7x1_1x7"),  # of NASNet and AmoebaNet
+    name="darts",
 )

@@ -1,43 +1,21 @@
-"""Genotype: a pair of discrete cells, derived from alphas, exchanged as JSON or as the text of the DARTS papers."""
+"""Genotype: discrete cells, derived from alphas or drawn at random, exchanged as JSON or as text."""
 
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self
+from typing import Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from nas.errors import InputError, count, first_problem
-from nas.search_space import text as text_form
 from nas.search_space.darts import DARTS
-from nas.search_space.space import MAX_NODES, Edges, SearchSpace
-
-if TYPE_CHECKING:
-    from nas.search_space.reader import Provenance
+from nas.search_space.genotype_file import Cells, GenotypeFile, Provenance
+from nas.search_space.space import Edges, SearchSpace
 
 
-class RawAlphas(Protocol):
-    """Anything with raw alphas, shape (edges, primitives): `nas.Alphas` is one."""
+class Genotype(Cells):
+    """Discrete cells of a search space: immutable, equal by value, hashable.
 
-    @property
-    def normal(self) -> Any: ...
-
-    @property
-    def reduce(self) -> Any: ...
-
-
-def _known_primitive(name: str) -> str:
-    if name not in DARTS.known_primitives:
-        raise ValueError(f"unknown primitive {name!r:.40}; known: {', '.join(DARTS.known_primitives)}.")
-    return name
-
-
-Edge = tuple[Annotated[str, AfterValidator(_known_primitive)], Annotated[int, Field(ge=0)]]
-
-
-class Genotype(BaseModel):
-    """Two discrete cells: immutable, equal by value, hashable.
+    A pair of cells in the search space of DARTS, which has these attributes; `edges` and `concat` return the same for a
+    kind of cell in any space.
 
     Attributes:
         normal: (primitive, source state) of each edge of the normal cell, two for each node, nodes in order.
@@ -46,35 +24,15 @@ class Genotype(BaseModel):
         reduce_concat: the same for the reduction cell.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    normal: tuple[Edge, ...]
-    normal_concat: tuple[int, ...]
-    reduce: tuple[Edge, ...]
-    reduce_concat: tuple[int, ...]
-
-    @field_validator("*", mode="before")
     @classmethod
-    def _to_tuples(cls, items: Any) -> Any:
-        """Turn lists and ranges, as in the text form, into tuples."""
-        if not isinstance(items, list | tuple | range):
-            return items
-        return tuple(tuple(item) if isinstance(item, list) else item for item in items)
-
-    @model_validator(mode="after")
-    def _check_cells(self) -> Self:
-        for cell in ("normal", "reduce"):
-            check_cell(cell, getattr(self, cell), f"{cell}_concat", getattr(self, f"{cell}_concat"))
-        return self
-
-    @classmethod
-    def derive(cls, alphas: RawAlphas, space: SearchSpace = DARTS) -> Self:
+    def derive(cls, alphas: Any, space: SearchSpace = DARTS) -> Self:
         """Derive the discrete cells (DARTS, section 2.4; see `SearchSpace.derive`).
 
         The softmax is over all primitives, none included.
 
         Args:
-            alphas: `normal` and `reduce`, each of shape (edges, primitives): raw, before the softmax.
+            alphas: has an attribute for each kind of cell (`nas.Alphas` is one), of shape (edges, primitives): raw,
+                before the softmax.
             space: the search space of the alphas.
 
         Raises:
@@ -84,31 +42,29 @@ class Genotype(BaseModel):
         return cls._of_cells({kind: space.derive(list(map(_softmax, raw))) for kind, raw in rows.items()}, space)
 
     @classmethod
-    def from_edge_weights(
-        cls, normal: Sequence[Sequence[float]], reduce: Sequence[Sequence[float]], space: SearchSpace = DARTS
-    ) -> Self:
+    def from_edge_weights(cls, *weights: Sequence[Sequence[float]], space: SearchSpace = DARTS) -> Self:
         """Derive the discrete cells from edge weights, which are the alphas after the softmax.
 
         Args:
-            normal: one row for each edge, in the order of `space.edges`, and one column for each primitive.
-            reduce: the same for the reduction cell.
+            weights: for each kind of cell, as `normal, reduce`: one row for each edge, in the order of `space.edges`,
+                and one column for each primitive.
             space: the search space of the edge weights.
 
         Raises:
             ValueError: no cell has this many edges, or a row has another number of primitives.
         """
-        return cls._of_cells({"normal": space.derive(normal), "reduce": space.derive(reduce)}, space)
+        return cls._of_cells(dict(zip(space.cells, map(space.derive, weights), strict=True)), space)
 
     @classmethod
-    def random(cls, seed: int, num_nodes: int = 4, space: SearchSpace = DARTS) -> Self:
-        """Draw both cells uniformly from the derived cells of this many nodes (see `SearchSpace.random_cells`)."""
-        return cls._of_cells(space.random_cells(seed, num_nodes), space)
+    def random(cls, seed: int, num_nodes: int | None = None, space: SearchSpace = DARTS) -> Self:
+        """Draw the cells uniformly from the derived cells of this many nodes (see `SearchSpace.random_cells`)."""
+        return cls._of_cells(space.random_cells(seed, num_nodes or space.num_nodes), space)
 
     @classmethod
     def _of_cells(cls, cells: Mapping[str, Edges], space: SearchSpace) -> Self:
-        """Make the genotype of cells that concatenate all their nodes."""
-        concats = {f"{kind}_concat": tuple(node for node, _ in space.by_node(cells[kind])) for kind in space.cells}
-        return cls.model_validate({**cells, **concats})
+        """Make the genotype of cells that return what cells of the space return by default."""
+        concats = {f"{kind}_concat": space.outputs(len(space.by_node(cells[kind]))) for kind in space.cells}
+        return cls(space=space, **cells, **concats)
 
     @classmethod
     def load(cls, path_or_name: str | os.PathLike) -> Self:
@@ -117,37 +73,14 @@ class Genotype(BaseModel):
         Raises:
             InputError: there is no such file or name, or its content is not a genotype; the file and field are named.
         """
-        from nas.search_space.reader import GenotypeFile  # here, as it knows this class
-
         return cls(**GenotypeFile.load(path_or_name).cells())
 
-    def save(self, path: str | os.PathLike, provenance: "Provenance | None" = None) -> None:
+    def save(self, path: str | os.PathLike, provenance: Provenance | None = None) -> None:
         """Write a genotype file, replacing the one at `path` in one step."""
-        from nas.search_space.reader import GenotypeFile, Provenance
-
         GenotypeFile.of(self, provenance or Provenance()).save(path)
 
-    @classmethod
-    def from_text(cls, text: str) -> Self:
-        """Parse `Genotype(normal=[('sep_conv_3x3', 1), …], normal_concat=range(2, 6), reduce=…, reduce_concat=…)`.
-
-        What is around it, such as `DARTS_V1 =`, is skipped; lists of nodes, positional fields, ranges and numbers as
-        numpy prints them are understood (see `nas.search_space.text`). Nothing is run.
-
-        Raises:
-            InputError: there is no such text, or more than one, or its cells are not cells.
-        """
-        try:
-            return cls(**text_form.parse(text))
-        except ValidationError as error:
-            raise InputError(f"genotype text: {first_problem(error)}") from None
-
-    def to_text(self) -> str:
-        """Return the form that papers and repositories exchange; `from_text` reads it back."""
-        return text_form.write(self.normal, self.normal_concat, self.reduce, self.reduce_concat)
-
     def draw(self, folder: str | os.PathLike) -> bool:
-        """Write `normal` and `reduce` as .gv, and as .svg and .png if Graphviz is installed.
+        """Write each cell as .gv, and as .svg and .png if Graphviz is installed; the file is named by its kind.
 
         Returns:
             Whether the pictures were drawn. Without Graphviz only the .gv files are written (see
@@ -156,8 +89,8 @@ class Genotype(BaseModel):
         from nas.search_space import pictures  # here, as it takes a while
 
         cells = {
-            "normal": pictures.cell_source(self.normal, self.normal_concat, "normal"),
-            "reduce": pictures.cell_source(self.reduce, self.reduce_concat, "reduction"),
+            kind: pictures.cell_source(self.edges(kind), self.concat(kind), title, self.space)
+            for kind, title in zip(self.space.cells, self.space.titles, strict=True)
         }
         return pictures.draw_cells(cells, Path(folder))
 
@@ -165,10 +98,10 @@ class Genotype(BaseModel):
 def _rows(kind: str, raw: Any, space: SearchSpace) -> list[list[float]]:
     """Return the raw alphas of one cell as plain numbers."""
     shape, num_primitives = tuple(raw.shape), len(space.primitives)
-    if not any((len(space.edges(number)), num_primitives) == shape for number in range(1, MAX_NODES + 1)):
+    if not any((len(space.edges(number)), num_primitives) == shape for number in space.node_counts):
         raise ValueError(
             f"alphas of the {kind} cell: shape {shape}, but it must be (edges, {num_primitives}), with the edges of "
-            f"1 to {MAX_NODES} nodes."
+            f"{space.nodes_in_words}."
         )
     alphas: list[list[float]] = raw.tolist()
     if not all(math.isfinite(alpha) for row in alphas for alpha in row):
@@ -180,29 +113,3 @@ def _softmax(row: list[float]) -> list[float]:
     exponentials = [math.exp(alpha - max(row)) for alpha in row]
     total = math.fsum(exponentials)  # exact, so the same in any order: equal weights stay equal
     return [exponential / total for exponential in exponentials]
-
-
-def check_cell(
-    field: str, edges: Sequence[tuple[str, int]], concat_field: str, concat: Sequence[int], space: SearchSpace = DARTS
-) -> None:
-    """Raise ValueError if these edges and outputs are not those of a cell; the field is named."""
-    nodes = space.by_node(edges)
-    if not 1 <= len(nodes) <= MAX_NODES or len(nodes[-1][1]) != space.num_kept(nodes[-1][0]):
-        raise ValueError(
-            f"{field}: {count(len(edges), 'edge')}, but a cell has 1 to {MAX_NODES} nodes with "
-            f"{count(space.edges_kept, 'edge')} each."
-        )
-    index = 0
-    for node, incoming in nodes:
-        for primitive, source in incoming:
-            if source >= node:
-                raise ValueError(
-                    f"{field}[{index}]: {primitive} comes from state {source!r:.40}, "
-                    f"but node {node} takes only earlier states."
-                )
-            index += 1
-    first, last = nodes[0][0], nodes[-1][0]
-    if not concat or list(concat) != sorted(set(concat)) or concat[0] < first or concat[-1] > last:
-        raise ValueError(
-            f"{concat_field}: {list(concat)!r:.40}, but it must be some of the nodes {first} to {last}, rising."
-        )

@@ -33,26 +33,28 @@ KINDS = {
     "max": ("#fbe3cd", "#c4660f"),
     "avg": ("#fbf0c4", "#9c7a00"),
     "skip": ("#ececec", "#6b6b6b"),
+    "nor": ("#d6e4f7", "#2f6db5"),
+    "none": ("#fafafa", "#c4c4c4"),
 }
 
 
-def cell_source(edges: Sequence[tuple[str, int]], concat: Sequence[int], name: str, space: SearchSpace = DARTS) -> str:
+def cell_source(edges: Sequence[tuple[str, int]], concat: Sequence[int], title: str, space: SearchSpace = DARTS) -> str:
     """Make the Graphviz source of one cell.
 
     Args:
         edges: (primitive, source state) of each edge, nodes in order.
         concat: the states whose concatenation is the cell's output c_k.
-        name: written above the cell.
+        title: written above the cell.
         space: the search space of the cell.
     """
     font = {"fontname": "Aileron, Helvetica, Arial, sans-serif"}
     graph = graphviz.Digraph(
-        name,
+        title.removesuffix(" cell"),
         graph_attr=font
         | {
             "rankdir": "LR",
             "bgcolor": "white",
-            "label": f"{name} cell",
+            "label": title,
             "labelloc": "t",
             "fontsize": "20",
             "fontcolor": "#333333",

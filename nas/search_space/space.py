@@ -6,16 +6,47 @@ node takes one mixed operation from every earlier state. Edges are ordered by no
 
 import itertools
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
 NONE = "none"  # the primitive that passes nothing on
+RESIDUAL_BLOCK = "residual block"  # the layer that halves the image where no cell does
 MAX_NODES = 32
 
 Edges = tuple[tuple[str, int], ...]  # (primitive, source state) of each edge of a derived cell, nodes in order
+
+
+class Truth(NamedTuple):
+    """How good a cell is, in a space of which all cells were trained.
+
+    Attributes:
+        test: test accuracy on each data set; the first one is the one by which cells are ranked.
+        validation: the same of the validation images.
+        rank: 1 for the best cell: one more than the number of cells with a higher test accuracy.
+        num_cells: the number of cells in the space.
+        regret: by how much the test accuracy of the best cell is higher.
+    """
+
+    test: Mapping[str, float]
+    validation: Mapping[str, float]
+    rank: int
+    num_cells: int
+    regret: float
+
+    def __str__(self) -> str:
+        accuracies = ", ".join(f"{accuracy:.2%} on {name}" for name, accuracy in self.test.items())
+        return (
+            f"true test accuracy {accuracies}; rank {self.rank:,} of {self.num_cells:,}, "
+            f"regret {100 * self.regret:.2f} points"
+        )
+
+    def scalars(self) -> dict[str, float]:
+        """Return it as scalars of a run."""
+        accuracies = {f"truth/{name.lower()}_test_accuracy": accuracy for name, accuracy in self.test.items()}
+        return accuracies | {"truth/rank": float(self.rank), "truth/regret": self.regret}
 
 
 @dataclass(frozen=True)
@@ -25,10 +56,24 @@ class SearchSpace:
     Attributes:
         primitives: those of a mixed operation, in the order of the columns of the alphas.
         num_inputs: how many of a cell's states are outputs of earlier cells.
-        edges_kept: how many incoming edges a node of a derived cell keeps, or all where it has no more.
+        edges_kept: how many incoming edges a node of a derived cell keeps, or all where it has no more; with MAX_NODES
+            all of them, by rising source.
         cells: the kinds of cell that are searched; each has alphas of its own.
         derives_none: whether an edge of a derived cell may carry "none".
         further_primitives: what published cells carry besides; no supernet has them.
+        name: what --space calls it.
+        titles: what people call each kind of cell.
+        halving: the layers that halve the image and double the channels (see `layers`).
+        node_counts: how many nodes a cell may have.
+        num_nodes: how many it has by default.
+        returns_all_nodes: whether a cell returns all nodes, concatenated; otherwise the last one.
+        preprocesses: whether a cell brings its inputs to its own channels.
+        stem_factor: channels of the stem "cifar", as a multiple of those of the first cell.
+        norm_before_pool: whether a batch norm and a ReLU come before the global pooling.
+        auxiliary_head: whether the final network has an auxiliary head in training.
+        supernet_forms: the entry of `PRIMITIVES` for a primitive, where it is not its name in the supernet.
+        per: what --num-cells counts the cells of, if not of the network: " per stage".
+        supernet, final_network: sizes as published: channels of the first cell, and --num-cells.
     """
 
     primitives: tuple[str, ...]
@@ -37,6 +82,20 @@ class SearchSpace:
     cells: tuple[str, ...] = ("normal", "reduce")
     derives_none: bool = False
     further_primitives: tuple[str, ...] = ()
+    name: str = ""
+    titles: tuple[str, ...] = ("normal cell", "reduction cell")
+    halving: tuple[str, ...] = ("reduce",)
+    node_counts: range = range(1, MAX_NODES + 1)
+    num_nodes: int = 4
+    returns_all_nodes: bool = True
+    preprocesses: bool = True
+    stem_factor: int = 3
+    norm_before_pool: bool = False
+    auxiliary_head: bool = True
+    supernet_forms: Mapping[str, str] = field(default_factory=dict, hash=False)
+    per: str = ""
+    supernet: tuple[int, int] = (16, 8)
+    final_network: tuple[int, int] = (36, 20)
 
     @property
     def derived_primitives(self) -> tuple[str, ...]:
@@ -48,6 +107,11 @@ class SearchSpace:
         """All primitives that a derived cell may carry, wherever it comes from."""
         return self.derived_primitives + self.further_primitives
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether each node of a derived cell keeps all its edges."""
+        return self.edges_kept >= MAX_NODES
+
     def nodes(self, num_nodes: int) -> range:
         """Return the states that are nodes."""
         return range(self.num_inputs, self.num_inputs + num_nodes)
@@ -56,16 +120,38 @@ class SearchSpace:
         """List the (source, node) states of each edge of the supernet's cell: the rows of the alphas, in order."""
         return [(source, node) for node in self.nodes(num_nodes) for source in range(node)]
 
-    def num_nodes(self, num_edges: int) -> int:
+    def nodes_of(self, num_edges: int) -> int:
         """Return the number of nodes of the supernet's cell that has this many edges.
 
         Raises:
-            ValueError: no cell of 1 to 32 nodes has this many edges.
+            ValueError: no cell of this space has this many edges.
         """
-        for number in range(1, MAX_NODES + 1):
+        for number in self.node_counts:
             if len(self.edges(number)) == num_edges:
                 return number
-        raise ValueError(f"No cell of 1 to {MAX_NODES} nodes has {num_edges} edges.")
+        raise ValueError(f"No cell of {self.nodes_in_words} has {num_edges} edges.")
+
+    @property
+    def nodes_in_words(self) -> str:
+        """The number of nodes that a cell may have, such as "1 to 32 nodes"."""
+        first, last = self.node_counts[0], self.node_counts[-1]
+        return f"{first} to {last} nodes" if first < last else f"{last} nodes"
+
+    @property
+    def final_network_in_words(self) -> str:
+        """The published size of the final network, such as "36 channels, 20 cells"."""
+        channels, num_cells = self.final_network
+        return f"{channels} channels, {num_cells} cells{self.per}"
+
+    def outputs(self, num_nodes: int) -> tuple[int, ...]:
+        """Return the nodes that a derived cell of this many nodes returns."""
+        nodes = self.nodes(num_nodes)
+        return tuple(nodes) if self.returns_all_nodes else (nodes[-1],)
+
+    def layers(self, num_cells: int) -> list[str]:
+        """List the layers between stem and classifier, in order: kinds of cell, and `RESIDUAL_BLOCK`."""
+        reductions = self.reduction_cells(num_cells)
+        return ["reduce" if index in reductions else "normal" for index in range(num_cells)]
 
     def reduction_cells(self, num_cells: int) -> frozenset[int]:
         """Return the indices of the cells that halve the image and double the channels."""
@@ -97,7 +183,7 @@ class SearchSpace:
         Raises:
             ValueError: no cell has these edges, or a row has another number of primitives.
         """
-        edges = self.edges(self.num_nodes(len(edge_weights)))
+        edges = self.edges(self.nodes_of(len(edge_weights)))
         if any(len(row) != len(self.primitives) for row in edge_weights):
             raise ValueError(f"A row of edge weights must have {len(self.primitives)} columns.")
         rows = dict(zip(edges, edge_weights, strict=True))
@@ -105,7 +191,9 @@ class SearchSpace:
         cell = []
         for node in sorted({node for _, node in edges}):
             strongest = [max(columns, key=rows[source, node].__getitem__) for source in range(node)]
-            ranked = sorted(range(node), key=lambda source: -rows[source, node][strongest[source]])
+            ranked = list(range(node))
+            if not self.keeps_all:
+                ranked.sort(key=lambda source: -rows[source, node][strongest[source]])
             cell += [(self.primitives[strongest[source]], source) for source in ranked[: self.num_kept(node)]]
         return tuple(cell)
 
@@ -131,3 +219,19 @@ class SearchSpace:
             return tuple((choose(self.derived_primitives), source) for chosen in sources for source in chosen)
 
         return {kind: cell() for kind in self.cells}
+
+    def write_text(self, cells: Mapping[str, tuple[Edges, Sequence[int]]]) -> str | None:
+        """Write the edges and outputs of each cell in a text form of the space's own; None if it has none."""
+        return None
+
+    def find_texts(self, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Find the cells in a text that are in this form: where each begins, and its edges, still to be checked."""
+        return iter(())
+
+    def truth(self, cells: Mapping[str, Edges]) -> Truth | None:
+        """Look up how good a derived cell is; None if nobody has trained all cells of the space."""
+        return None
+
+    def quantiles(self, shares: Sequence[float]) -> list[float]:
+        """Return the test accuracies that these shares of all cells do not exceed; empty if nobody knows them."""
+        return []

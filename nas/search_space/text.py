@@ -253,15 +253,10 @@ def _range(numbers: list[Any]) -> list[int]:
     return list(range(*numbers))
 
 
-def write(
-    normal: Sequence[tuple[str, int]],
-    normal_concat: Sequence[int],
-    reduce: Sequence[tuple[str, int]],
-    reduce_concat: Sequence[int],
-) -> str:
-    """Write two cells as text; a concatenation of successive nodes is written as a range."""
+def write(cells: Mapping[str, tuple[Sequence[tuple[str, int]], Sequence[int]]]) -> str:
+    """Write the edges and outputs of each cell as text; a concatenation of successive nodes is written as a range."""
     fields = []
-    for name, edges, concat in (("normal", normal, normal_concat), ("reduce", reduce, reduce_concat)):
+    for name, (edges, concat) in cells.items():
         span = range(concat[0], concat[-1] + 1)
         fields += [f"{name}={list(edges)}", f"{name}_concat={span if list(span) == list(concat) else list(concat)}"]
     return f"Genotype({', '.join(fields)})"

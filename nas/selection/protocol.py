@@ -18,7 +18,7 @@ from nas.report import page as report
 from nas.runs.folder import RunFolder, folder_of_run
 from nas.runs.interrupts import Interrupts
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import GenotypeFile, Provenance
+from nas.search_space.genotype_file import GenotypeFile, Provenance
 from nas.selection import ranking
 from nas.selection.jobs import Job, RunAll, is_done, runner
 from nas.selection.progress import jobs_view

@@ -13,7 +13,7 @@ from nas.errors import InputError, first_problem
 from nas.report.run_data import read_run
 from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import Candidate
+from nas.search_space.genotype_file import Candidate
 
 TABLE_VERSION = 1
 

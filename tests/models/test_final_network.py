@@ -26,7 +26,7 @@ def network(name="DARTS_V2", num_cells=3, **arguments):
 
 def one_node_cell(*edges, reduction=False):
     """A cell of one node, so that its output is the sum of two operations."""
-    return FinalCell(edges, (2,), CHANNELS, CHANNELS, CHANNELS, reduction, False)
+    return FinalCell(edges, (2,), (CHANNELS, CHANNELS), CHANNELS, reduction, False)
 
 
 def preprocessed(cell, x):
@@ -49,7 +49,7 @@ def test_drop_path_is_per_image_and_keeps_the_expectation(probability):
     batch = 4000
     cell = one_node_cell(("max_pool_3x3", 0), ("avg_pool_3x3", 1))
     x = same_images(batch)
-    output = cell(x, x, probability, draw(batch))
+    output = cell((x, x), probability, draw(batch))
     s0, s1 = preprocessed(cell, x)
     first, second = F.max_pool2d(s0, 3, 1, 1)[0], F.avg_pool2d(s1, 3, 1, 1, count_include_pad=False)[0]
 
@@ -69,8 +69,8 @@ def test_drop_path_spares_identity_alone(reduction, dropped):
     """A skip connection of stride 2 is not an identity but a factorised reduction."""
     cell = one_node_cell(("skip_connect", 0), ("skip_connect", 1), reduction=reduction)
     x = torch.randn(64, CHANNELS, 6, 6)
-    with_drop_path = cell(x, x, 0.7, draw(64))
-    assert torch.equal(with_drop_path, cell(x, x, 0.0, draw(len(x)))) != dropped
+    with_drop_path = cell((x, x), 0.7, draw(64))
+    assert torch.equal(with_drop_path, cell((x, x), 0.0, draw(len(x)))) != dropped
 
 
 def test_drop_path_only_in_training():
@@ -162,7 +162,7 @@ def test_no_batch_norm_behind_pools(reduction):
     s0, s1 = preprocessed(cell, x)
     stride = 2 if reduction else 1
     expected = F.max_pool2d(s0, 3, stride, 1) + F.avg_pool2d(s1, 3, stride, 1, count_include_pad=False)
-    assert torch.equal(cell(x, x, 0.0, draw(len(x))), expected)
+    assert torch.equal(cell((x, x), 0.0, draw(len(x))), expected)
 
 
 @pytest.mark.parametrize("name", ["DARTS_V2", "NASNet", "AmoebaNet"])
@@ -193,13 +193,13 @@ def test_cells_of_five_nodes(name):
 def test_a_cell_concatenates_the_nodes_of_its_genotype():
     first, second = [("skip_connect", 0), ("skip_connect", 1)], [("skip_connect", 2), ("skip_connect", 1)]
     edges = (*first, *second, ("max_pool_3x3", 3), ("skip_connect", 0))
-    cell = FinalCell(edges, (3, 4), CHANNELS, CHANNELS, CHANNELS, False, False)
+    cell = FinalCell(edges, (3, 4), (CHANNELS, CHANNELS), CHANNELS, False, False)
     x = torch.randn(2, CHANNELS, 5, 5)
     s0, s1 = preprocessed(cell, x)
     node_2 = s0 + s1
     node_3 = node_2 + s1
     node_4 = F.max_pool2d(node_3, 3, 1, 1) + s0
-    assert torch.equal(cell(x, x, 0.0, draw(len(x))), torch.cat([node_3, node_4], dim=1))
+    assert torch.equal(cell((x, x), 0.0, draw(len(x))), torch.cat([node_3, node_4], dim=1))
 
 
 # Images of any size

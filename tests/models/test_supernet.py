@@ -283,7 +283,7 @@ ONE_HOT = {primitive: [column] * 14 for column, primitive in enumerate(DARTS.pri
 @pytest.mark.parametrize("columns", ONE_HOT.values(), ids=ONE_HOT)
 def test_one_hot_edge_weights_give_single_operations(columns, reduction, size):
     channels = 4
-    cell = Cell(6, 5, channels, 4, reduction, after_reduction=False)
+    cell = Cell((6, 5), channels, 4, reduction, after_reduction=False)
     s0, s1 = torch.randn(3, 6, size, size, requires_grad=True), torch.randn(3, 5, size, size)
     value = cell(s0, s1, torch.eye(8)[columns])
 
@@ -344,8 +344,8 @@ def test_another_search_space_is_searched_derived_and_trained():
     assert supernet(torch.randn(2, 3, 8, 8), alphas()).shape == (2, 10)
     cells = {kind: space.derive(weights.tolist()) for kind, weights in alphas()._asdict().items()}
     assert [len(cell) for cell in cells.values()] == [3, 3]
-    cell = FinalCell(cells["reduce"], (2, 3, 4), 4, 4, 4, True, False, space)
-    assert cell(*torch.randn(2, 2, 4, 8, 8), 0.0, None).shape == (2, 12, 4, 4)
+    cell = FinalCell(cells["reduce"], (2, 3, 4), (4, 4), 4, True, False, space)
+    assert cell(torch.randn(2, 2, 4, 8, 8), 0.0, None).shape == (2, 12, 4, 4)
 
 
 # Images of any size

@@ -17,7 +17,7 @@ from nas.report import page as report
 from nas.report import run_data
 from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import SHIPPED, GenotypeFile
+from nas.search_space.genotype_file import SHIPPED, GenotypeFile
 from nas.training.accuracy import Measured, count_answers
 from tests.bad_calls import content, fault
 from tests.in_process import call

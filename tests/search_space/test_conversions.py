@@ -11,7 +11,8 @@ from nas.errors import InputError
 from nas.search_space.conversions import NNI_1, to_nasbench301, to_nni
 from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import Provenance, read
+from nas.search_space.genotype_file import Provenance
+from nas.search_space.reader import read
 
 FILES = {path.stem: path for path in sorted((Path(__file__).parents[2] / "genotypes").glob("*.json"))}
 V1, V2 = Genotype.load(FILES["DARTS_V1"]), Genotype.load(FILES["DARTS_V2"])

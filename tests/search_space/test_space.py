@@ -25,10 +25,10 @@ def test_edges_are_ordered_by_node_then_source(space, inputs, counts):
     for num_nodes, num_edges in enumerate(counts, 1):
         found = space.edges(num_nodes)
         assert found == sorted(itertools.combinations(range(inputs + num_nodes), 2), key=lambda e: e[::-1])[-num_edges:]
-        assert space.num_nodes(len(found)) == num_nodes
+        assert space.nodes_of(len(found)) == num_nodes
     for wrong in (0, counts[-1] + 1):
         with pytest.raises(ValueError, match=f"has {wrong} edges"):
-            space.num_nodes(wrong)
+            space.nodes_of(wrong)
 
 
 @pytest.mark.parametrize(("num_cells", "expected"), [(1, {0}), (8, {2, 5}), (14, {4, 9}), (20, {6, 13})])

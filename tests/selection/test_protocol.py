@@ -23,7 +23,7 @@ from nas.data import datasets
 from nas.errors import InputError
 from nas.runs import checkpoint
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import GenotypeFile
+from nas.search_space.genotype_file import GenotypeFile
 from nas.selection import protocol, ranking
 from nas.selection.jobs import Ending, Job
 from nas.selection.protocol import distinct_cells, search_job, training_job

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from nas.errors import InputError
 from nas.genotypes import main
 from nas.search_space.genotype import Genotype
-from nas.search_space.reader import MAX_CANDIDATES, Candidate, GenotypeFile, Provenance
+from nas.search_space.genotype_file import MAX_CANDIDATES, Candidate, GenotypeFile, Provenance
 from nas.selection import ranking
 
 

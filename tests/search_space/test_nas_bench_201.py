@@ -1,0 +1,128 @@
+"""NAS-Bench-201: what is known of its cells, its texts and files, and its models against one module per edge."""
+
+import csv
+import dataclasses
+import gzip
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nas import Alphas, Genotype, GenotypeFile, InputError, Provenance, Supernet
+from nas.models.supernet import Cell
+from nas.search_space import nas_bench_201
+from nas.search_space.nas_bench_201 import NAS_BENCH_201, row_of
+
+CSV = Path(__file__).parents[3] / "shared" / "data" / "nas-bench-201.csv.gz"
+SHOWN = "|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_3x3~1|skip_connect~2|"
+SKIPS = "|skip_connect~0|+|skip_connect~0|skip_connect~1|+|skip_connect~0|skip_connect~1|skip_connect~2|"
+
+
+def test_known_values():
+    """Figures of the benchmark's paper and interface (methods.md)."""
+    began = time.perf_counter()
+    skips = Genotype.from_text(SKIPS).truth()
+    assert time.perf_counter() - began < 0.3
+    assert [round(100 * accuracy, 2) for accuracy in skips.test.values()] == [54.30, 15.61, 16.32]
+    assert skips.num_cells == 15_625
+    assert 1 - skips.rank / skips.num_cells == pytest.approx(0.025, abs=1e-3)  # 97.5 % of all cells are better
+    assert skips.test["CIFAR-10"] + skips.regret == pytest.approx(0.943733, abs=1e-6)
+    table = nas_bench_201._table() / (100 * nas_bench_201.UNITS)
+    assert table[:, :3].max(0).tolist() == pytest.approx([0.943733, 0.735133, 0.473111], abs=1e-5)
+    assert table[:, 0].mean() == pytest.approx(0.8706, abs=1e-4)
+    found = NAS_BENCH_201.quantiles([0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99])
+    assert [round(100 * value, 1) for value in found] == [73.5, 87.6, 90.7, 92.2, 92.9, 93.3, 93.8]
+    assert nas_bench_201.TABLE.stat().st_size < 450_000
+
+
+@pytest.mark.skipif(not CSV.is_file(), reason="the benchmark's figures are not on this machine")
+def test_the_table_is_what_pack_makes_of_the_benchmark(tmp_path):
+    nas_bench_201.pack(CSV, tmp_path / "packed.npz")
+    assert (tmp_path / "packed.npz").read_bytes() == nas_bench_201.TABLE.read_bytes()
+    with gzip.open(CSV, "rt") as file:
+        rows = random.Random(0).sample([*csv.DictReader(file)], 100)
+    for row in rows:
+        truth = Genotype.from_text(row["arch"]).truth()
+        found = [*truth.test.values(), *truth.validation.values()]
+        assert found == pytest.approx([float(row[name]) / 100 for name in nas_bench_201.COLUMNS], abs=1e-5)
+
+
+def test_random_cells_survive_text_and_file(tmp_path):
+    path = tmp_path / "cell.json"
+    for seed in range(20):
+        genotype = Genotype.random(seed, space=NAS_BENCH_201)
+        genotype.save(path, Provenance(seed=seed))
+        assert Genotype.load(path) == genotype == Genotype.from_text(f"found {genotype.to_text()}.")
+        assert hash(Genotype.load(path)) == hash(genotype)
+        assert GenotypeFile.load(path).space == "nas-bench-201"
+    assert len({row_of(Genotype.random(seed, space=NAS_BENCH_201).cell) for seed in range(100)}) > 90
+    assert Genotype.from_text(SHOWN).to_text() == SHOWN
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (SHOWN.replace("avg_", "max_"), "cell[2][0]: unknown primitive 'max_pool_3x3'; known: none, skip_connect"),
+        (SHOWN.replace("+|skip_connect~0|", "+|"), "cell: 5 edges, but a cell has 3 nodes with an edge from every"),
+        (SHOWN.replace("avg_pool_3x3~1", "avg_pool_3x3~0"), "cell[2]: avg_pool_3x3 comes from state 0, but node 2"),
+        (f"{SHOWN} {SKIPS}", "2 genotypes"),
+    ],
+)
+def test_what_is_no_cell_is_told_in_a_sentence(text, expected):
+    with pytest.raises(InputError) as caught:
+        Genotype.from_text(text)
+    assert str(caught.value).startswith(f"genotype text: {expected}")
+
+
+def test_the_strongest_primitive_is_derived_none_included():
+    alphas = Alphas(space=NAS_BENCH_201)
+    assert alphas.cell.shape == (6, 5)
+    columns = [3, 3, 4, 1, 3, 0]
+    alphas.cell.data[range(6), columns] = 1.0
+    expected = SHOWN.replace("skip_connect~2", "none~2")
+    assert Genotype.derive(alphas, NAS_BENCH_201).to_text() == expected
+    assert Genotype.from_edge_weights(alphas().cell.tolist(), space=NAS_BENCH_201).to_text() == expected
+
+
+@pytest.fixture
+def _float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_the_supernets_cell_is_one_module_for_each_edge(one_hot):
+    """With one-hot edge weights that is the derived cell."""
+    torch.manual_seed(0)
+    channels = 4
+    cell = Cell([channels], channels, 3, False, False, NAS_BENCH_201)
+    weights = torch.eye(5)[[3, 2, 4, 1, 3, 0]] if one_hot else torch.randn(6, 5).softmax(-1)
+    x, leaving, incoming = torch.randn(3, channels, 6, 6, requires_grad=True), [0, 0, 0], {1: 0.0, 2: 0.0, 3: 0.0}
+    states = [x]
+    for (source, node), row in zip(NAS_BENCH_201.edges(3), weights, strict=True):
+        if node == len(states) + 1:
+            states.append(incoming[node - 1])
+        state, stacked, index = states[source], cell.mixed_operations[source], leaving[source]
+        leaving[source] += 1
+        terms = [state, F.avg_pool2d(state, 3, 1, 1, count_include_pad=False)]
+        for name, padding in (("nor_conv_1x1", 0), ("nor_conv_3x3", 1)):
+            convolved = F.conv2d(state.relu(), stacked.get_submodule(name).conv[index], padding=padding)
+            terms.append(F.batch_norm(convolved, None, None, training=True))
+        skip, pool, one, three = terms
+        incoming[node] = incoming[node] + row[1] * skip + row[2] * one + row[3] * three + row[4] * pool
+    found, expected = cell(x, weights), incoming[3]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    gradients = [torch.autograd.grad((y * torch.arange(6.0)).sum(), x)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
+
+
+def test_a_supernet_has_three_stages_of_cells():
+    supernet = Supernet(1, 4, 2, space=NAS_BENCH_201)
+    assert [type(layer).__name__ for layer in supernet.cells] == [*2 * ["Cell"], "ResidualBlock"] * 2 + 2 * ["Cell"]
+    assert supernet(torch.randn(2, 1, 9, 9), Alphas(space=NAS_BENCH_201)()).shape == (2, 10)
+    assert dataclasses.replace(NAS_BENCH_201) == NAS_BENCH_201
