@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from nas.bilevel.hypergradient import Exact, FirstOrder, Onestage
     from nas.errors import InputError
     from nas.models.final_network import FinalNetwork
+    from nas.models.primitives import Primitive, register_primitive
     from nas.models.supernet import Alphas, EdgeWeights, Supernet
     from nas.search_space.genotype import Genotype
     from nas.search_space.genotype_file import GenotypeFile, Provenance
@@ -22,9 +23,11 @@ __all__ = [
     "GenotypeFile",
     "InputError",
     "Onestage",
+    "Primitive",
     "Provenance",
     "State",
     "Supernet",
+    "register_primitive",
 ]
 
 _MODULES = {
@@ -32,6 +35,7 @@ _MODULES = {
     **dict.fromkeys(("Alphas", "EdgeWeights", "Supernet"), "nas.models.supernet"),
     **dict.fromkeys(("GenotypeFile", "Provenance"), "nas.search_space.genotype_file"),
     "State": "nas.bilevel.evaluation",
+    **dict.fromkeys(("Primitive", "register_primitive"), "nas.models.primitives"),
     "FinalNetwork": "nas.models.final_network",
     "Genotype": "nas.search_space.genotype",
     "InputError": "nas.errors",

@@ -56,7 +56,8 @@ class Bilevel:
         lower, upper, size = config.lower, config.upper, config.supernet
         torch.manual_seed(config.run.seed)
         relaxation = RELAXATIONS[upper.relaxation]()
-        self.space = SPACES[size.space]
+        space = SPACES[size.space]
+        self.space = space if size.primitives is None else space.with_primitives(size.primitives)
         self.alphas = Alphas(size.num_nodes, self.space, relaxation).to(device)
         shape = size.init_channels, size.num_cells, num_classes, size.num_nodes, size.stem
         self.supernet = Supernet(in_channels, *shape, self.space).to(device)

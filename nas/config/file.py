@@ -157,6 +157,11 @@ def _check_search(config: SearchConfig) -> None:
     lower, upper, selection, seed = config.lower, config.upper, config.selection, config.run.seed
     share = selection.devices_per_search
     space, num_nodes = SPACES[config.supernet.space], config.supernet.num_nodes
+    if config.supernet.primitives is not None:
+        try:
+            space.with_primitives(config.supernet.primitives)
+        except ValueError as error:
+            raise InputError(f"--primitives: {error}") from None
     if num_nodes not in space.node_counts:
         raise InputError(f"--num-nodes {num_nodes}: cells of --space {space.name} have {space.nodes_in_words}.")
     if upper.share_lower_step and upper.hypergradient == "first-order":

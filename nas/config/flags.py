@@ -28,6 +28,7 @@ BetweenZeroAndOne = Annotated[float, Field(gt=0, lt=1)]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Stem = Literal["cifar", "imagenet"]
 Resize = Literal["crop", "squeeze", "pad"]
+Preset = Literal["darts", "darts-first-order", "robust", "beta-darts", "drnas", "sdarts-rs", "gaea", "quick"]
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 
 
@@ -146,8 +147,8 @@ class Run:
 class SearchRun(Run):
     """Seed, device and run folder."""
 
-    preset: Literal["paper", "paper-first-order", "quick"] = "paper"
-    """Defaults of the other flags.
+    preset: Preset = "darts"
+    """Defaults of the other flags: those of a paper, or robust, which was the best here (docs/results.md).
     quick: a small supernet, which takes minutes on the digits and hours on CIFAR-10."""
 
 
@@ -166,6 +167,8 @@ class SupernetSize:
     """Cells, two of them reduction cells (DARTS, appendix A.1.1); with nas-bench-201 the cells per stage."""
     num_nodes: Annotated[int, Field(ge=1, le=8)] = 4
     """Nodes per cell (DARTS, appendix A.1.1)."""
+    primitives: Annotated[tuple[str, ...] | None, _optional("NAME [NAME ...]", "all of the space")] = None
+    """Search among these primitives alone, such as skip_connect sep_conv_3x3 (the space S2 of RobustDARTS)."""
     stem: Stem = "cifar"
     """First layers, as in the final network. imagenet divides the sides of the images by eight; it is for 224 × 224."""
 
@@ -284,8 +287,13 @@ class SearchConfig:
 
 
 PRESETS = {
-    "paper": SearchConfig(),
-    "paper-first-order": SearchConfig(upper=UpperLevel(hypergradient="first-order")),
+    "darts": SearchConfig(),
+    "darts-first-order": SearchConfig(upper=UpperLevel(hypergradient="first-order")),
+    "robust": SearchConfig(upper=UpperLevel(alpha_lr=1e-3, beta_decay=0.2)),
+    "beta-darts": SearchConfig(upper=UpperLevel(beta_decay=0.5)),
+    "drnas": SearchConfig(upper=UpperLevel(alpha_lr=6e-4, relaxation="dirichlet")),
+    "sdarts-rs": SearchConfig(upper=UpperLevel(smoothing="random")),
+    "gaea": SearchConfig(upper=UpperLevel(alpha_lr=0.1, relaxation="simplex")),
     "quick": SearchConfig(
         supernet=SupernetSize(init_channels=8, num_cells=3),
         lower=LowerLevel(epochs=8, batch_size=96),

@@ -3,10 +3,11 @@
 The modules are in `nas.models.operations`, which is imported only where one is made: names and costs need no torch.
 """
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from nas.search_space.space import NONE
+from nas.search_space.space import NONE, OWN_PRIMITIVES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -225,6 +226,18 @@ class Convolution7x1And1x7(Primitive):
     def cost(self, channels: int, stride: int, size: int) -> Cost:
         after = size if stride == 1 else half(size)
         return Cost(2 * 7 * channels**2 + 2 * channels, 7 * channels**2 * (size * after + after * after))
+
+
+def register_primitive(name: str, primitive: Primitive) -> None:
+    """Add a primitive of one's own to every search space; `--primitives` and genotype files then know its name.
+
+    Raises:
+        ValueError: the name is taken, or no word of up to 40 letters, digits and '_'.
+    """
+    if name in PRIMITIVES or name == NONE or not re.fullmatch(r"[A-Za-z]\w{0,39}", name, re.ASCII):
+        raise ValueError(f"primitive {name!r:.60}: must be a new word of up to 40 letters, digits and '_'.")
+    PRIMITIVES[name] = primitive
+    OWN_PRIMITIVES.append(name)
 
 
 def convolution(in_channels: int, out_channels: int, kernel_area: int, pixels: int) -> Cost:

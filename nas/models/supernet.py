@@ -51,7 +51,7 @@ class Alphas(nn.Module):
 
     def __init__(self, num_nodes: int | None = None, space: SearchSpace = DARTS, relaxation: Relaxation | None = None):
         super().__init__()
-        self.relaxation = relaxation or Softmax()
+        self.relaxation, self.space = relaxation or Softmax(), space
         self.by_kind: Any = EdgeWeights
         if space.cells != EdgeWeights._fields:
             self.by_kind = namedtuple("EdgeWeights", space.cells)  # pyrefly: ignore[bad-class-definition]

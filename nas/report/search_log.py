@@ -62,7 +62,8 @@ def log_epoch(loop: Loop, alphas: Alphas, upper: Measured, images: Loader) -> No
         edge_weights = alphas.mean()
     epoch_s = folder.elapsed_s() - state.epoch_began_s
     speed = {"speed/epoch_s": epoch_s, "speed/peak_memory_gb": peak_memory_gb(images.device)}
-    scalars = state.scalars("lower") | upper.scalars("upper") | speed | cell_scalars(edge_weights, genotype)
+    cells = cell_scalars(edge_weights, genotype, alphas.space)
+    scalars = state.scalars("lower") | upper.scalars("upper") | speed | cells
     truth = genotype.truth()
     if truth is not None:
         scalars |= truth.scalars()
@@ -79,7 +80,7 @@ def log_epoch(loop: Loop, alphas: Alphas, upper: Measured, images: Loader) -> No
     )
     folder.save_genotype(genotype, provenance)
     folder.draw(genotype)
-    write_pictures(folder, edge_weights, genotype.space, state.steps)
+    write_pictures(folder, edge_weights, alphas.space, state.steps)
     folder.log(
         f"epoch {epoch}/{config.lower.epochs}: {state.line('lower ')}; upper loss {in_words(upper.loss)}, "
         f"accuracy {upper.accuracy:.1%}, balanced {upper.balanced_accuracy:.1%}; {skips(genotype)}; {duration(epoch_s)}"
@@ -120,15 +121,15 @@ def export_cell(loop: Loop, images: Loader) -> None:
     folder.log(f"train it: python train_final.py {how}")
 
 
-def cell_scalars(edge_weights: EdgeWeights, genotype: Genotype) -> dict[str, float]:
+def cell_scalars(edge_weights: EdgeWeights, genotype: Genotype, space: SearchSpace) -> dict[str, float]:
     """Return scalars of the cells: weights of edges and primitives, entropies of edges, numbers of skip connections."""
     scalars: dict[str, float] = {}
     for cell, weights in edge_weights._asdict().items():
         scalars[f"cells/entropy_{cell}_nats"] = -torch.special.xlogy(weights, weights).sum(1).mean().item()
         skips = [primitive == "skip_connect" for primitive, _ in genotype.edges(cell)]
         scalars[f"cells/skip_connections_{cell}"] = sum(skips)
-        for edge, row in zip(edge_names(weights, genotype.space), weights.tolist(), strict=True):
-            for primitive, weight in zip(genotype.space.primitives, row, strict=True):
+        for edge, row in zip(edge_names(weights, space), weights.tolist(), strict=True):
+            for primitive, weight in zip(space.primitives, row, strict=True):
                 scalars[f"edge_weights_{cell}/{edge}_{primitive}"] = weight
     return scalars
 

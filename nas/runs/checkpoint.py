@@ -22,7 +22,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 Count = Annotated[int, Field(ge=0, le=10**15)]
-FlagValue = bool | int | Annotated[float, Field(allow_inf_nan=False)] | str | None
+FlagValue = bool | int | Annotated[float, Field(allow_inf_nan=False)] | str | tuple[str, ...] | None
 
 
 def save_weights(path: Path, network: nn.Module) -> None:

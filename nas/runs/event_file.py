@@ -44,8 +44,10 @@ class EventFile:
 
     def flags(self, values: Mapping[str, bool | float | str], compared: Sequence[str]) -> None:
         """Write a row of TensorBoard's table of runs (HPARAMS): flags, and scalars whose last values are compared."""
-        words = {True: "yes", False: "no"}  # torch would write numbers
-        shown = {name: words[value] if isinstance(value, bool) else value for name, value in values.items()}
+        # torch would write numbers for truth values, and takes no lists.
+        words = {True: "yes", False: "no"}
+        shown = {name: " ".join(value) if isinstance(value, tuple | list) else value for name, value in values.items()}
+        shown = {name: words[value] if isinstance(value, bool) else value for name, value in shown.items()}
         for part in summary.hparams(shown, dict.fromkeys(compared, 0.0)):
             self._write(Event(wall_time=time.time(), summary=part))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nas.search_space.darts import DARTS
-from nas.search_space.genotype_file import Cells, GenotypeFile, Provenance
+from nas.search_space.genotype_file import SPACES, Cells, GenotypeFile, Provenance
 from nas.search_space.space import Edges, SearchSpace
 
 
@@ -64,7 +64,7 @@ class Genotype(Cells):
     def _of_cells(cls, cells: Mapping[str, Edges], space: SearchSpace) -> Self:
         """Make the genotype of cells that return what cells of the space return by default."""
         concats = {f"{kind}_concat": space.outputs(len(space.by_node(cells[kind]))) for kind in space.cells}
-        return cls(space=space, **cells, **concats)
+        return cls(space=SPACES.get(space.name, space), **cells, **concats)  # whichever primitives were searched
 
     @classmethod
     def load(cls, path_or_name: str | os.PathLike) -> Self:

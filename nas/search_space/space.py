@@ -4,6 +4,7 @@ A cell's states are numbered: first its inputs, which are outputs of earlier cel
 node takes one mixed operation from every earlier state. Edges are ordered by node, then by source.
 """
 
+import dataclasses
 import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
+OWN_PRIMITIVES: list[str] = []  # names of those that were registered: every space may have them
 NONE = "none"  # the primitive that passes nothing on
 RESIDUAL_BLOCK = "residual block"  # the layer that halves the image where no cell does
 MAX_NODES = 32
@@ -105,12 +107,25 @@ class SearchSpace:
     @property
     def known_primitives(self) -> tuple[str, ...]:
         """All primitives that a derived cell may carry, wherever it comes from."""
-        return self.derived_primitives + self.further_primitives
+        return tuple(dict.fromkeys((*self.derived_primitives, *self.further_primitives, *OWN_PRIMITIVES)))
 
     @property
     def keeps_all(self) -> bool:
         """Whether each node of a derived cell keeps all its edges."""
         return self.edges_kept >= MAX_NODES
+
+    def with_primitives(self, names: Sequence[str]) -> "SearchSpace":
+        """Return the space in which an edge carries one of these primitives, in the order of this space.
+
+        Raises:
+            ValueError: there is no such primitive, one is named twice, or nothing is left to derive.
+        """
+        known = tuple(dict.fromkeys((*self.primitives, *self.known_primitives)))
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"no primitive {unknown[0]!r:.40} in the space {self.name}; known: {', '.join(known)}.")
+        if len({*names}) < len(names) or not {*names} - {NONE}:
+            raise ValueError("each primitive must be named once, and one besides none.")
+        return dataclasses.replace(self, primitives=tuple(sorted(names, key=known.index)))
 
     def nodes(self, num_nodes: int) -> range:
         """Return the states that are nodes."""

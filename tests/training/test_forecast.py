@@ -148,12 +148,13 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(script, flags, tmp_
 
 
 def test_a_preset_is_what_is_not_given():
-    assert parse(SearchConfig, []) == parse(SearchConfig, ["--preset=paper"]) == SearchConfig()
+    assert parse(SearchConfig, []) == parse(SearchConfig, ["--preset=darts"]) == SearchConfig()
     quick = parse(SearchConfig, ["--preset=quick", "--epochs=3"])
     assert (quick.supernet.init_channels, quick.upper.alpha_lr, quick.lower.epochs) == (8, 0.01, 3)
     assert quick.run.preset == "quick"
-    assert parse(SearchConfig, ["--preset=paper-first-order"]).upper.hypergradient == "first-order"
-    assert set(PRESETS) == {"paper", "paper-first-order", "quick"}
+    assert parse(SearchConfig, ["--preset=darts-first-order"]).upper.hypergradient == "first-order"
+    for name, preset in PRESETS.items():
+        assert parse(SearchConfig, [f"--preset={name}"]).upper == preset.upper
 
 
 def test_flags_of_another_run_and_what_is_given_beside_them(tmp_path, capfd):

@@ -1,0 +1,96 @@
+"""How good the cells are that searches find in a space whose truth is known: python -m benchmarks.search_quality IMAGES
+
+IMAGES is a folder of CIFAR-10 as image files: train/CLASS/*.jpg. Each search has 25,000 images of 16 × 16 for each
+level, 16 channels and one cell per stage, and one thread. What stands in `runs/` goes on where it stopped, and
+benchmarks/search_quality.json keeps the truth about the cell of each epoch: its rank among the 15,625 cells of
+NAS-Bench-201, and its test accuracy on CIFAR-10 after a full training.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from nas.config.flags import PRESETS
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).with_suffix(".json")
+FLAGS = ["--space=nas-bench-201", "--dataset=folder", "--image-size=16", "--num-cells=1", "--threads=1"]
+MEAN_OF_RANDOM_CELLS = 0.8706
+
+
+def name_of(preset: str, seed: int, more: list[str]) -> str:
+    """Return the name of a run: preset, further flags, seed."""
+    return "-".join(["quality", preset, *(flag.strip("-").replace("=", "-") for flag in more), f"seed{seed}"])
+
+
+def search(images: str, preset: str, seed: int, more: list[str]) -> None:
+    """Run a search to its end, or go on with it, and keep what it found."""
+    name = name_of(preset, seed, more)
+    begin = [f"--preset={preset}", *FLAGS, f"--data-dir={images}", f"--seed={seed}", f"--name={name}", *more]
+    arguments = [f"--resume=runs/{name}"] if Path("runs", name).exists() else begin
+    with Path("runs", f"{name}.out").open("a", encoding="utf-8") as output:
+        done = subprocess.run([sys.executable, str(ROOT / "search.py"), *arguments], stdout=output, stderr=output)
+    if done.returncode:
+        sys.exit(f"{name} ended with exit code {done.returncode}; see runs/{name}.out")
+
+
+def epochs_of(name: str) -> list[dict[str, Any]]:
+    """Return rank, accuracy and minutes of each epoch of a run."""
+    lines = map(json.loads, Path("runs", name, "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [
+        {
+            "rank": round(line["truth/rank"]),
+            "accuracy": line["truth/cifar-10_test_accuracy"],
+            "minutes": round(line["speed/epoch_s"] / 60, 2),
+        }
+        for line in lines
+        if "truth/rank" in line
+    ]
+
+
+def table(results: dict[str, list[dict[str, Any]]]) -> str:
+    """Return one line for each method: ranks of its seeds, mean accuracy, how many are worse than a random cell."""
+    by_method: dict[str, list[list[dict[str, Any]]]] = {}
+    for name, epochs in sorted(results.items()):
+        by_method.setdefault(name.rpartition("-seed")[0].removeprefix("quality-"), []).append(epochs)
+    lines = []
+    for method, runs in by_method.items():
+        last = [epochs[-1] for epochs in runs]
+        accuracies = [100 * epoch["accuracy"] for epoch in last]
+        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(runs) > 1 else ""
+        worse = sum(epoch["accuracy"] < MEAN_OF_RANDOM_CELLS for epoch in last)
+        minutes = statistics.mean(sum(epoch["minutes"] for epoch in epochs) for epochs in runs)
+        ranks = ", ".join(str(epoch["rank"]) for epoch in last)
+        lines.append(
+            f"{method}: ranks {ranks} after {len(runs[0])} epochs; {statistics.mean(accuracies):.2f}{spread} %; "
+            f"{worse} of {len(runs)} below the mean of random cells; {minutes:.0f} minutes per search"
+        )
+        lines += ["    rank by epoch: " + " ".join(str(epoch["rank"]) for epoch in epochs) for epochs in runs]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="Other flags are those of search.py.")
+    parser.add_argument("images", nargs="?", help="folder of images; without it the table of what was kept is printed")
+    parser.add_argument("--presets", nargs="+", default=["darts", "robust"], choices=PRESETS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
+    parser.add_argument("--processes", type=int, default=2, help="searches side by side")
+    arguments, more = parser.parse_known_args()
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    if arguments.images:
+        Path("runs").mkdir(exist_ok=True)
+        pairs = [(preset, seed) for seed in arguments.seeds for preset in arguments.presets]
+        with ThreadPoolExecutor(arguments.processes) as pool:
+            searches = [(*pair, pool.submit(search, arguments.images, *pair, more)) for pair in pairs]
+            for preset, seed, running in searches:
+                running.result()
+                name = name_of(preset, seed, more)
+                results[name] = epochs_of(name)
+                RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+                print(name, results[name][-1], flush=True)
+    print(table(results))
