@@ -107,7 +107,7 @@ def validate(kind: type[Config], content: Any, path: Path | None = None) -> Conf
     if isinstance(config, SearchConfig | FinalConfig):
         _check_data(config.data)
         size = config.supernet if isinstance(config, SearchConfig) else config.network
-        if size.stem == "imagenet" and size.init_channels < 2:
+        if size.stem == "imagenet" and size.init_channels == 1:
             raise InputError("--init-channels: must be at least 2 with --stem imagenet, got 1.")
     if isinstance(config, SearchConfig):
         _check_search(config)

@@ -159,7 +159,7 @@ class SupernetSize:
 
     space: Literal["darts", "nas-bench-201"] = "darts"
     """Search space. nas-bench-201: after each epoch, a table says how accurate the cell truly is.
-    Then the defaults are --num-cells 5 and --num-nodes 3."""
+    Then the defaults are --num-cells 5, --num-nodes 3, --selection-channels 16 and --selection-cells 5."""
     init_channels: Channels = 16
     """Channels of the first cell (DARTS, appendix A.1.1)."""
     num_cells: Cells = 8
@@ -285,14 +285,14 @@ class Network:
     evaluate: Annotated[str | None, _optional("RUN_DIR", "none")] = None
     """Measure the test accuracy of a trained network again, instead of training: its run folder.
     It keeps its flags; --device, --threads, --data-dir and --test-fraction may change."""
-    init_channels: Channels = 36
+    init_channels: Annotated[Channels | None, _optional("INT", "36, or 16 for NAS-Bench-201")] = None
     """Channels of the first cell (DARTS, appendix A.2.1)."""
-    num_cells: Cells = 20
-    """Cells, two of them reduction cells (DARTS, appendix A.2.1)."""
+    num_cells: Annotated[Cells | None, _optional("INT", "20, or 5 for NAS-Bench-201")] = None
+    """Cells, two of them reduction cells (DARTS, appendix A.2.1); for a cell of NAS-Bench-201 the cells per stage."""
     stem: Stem = "cifar"
     """First layers. imagenet divides the sides of the images by eight; it is for 224 × 224 (the authors' code)."""
     auxiliary_weight: NotNegative = 0.4
-    """Weight of the loss of the auxiliary head (DARTS, appendix A.2.1); 0: no such head."""
+    """Weight of the loss of the auxiliary head (DARTS, appendix A.2.1); 0: no such head. NAS-Bench-201 has none."""
     drop_path: BelowOne = 0.2
     """Probability of dropping an operation; it rises linearly from 0 over the epochs (DARTS, appendix A.2.1)."""
 
