@@ -78,8 +78,7 @@ class Data:
     """Folder of the images. torchvision's data sets are unpacked there from their archives, such as
     cifar-10-python.tar.gz. If the archives are not there, they are downloaded."""
     image_size: Annotated[Annotated[int, Field(ge=8, le=1024)] | None, _optional("INT", "32")] = None
-    """Pixels per side, only for folder: images become RGB and are scaled to squares.
-    The other data sets have their own size."""
+    """Pixels per side, only for folder, whose images become RGB and square. The others have their own size."""
     resize: Resize = "crop"
     """How an image of folder that is not square becomes a square. crop: cut off both ends.
     squeeze: change its proportions. pad: add black bars."""
@@ -147,8 +146,7 @@ class SearchRun(Run):
     """Seed, device and run folder."""
 
     preset: Literal["paper", "paper-first-order", "quick"] = "paper"
-    """Defaults of the other flags.
-    quick: a small supernet, which takes minutes on the digits and hours on CIFAR-10."""
+    """Defaults of the other flags. quick: a small supernet, for minutes on the digits and hours on CIFAR-10."""
 
 
 @dataclass(frozen=True)
@@ -158,14 +156,13 @@ class SupernetSize:
     __pydantic_config__ = _STRICT
 
     space: Literal["darts", "nas-bench-201"] = "darts"
-    """Search space. nas-bench-201: after each epoch, a table says how accurate the cell truly is.
-    Then the defaults are --num-cells 5, --num-nodes 3, --selection-channels 16 and --selection-cells 5."""
+    """Search space; other defaults follow it. nas-bench-201: each epoch ends with the true accuracy of its cell."""
     init_channels: Channels = 16
     """Channels of the first cell (DARTS, appendix A.1.1)."""
     num_cells: Cells = 8
-    """Cells, two of them reduction cells (DARTS, appendix A.1.1); with nas-bench-201 the cells per stage."""
+    """Cells, two of them reduction cells (DARTS, appendix A.1.1); with nas-bench-201 cells per stage, by default 5."""
     num_nodes: Annotated[int, Field(ge=1, le=8)] = 4
-    """Nodes per cell (DARTS, appendix A.1.1)."""
+    """Nodes per cell (DARTS, appendix A.1.1); with nas-bench-201 always 3."""
     stem: Stem = "cifar"
     """First layers, as in the final network. imagenet divides the sides of the images by eight; it is for 224 × 224."""
 
