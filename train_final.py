@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nas.config.cli import with_size_of
 from nas.config.flags import FinalConfig, TrainedOn
 from nas.data import datasets
 from nas.data.loader import Batch, Loader, load_training_split, require_images, training_loader
@@ -85,9 +86,10 @@ class Images(NamedTuple):
 
 def train_final(config: FinalConfig, run: Run, read: Callable[[str], reader.Read] = reader.read) -> None:
     """Train the network of one genotype; the test images serve once, at the end."""
-    training = config.training
     file, source, notes = load_genotype(config, run, read)
     genotype = Genotype(**file.cells())
+    config = run.config = with_size_of(config, genotype.space)
+    training = config.training
     images = load_images(config, run)
     network, optimizer = build(config, genotype, images.train, run.world)
     state = state_tensors({"network": network}, {"optimizer": optimizer})

@@ -21,9 +21,8 @@ from nas.errors import InputError, printable
 from nas.report import cells
 from nas.search_space import conversions
 from nas.search_space.genotype import Genotype
-from nas.search_space.genotype_file import SHIPPED, GenotypeFile, Provenance, known_names
+from nas.search_space.genotype_file import SHIPPED, SPACES, GenotypeFile, Provenance, known_names
 from nas.search_space.reader import Read, read
-from nas.search_space.space import MAX_NODES
 
 SEEDS = 2**32
 
@@ -45,8 +44,8 @@ class List:
     """List all known cells: the published ones, and those in ./genotypes.
 
     The columns:
-    - weights, mult-adds: of a network with 36 channels and 20 cells
-      for images of CIFAR-10, without the auxiliary head
+    - weights, mult-adds: of a network of the published size (DARTS: 36 channels
+      and 20 cells) for images of CIFAR-10, without the auxiliary head
     - reported test error, weights: as the authors of the cell report
     - supernet accuracy: of the search that found the cell
 
@@ -66,7 +65,7 @@ class List:
 
 @dataclass(frozen=True)
 class Show:
-    """Show both cells of a genotype, its provenance and the size of its network.
+    """Show the cells of a genotype, its provenance and the size of its network; how good it truly is, if that is known.
 
     For example:
       python -m nas.genotypes show DARTS_V2 --svg pictures
@@ -75,7 +74,7 @@ class Show:
     source: Source
     """A name such as DARTS_V2, a file, or anything else that convert reads."""
     svg: Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: no pictures)")] = None
-    """Also draw both cells into this folder, as .gv, .svg and .png; the pictures need Graphviz."""
+    """Also draw the cells into this folder, as .gv, .svg and .png; the pictures need Graphviz."""
 
     def run(self) -> int:
         found = _read(self.source)
@@ -124,7 +123,7 @@ class Convert:
 
     The forms:
     - json: a genotype file, the only form that keeps the provenance.
-    - text: the form in papers, Genotype(normal=...).
+    - text: the form in papers, Genotype(normal=...) or |nor_conv_3x3~0|+...
     - nni: the DARTS space of NNI.
     - nasbench301: the configuration of NAS-Bench-301 and NASLib.
 
@@ -152,7 +151,7 @@ class Convert:
 
 @dataclass(frozen=True)
 class Random:
-    """Draw a pair of cells at random; all cells are equally likely.
+    """Draw cells at random; all cells of the search space are equally likely.
 
     For example:
       python -m nas.genotypes random --seed 1 --name random-1
@@ -160,8 +159,12 @@ class Random:
 
     seed: int
     """Seed, 0 to 4294967295. The same seed and number of nodes give the same cells on any machine."""
-    nodes: int = 4
-    """Nodes in each of the two cells, 1 to 32."""
+    nodes: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 4; nas-bench-201: 3)")] = (
+        None
+    )
+    """Nodes in each cell; for darts 1 to 32."""
+    space: Literal["darts", "nas-bench-201"] = "darts"
+    """Search space of the cells."""
     output: Output = None
     """Genotype file to write, which must not exist. (default: the text form, to standard output)"""
     name: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
@@ -170,12 +173,13 @@ class Random:
     def run(self) -> int:
         if not 0 <= self.seed < SEEDS:
             raise InputError(f"--seed: must be 0 to {SEEDS - 1}, got {self.seed}.")
-        if not 1 <= self.nodes <= MAX_NODES:
-            raise InputError(f"--nodes: must be 1 to {MAX_NODES}, got {self.nodes}.")
+        space = SPACES[self.space]
+        if self.nodes is not None and self.nodes not in space.node_counts:
+            raise InputError(f"--nodes: must be {space.nodes_in_words.removesuffix(' nodes')}, got {self.nodes}.")
         if self.name is not None and self.output is not None:
             raise InputError("--name cannot be combined with --output: both say where to write.")
         output = self.output if self.name is None else path_of_new(self.name)
-        genotype = Genotype.random(self.seed, self.nodes)
+        genotype = Genotype.random(self.seed, self.nodes, space)
         provenance = Provenance(method="random", seed=self.seed)
         form = "text" if output is None else "json"
         write(written_as(form, genotype, provenance), output)

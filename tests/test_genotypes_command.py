@@ -232,6 +232,26 @@ def test_half_a_file_is_removed(capsys):
 # random
 
 
+def test_a_cell_of_nas_bench_201_goes_through_all_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["random", "--seed", "1", "--space", "nas-bench-201", "--name", "nb"]) == 0
+    genotype = Genotype.load("nb")
+    assert main(["show", "nb", "--svg", "pictures"]) == 0
+    shown = capsys.readouterr().out
+    assert str(genotype.truth()) in shown
+    assert "  node 2 --> c_{k}" in shown
+    assert {path.name for path in Path("pictures").glob("*.gv")} == {"cell.gv"}
+    assert main(["convert", "nb", "--to", "text"]) == 0
+    assert capsys.readouterr().out == f"{genotype.to_text()}\n"
+    assert main(["diff", "nb", genotype.to_text()]) == 0
+    assert main(["diff", "nb", "DARTS_V1"]) == 1
+    assert main(["validate", "nb", genotype.to_text()]) == 0
+    assert main(["list"]) == 0
+    assert main(["convert", "nb", "--to", "nni"]) == 2
+    assert capsys.readouterr().err.endswith("a cell of nas-bench-201, which NNI's DARTS space does not have.\n")
+    assert main(["random", "--seed", "1", "--space", "nas-bench-201", "--nodes", "4"]) == 2
+
+
 def test_random_is_the_same_each_time(capsys):
     assert main(["random", "--seed", "3"]) == 0
     text = capsys.readouterr().out

@@ -94,7 +94,7 @@ def test_each_link_leads_somewhere(page):
 
 def test_the_readme_is_short_and_the_index_has_every_page():
     assert len(README.splitlines()) <= 120
-    assert {f"docs/{name}" for name in re.findall(r"\]\((\w+\.md)\)", PAGES["docs/README.md"])} == set(PAGES) - {
+    assert {f"docs/{name}" for name in re.findall(r"\]\(([\w-]+\.md)\)", PAGES["docs/README.md"])} == set(PAGES) - {
         *("README.md", "CONTRIBUTING.md", "docs/README.md")
     }
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from nas.bilevel.evaluation import State
 from nas.bilevel.hypergradient import Exact, FirstOrder, Onestage
 from nas.bilevel.smoothing import SMALLEST, SMOOTHINGS
+from nas.config.file import searched_space
 from nas.config.flags import SearchConfig
 from nas.data.loader import Batch
 from nas.distributed import SINGLE, World
@@ -18,7 +19,6 @@ from nas.models.batch_norm import synchronise
 from nas.models.relaxation import RELAXATIONS, ExponentiatedGradient, Simplex
 from nas.models.supernet import Alphas, EdgeWeights, Supernet
 from nas.runs.checkpoint import state_tensors
-from nas.search_space.genotype_file import SPACES
 from nas.training.steps import average_step, cross_entropy, start_states
 
 
@@ -56,8 +56,7 @@ class Bilevel:
         lower, upper, size = config.lower, config.upper, config.supernet
         torch.manual_seed(config.run.seed)
         relaxation = RELAXATIONS[upper.relaxation]()
-        space = SPACES[size.space]
-        self.space = space if size.primitives is None else space.with_primitives(size.primitives)
+        self.space = searched_space(size)
         self.alphas = Alphas(size.num_nodes, self.space, relaxation).to(device)
         shape = size.init_channels, size.num_cells, num_classes, size.num_nodes, size.stem
         self.supernet = Supernet(in_channels, *shape, self.space).to(device)

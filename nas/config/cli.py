@@ -13,6 +13,7 @@ from nas.config.file import MAY_CHANGE, flag_of, read_config, validate
 from nas.config.flags import PRESETS, Data, FinalConfig, SearchConfig, Stem, SupernetSize, is_several
 from nas.errors import InputError, printable
 from nas.search_space.genotype_file import SPACES
+from nas.search_space.space import SearchSpace
 
 RunConfig = TypeVar("RunConfig", SearchConfig, FinalConfig)
 
@@ -53,16 +54,23 @@ def parse(kind: type[RunConfig], arguments: Sequence[str]) -> RunConfig:
 
 def with_sizes_of(config: SearchConfig, space: str) -> SearchConfig:
     """Return a preset for a search space: what it leaves at the defaults of DARTS becomes the default of the space."""
-    supernet, published = config.supernet, SPACES[space]
-    init_channels, num_cells = published.supernet
-    sizes: dict[str, Any] = {
-        "init_channels": init_channels,
-        "num_cells": num_cells,
-        "num_nodes": published.num_nodes,
-        "space": space,
-    }
-    changed = {name: size for name, size in sizes.items() if getattr(supernet, name) == getattr(SupernetSize(), name)}
-    return dataclasses.replace(config, supernet=dataclasses.replace(supernet, **changed))
+    published = SPACES[space]
+    names = ("space", "init_channels", "num_cells", "num_nodes", "selection_channels", "selection_cells")
+    sizes = dict(zip(names, (space, *published.supernet, published.num_nodes, *published.final_network), strict=True))
+
+    def sized(group: Any) -> Any:
+        unset = {field.name for field in dataclasses.fields(group) if getattr(group, field.name) == field.default}
+        return dataclasses.replace(group, **{name: size for name, size in sizes.items() if name in unset})
+
+    return dataclasses.replace(config, supernet=sized(config.supernet), selection=sized(config.selection))
+
+
+def with_size_of(config: FinalConfig, space: SearchSpace) -> FinalConfig:
+    """Return a config whose network has the size that was published for the space, where no flag says another one."""
+    channels, num_cells = space.final_network
+    network = config.network
+    size = {"init_channels": network.init_channels or channels, "num_cells": network.num_cells or num_cells}
+    return dataclasses.replace(config, network=dataclasses.replace(network, **size))
 
 
 def run_tyro(kind: Any, arguments: Sequence[str], **options: Any) -> Any:

@@ -17,12 +17,14 @@ from nas.config.flags import (
     FinalConfig,
     SearchConfig,
     Selection,
+    SupernetSize,
     TrainedOn,
     UpperLevel,
     is_several,
 )
 from nas.errors import InputError, first_problem
 from nas.search_space.genotype_file import SPACES
+from nas.search_space.space import SearchSpace
 
 CONFIG_VERSION = 1
 
@@ -117,13 +119,26 @@ def validate(kind: type[Config], content: Any, path: Path | None = None) -> Conf
     if isinstance(config, SearchConfig | FinalConfig):
         _check_data(config.data)
         size = config.supernet if isinstance(config, SearchConfig) else config.network
-        if size.stem == "imagenet" and size.init_channels < 2:
+        if size.stem == "imagenet" and size.init_channels == 1:
             raise InputError("--init-channels: must be at least 2 with --stem imagenet, got 1.")
     if isinstance(config, SearchConfig):
         _check_search(config)
     if isinstance(config, FinalConfig) and config.training.skip_test and not config.training.holdout_fraction:
         raise InputError("--skip-test: needs --holdout-fraction above 0; otherwise no accuracy would be measured.")
     return config
+
+
+def searched_space(size: SupernetSize) -> SearchSpace:
+    """Return the space of a search: that of --space, with the primitives of --primitives.
+
+    Raises:
+        InputError: the space has no such primitive, or one is named twice.
+    """
+    space = SPACES[size.space]
+    try:
+        return space if size.primitives is None else space.with_primitives(size.primitives)
+    except ValueError as error:
+        raise InputError(f"--primitives: {error}") from None
 
 
 def to_json(config: SearchConfig | FinalConfig) -> str:
@@ -156,12 +171,7 @@ def _check_data(data: Data) -> None:
 def _check_search(config: SearchConfig) -> None:
     lower, upper, selection, seed = config.lower, config.upper, config.selection, config.run.seed
     share = selection.devices_per_search
-    space, num_nodes = SPACES[config.supernet.space], config.supernet.num_nodes
-    if config.supernet.primitives is not None:
-        try:
-            space.with_primitives(config.supernet.primitives)
-        except ValueError as error:
-            raise InputError(f"--primitives: {error}") from None
+    space, num_nodes = searched_space(config.supernet), config.supernet.num_nodes
     if num_nodes not in space.node_counts:
         raise InputError(f"--num-nodes {num_nodes}: cells of --space {space.name} have {space.nodes_in_words}.")
     if upper.share_lower_step and upper.hypergradient == "first-order":

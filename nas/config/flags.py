@@ -79,8 +79,7 @@ class Data:
     """Folder of the images. torchvision's data sets are unpacked there from their archives, such as
     cifar-10-python.tar.gz. If the archives are not there, they are downloaded."""
     image_size: Annotated[Annotated[int, Field(ge=8, le=1024)] | None, _optional("INT", "32")] = None
-    """Pixels per side, only for folder: images become RGB and are scaled to squares.
-    The other data sets have their own size."""
+    """Pixels per side, only for folder, whose images become RGB and square. The others have their own size."""
     resize: Resize = "crop"
     """How an image of folder that is not square becomes a square. crop: cut off both ends.
     squeeze: change its proportions. pad: add black bars."""
@@ -159,14 +158,13 @@ class SupernetSize:
     __pydantic_config__ = _STRICT
 
     space: Literal["darts", "nas-bench-201"] = "darts"
-    """Search space. nas-bench-201: after each epoch, a table says how accurate the cell truly is.
-    Then the defaults are --num-cells 5 and --num-nodes 3."""
+    """Search space; other defaults follow it. nas-bench-201: each epoch ends with the true accuracy of its cell."""
     init_channels: Channels = 16
     """Channels of the first cell (DARTS, appendix A.1.1)."""
     num_cells: Cells = 8
-    """Cells, two of them reduction cells (DARTS, appendix A.1.1); with nas-bench-201 the cells per stage."""
+    """Cells, two of them reduction cells (DARTS, appendix A.1.1); with nas-bench-201 cells per stage, by default 5."""
     num_nodes: Annotated[int, Field(ge=1, le=8)] = 4
-    """Nodes per cell (DARTS, appendix A.1.1)."""
+    """Nodes per cell (DARTS, appendix A.1.1); with nas-bench-201 always 3."""
     primitives: Annotated[tuple[str, ...] | None, _optional("NAME [NAME ...]", "all of the space")] = None
     """Search among these primitives alone, such as skip_connect sep_conv_3x3 (the space S2 of RobustDARTS)."""
     stem: Stem = "cifar"
@@ -319,14 +317,14 @@ class Network:
     evaluate: Annotated[str | None, _optional("RUN_DIR", "none")] = None
     """Measure the test accuracy of a trained network again, instead of training: its run folder.
     It keeps its flags; --device, --threads, --data-dir and --test-fraction may change."""
-    init_channels: Channels = 36
+    init_channels: Annotated[Channels | None, _optional("INT", "36, or 16 for NAS-Bench-201")] = None
     """Channels of the first cell (DARTS, appendix A.2.1)."""
-    num_cells: Cells = 20
-    """Cells, two of them reduction cells (DARTS, appendix A.2.1)."""
+    num_cells: Annotated[Cells | None, _optional("INT", "20, or 5 for NAS-Bench-201")] = None
+    """Cells, two of them reduction cells (DARTS, appendix A.2.1); for a cell of NAS-Bench-201 the cells per stage."""
     stem: Stem = "cifar"
     """First layers. imagenet divides the sides of the images by eight; it is for 224 × 224 (the authors' code)."""
     auxiliary_weight: NotNegative = 0.4
-    """Weight of the loss of the auxiliary head (DARTS, appendix A.2.1); 0: no such head."""
+    """Weight of the loss of the auxiliary head (DARTS, appendix A.2.1); 0: no such head. NAS-Bench-201 has none."""
     drop_path: BelowOne = 0.2
     """Probability of dropping an operation; it rises linearly from 0 over the epochs (DARTS, appendix A.2.1)."""
 

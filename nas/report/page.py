@@ -16,11 +16,13 @@ from nas.config.cli import run_tyro
 from nas.entry import exit_code
 from nas.errors import InputError
 from nas.report.run_data import read_run
-from nas.search_space.darts import DARTS
+from nas.search_space.genotype_file import SPACES
+from nas.search_space.space import SearchSpace
 
 ASSETS = Path(__file__).parent / "assets"
 # The page runs them in this order.
 SCRIPTS = ("parts.js", "charts.js", "cells.js", "answers.js", "search_page.js", "compare_page.js", "report.js")
+QUANTILES = {"best cell": 1.0, "95 % of all cells": 0.95, "median": 0.5, "5 %": 0.05}
 MARKER = "<!-- nas.report -->\n"  # only files that begin with it are replaced
 
 
@@ -38,6 +40,8 @@ def write(folders: Sequence[Path], output: Path) -> None:
     runs = [read_run(folder) for folder in folders]
     if len({run["kind"] for run in runs}) > 1:
         raise InputError("The runs come from search.py and from train_final.py; compare runs of one script only.")
+    if len({run["space"] for run in runs}) > 1:
+        raise InputError("The runs are of different search spaces; compare runs of one space only.")
     if len(runs) > 1:  # a comparison does not show them
         runs = [{name: value for name, value in run.items() if name != "edge_weights"} for run in runs]
     page = render(runs)
@@ -59,7 +63,9 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
     """Return the page. It holds the runs as data, which its script shows as text only."""
     styles = [_asset("uPlot.min.css"), _asset("report.css")]
     scripts = [_asset("uPlot.iife.min.js"), "".join(map(_asset, SCRIPTS))]
-    data = {"runs": runs, "primitives": DARTS.primitives, "published": json.loads(_asset("published.json"))}
+    space = SPACES[runs[0]["space"]]
+    published = json.loads(_asset("published.json")).get(space.name, [])
+    data = {"runs": runs, "space": describe(space), "published": published}
     return string.Template(MARKER + _asset("report.html")).substitute(
         policy=f"default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
         f"style-src {' '.join(map(_hash, styles))}; script-src {' '.join(map(_hash, scripts))}",
@@ -67,6 +73,20 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
         scripts="".join(f"<script>{script}</script>\n" for script in scripts),
         data=inert_json(data),
     )
+
+
+def describe(space: SearchSpace) -> dict[str, Any]:
+    """Return what a page needs to know of a search space."""
+    quantiles = zip(QUANTILES, space.quantiles(tuple(QUANTILES.values())), strict=False)
+    return {
+        "name": space.name,
+        "primitives": space.primitives,
+        "num_inputs": space.num_inputs,
+        "edges_kept": space.edges_kept,
+        "cells": list(zip(space.cells, space.titles, strict=True)),
+        "final_network": space.final_network_in_words,
+        "quantiles": [[name, round(accuracy, 5)] for name, accuracy in quantiles],
+    }
 
 
 def inert_json(data: Any) -> str:

@@ -9,27 +9,24 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from nas.config.cli import data_flags
-from nas.config.file import ConfigFile, flag_of, read_config, validate
+from nas.config.cli import data_flags, with_size_of, with_sizes_of
+from nas.config.file import ConfigFile, flag_of, read_config, searched_space, validate
 from nas.config.flags import FinalConfig, SearchConfig, TrainedOn, is_several
 from nas.errors import InputError, count, first_problem
 from nas.models.size import NetworkSize, network_size
-from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import GenotypeFile
+from nas.search_space.space import SearchSpace
 from nas.training.accuracy import FILE as ACCURACY_FILE
 from nas.training.accuracy import AccuracyFile
 
 MAX_METRICS_BYTES = 256 << 20  # one epoch of a search writes some 25 KB
 MAX_LINE_BYTES = 1 << 20
-CELLS = ("normal", "reduce")
 HOW_CALLED = ("resume", "evaluate", "config", "preset", "dry_run")  # flags that do not say what was computed
 SERIES = {
     "search": (
         *(f"{level}/{what}" for what in ("loss", "accuracy") for level in ("lower", "upper")),
         "upper/balanced_accuracy",
-        *(f"cells/{what}" for what in ("entropy_normal_nats", "entropy_reduce_nats")),
-        *(f"cells/skip_connections_{cell}" for cell in CELLS),
     ),
     "final": ("train/loss", "train/accuracy", "holdout/loss", "holdout/accuracy", "holdout/balanced_accuracy"),
 }
@@ -84,22 +81,27 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     environment = _environment(file, path)
     config: SearchConfig | FinalConfig
+    history: list[Genotype] = []
     if file.trained_on is None:
         config = validate(SearchConfig, file.config, path)
         if is_several(config):
             raise InputError(f"{folder}: holds several searches; give one of the run folders in it.")
-        num_epochs, num_nodes = config.lower.epochs, config.supernet.num_nodes
+        space, num_epochs, num_nodes = searched_space(config.supernet), config.lower.epochs, config.supernet.num_nodes
     else:
         config = validate(FinalConfig, file.config, path)
-        num_epochs, num_nodes = config.training.epochs, 0
+        history = [Genotype(**GenotypeFile.load(folder / "genotype.json").cells())]
+        space, num_epochs, num_nodes = history[0].space, config.training.epochs, 0
     kind = "search" if isinstance(config, SearchConfig) else "final"
-    metrics = _read_metrics(folder, SERIES[kind], num_epochs, num_nodes)
+    names = (*SERIES[kind], *_series_of(space)) if isinstance(config, SearchConfig) else SERIES[kind]
+    metrics = _read_metrics(folder, names, num_epochs, num_nodes, space)
     untested = isinstance(config, FinalConfig) and not config.training.skip_test and not metrics.test
     finished = metrics.epochs[-1] == num_epochs and not untested
     if isinstance(config, SearchConfig):
-        history, parts = _search_parts(metrics)
+        history, parts = _search_parts(metrics, space)
+        default: SearchConfig | FinalConfig = with_sizes_of(SearchConfig(), space.name)
     else:
-        history, parts = _training_parts(folder, config, validate(TrainedOn, file.trained_on, path), metrics)
+        parts = _training_parts(folder, history[0], config, validate(TrainedOn, file.trained_on, path), metrics)
+        default = with_size_of(FinalConfig(), space)
     return {
         "kind": kind,
         "name": folder.resolve().name,
@@ -110,11 +112,12 @@ def read_run(folder: Path) -> dict[str, Any]:
         "epochs": metrics.epochs,
         "series": metrics.series,
         "time_s": metrics.time_s,
-        "config": _flags(config, type(config)()),
+        "config": _flags(config, default),
         "environment": _lines(environment, len(file.resumed)),
         "finished": finished,
-        "cells": {cell: [getattr(genotype, cell) for genotype in history] for cell in CELLS},
-        "concat": {cell: getattr(history[-1], f"{cell}_concat") for cell in CELLS},
+        "space": space.name,
+        "cells": {cell: [genotype.edges(cell) for genotype in history] for cell in space.cells},
+        "concat": {cell: history[-1].concat(cell) for cell in space.cells},
         "genotype": history[-1].to_text(),
         "commands": _commands(folder, config, file.script, environment.command, finished, bool(metrics.test)),
     } | parts
@@ -127,12 +130,23 @@ def _environment(file: ConfigFile, path: Path) -> _Environment:
         raise InputError(f"config {path}: environment.{first_problem(error)}") from None
 
 
-def _search_parts(metrics: _Metrics) -> tuple[list[Genotype], dict[str, Any]]:
+def _series_of(space: SearchSpace) -> list[str]:
+    """Return the names of the series that a search in a space has, besides those of every search."""
+    names = [
+        form.format(cell) for form in ("cells/entropy_{}_nats", "cells/skip_connections_{}") for cell in space.cells
+    ]
+    return [*names, *space.truth_names]
+
+
+def _search_parts(metrics: _Metrics, space: SearchSpace) -> tuple[list[Genotype], dict[str, Any]]:
     """Return the genotype of each epoch of a search, and what its page alone shows."""
-    history = [Genotype.from_edge_weights(weights["normal"], weights["reduce"]) for weights in metrics.edge_weights]
+    history = [
+        Genotype.from_edge_weights(*(weights[cell] for cell in space.cells), space=space)
+        for weights in metrics.edge_weights
+    ]
     rounded = {
         cell: [[[round(weight, 5) for weight in row] for row in weights[cell]] for weights in metrics.edge_weights]
-        for cell in CELLS
+        for cell in space.cells
     }
     return history, {
         "edge_weights": rounded,
@@ -142,12 +156,11 @@ def _search_parts(metrics: _Metrics) -> tuple[list[Genotype], dict[str, Any]]:
 
 
 def _training_parts(
-    folder: Path, config: FinalConfig, trained_on: TrainedOn, metrics: _Metrics
-) -> tuple[list[Genotype], dict[str, Any]]:
-    """Return the one genotype of a training, and what its page alone shows."""
-    genotype = Genotype(**GenotypeFile.load(folder / "genotype.json").cells())
+    folder: Path, genotype: Genotype, config: FinalConfig, trained_on: TrainedOn, metrics: _Metrics
+) -> dict[str, Any]:
+    """Return what the page of a training alone shows."""
     shape = trained_on.image_size, trained_on.in_channels, config.network.init_channels, config.network.num_cells
-    return [genotype], {
+    return {
         "test": metrics.test,
         "skips_test": config.training.skip_test,
         "answers": _answers(folder / ACCURACY_FILE, trained_on.classes, metrics.epochs[-1]),
@@ -209,8 +222,8 @@ def changes(history: Sequence[Genotype], epochs: Sequence[int]) -> list[dict[str
     """
     found = []
     for index, (before, after) in enumerate(itertools.pairwise(history), 1):
-        for cell in CELLS:
-            nodes = (DARTS.by_node(getattr(genotype, cell)) for genotype in (before, after))
+        for cell in after.space.cells:
+            nodes = (after.space.by_node(genotype.edges(cell)) for genotype in (before, after))
             for (node, old), (_, new) in zip(*nodes, strict=True):
                 gone, come = [edge for edge in old if edge not in new], [edge for edge in new if edge not in old]
                 gone.sort(key=lambda edge: edge[1] not in {source for _, source in come})
@@ -221,14 +234,14 @@ def changes(history: Sequence[Genotype], epochs: Sequence[int]) -> list[dict[str
     return found
 
 
-def _read_metrics(folder: Path, names: Sequence[str], num_epochs: int, num_nodes: int) -> _Metrics:
+def _read_metrics(folder: Path, names: Sequence[str], num_epochs: int, num_nodes: int, space: SearchSpace) -> _Metrics:
     path = folder / "metrics.jsonl"
     columns = {
         cell: [
-            [f"edge_weights_{cell}/{source}-{node}_{primitive}" for primitive in DARTS.primitives]
-            for source, node in DARTS.edges(num_nodes)
+            [f"edge_weights_{cell}/{source}-{node}_{primitive}" for primitive in space.primitives]
+            for source, node in space.edges(num_nodes)
         ]
-        for cell in CELLS
+        for cell in space.cells
     }
     expected = {name for rows in columns.values() for row in rows for name in row}
     found = _Metrics(

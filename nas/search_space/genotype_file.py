@@ -4,7 +4,6 @@ import difflib
 import functools
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -21,7 +20,7 @@ from pydantic import (
 )
 
 from nas import files
-from nas.errors import InputError, count, first_problem
+from nas.errors import InputError, first_problem
 from nas.search_space import text as text_form
 from nas.search_space.darts import DARTS
 from nas.search_space.nas_bench_201 import NAS_BENCH_201
@@ -71,7 +70,7 @@ class _Fields(BaseModel):
     @model_validator(mode="after")
     def _check_cells(self) -> Self:
         for kind in self.space.cells:
-            check_cell(kind, getattr(self, kind), f"{kind}_concat", getattr(self, f"{kind}_concat"), self.space)
+            self.space.check_cell(kind, getattr(self, kind), f"{kind}_concat", getattr(self, f"{kind}_concat"))
         return self
 
 
@@ -164,37 +163,6 @@ def texts_of_spaces(text: str) -> list[tuple[int, dict[str, Any]]]:
     ]
 
 
-def check_cell(
-    field: str, edges: Sequence[tuple[str, int]], concat_field: str, concat: Sequence[int], space: SearchSpace
-) -> None:
-    """Raise ValueError if these edges and outputs are not those of a cell; the field is named."""
-    nodes = space.by_node(edges)
-    if len(nodes) not in space.node_counts or len(nodes[-1][1]) != space.num_kept(nodes[-1][0]):
-        which = "an edge from every earlier state" if space.keeps_all else f"{count(space.edges_kept, 'edge')} each"
-        raise ValueError(f"{field}: {count(len(edges), 'edge')}, but a cell has {space.nodes_in_words} with {which}.")
-    index = 0
-    for node, incoming in nodes:
-        for place, (primitive, source) in enumerate(incoming):
-            if source >= node:
-                raise ValueError(
-                    f"{field}[{index}]: {primitive} comes from state {source!r:.40}, "
-                    f"but node {node} takes only earlier states."
-                )
-            if space.keeps_all and source != place:
-                raise ValueError(
-                    f"{field}[{index}]: {primitive} comes from state {source!r:.40}, "
-                    f"but node {node} takes all earlier states, rising."
-                )
-            index += 1
-    first, last = nodes[0][0], nodes[-1][0]
-    if not concat or list(concat) != sorted(set(concat)) or concat[0] < first or concat[-1] > last:
-        raise ValueError(
-            f"{concat_field}: {list(concat)!r:.40}, but it must be some of the nodes {first} to {last}, rising."
-        )
-    if not space.returns_all_nodes and list(concat) != [last]:
-        raise ValueError(f"{concat_field}: {list(concat)!r:.40}, but a cell returns its last node, {last}.")
-
-
 def _parsed(text: str) -> str:
     Cells.from_text(text)
     return text
@@ -280,7 +248,7 @@ class GenotypeFile(BaseModel):
         space = SPACES[self.space]
         for kind in space.cells:
             cell = getattr(self, kind)
-            check_cell(f"{kind}.edges", cell.edges, f"{kind}.concat", cell.concat, space)
+            space.check_cell(f"{kind}.edges", cell.edges, f"{kind}.concat", cell.concat)
         return self
 
     def cells(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nas.search_space.space import MAX_NODES, NONE, RESIDUAL_BLOCK, Edges, SearchSpace, Truth
+from nas.search_space.space import MAX_NODES, NONE, RESIDUAL_BLOCK, Edges, SearchSpace, Truth, truth_names
 
 TABLE = Path(__file__).with_suffix(".npz")
 COLUMNS = ("c10_test", "c100_test", "in16_test", "c10_val", "c100_val", "in16_val")
@@ -47,6 +47,10 @@ class _NasBench201(SearchSpace):
                 incoming = [(name, int(source)) for name, source in _EDGE.findall(node)]
                 edges += sorted(incoming, key=lambda edge: edge[1])
             yield found.start(), {self.cells[0]: edges}
+
+    @property
+    def truth_names(self) -> list[str]:
+        return truth_names(DATASETS)
 
     def truth(self, cells: Mapping[str, Edges]) -> Truth:
         *accuracies, best, rank = _looked_up(row_of(cells[self.cells[0]]))

@@ -80,7 +80,7 @@ def cell_source(edges: Sequence[tuple[str, int]], concat: Sequence[int], title: 
         graph.node(f"s{node}", label, fillcolor="#dfe3ea", color="#4a5568", shape="circle")
     graph.node("output", '<c<SUB><FONT POINT-SIZE="12">k</FONT></SUB>>', fillcolor="#f6dfa8", color="#a87b12")
     for index, ((primitive, source), node) in enumerate(zip(edges, ends, strict=True)):
-        fill, line = KINDS[primitive.split("_")[0]]
+        fill, line = KINDS.get(primitive.split("_")[0], KINDS["conv"])
         label = f"e{index}"
         # The label is a node of its own on the edge: dot then routes around it, and nothing overlaps.
         graph.node(

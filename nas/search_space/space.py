@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+from nas.errors import count
+
 T = TypeVar("T")
 
 OWN_PRIMITIVES: list[str] = []  # names of those that were registered: every space may have them
@@ -47,8 +49,13 @@ class Truth(NamedTuple):
 
     def scalars(self) -> dict[str, float]:
         """Return it as scalars of a run."""
-        accuracies = {f"truth/{name.lower()}_test_accuracy": accuracy for name, accuracy in self.test.items()}
-        return accuracies | {"truth/rank": float(self.rank), "truth/regret": self.regret}
+        values = (*self.test.values(), float(self.rank), self.regret)
+        return dict(zip(truth_names(tuple(self.test)), values, strict=True))
+
+
+def truth_names(datasets: Sequence[str]) -> list[str]:
+    """Return the names of the scalars of a `Truth`."""
+    return [*(f"truth/{name.lower()}_test_accuracy" for name in datasets), "truth/rank", "truth/regret"]
 
 
 @dataclass(frozen=True)
@@ -235,6 +242,38 @@ class SearchSpace:
 
         return {kind: cell() for kind in self.cells}
 
+    def check_cell(
+        self, field: str, edges: Sequence[tuple[str, int]], concat_field: str, concat: Sequence[int]
+    ) -> None:
+        """Raise ValueError if these edges and outputs are not those of a cell; the field is named."""
+        nodes = self.by_node(edges)
+        if len(nodes) not in self.node_counts or len(nodes[-1][1]) != self.num_kept(nodes[-1][0]):
+            which = "an edge from every earlier state" if self.keeps_all else f"{count(self.edges_kept, 'edge')} each"
+            raise ValueError(
+                f"{field}: {count(len(edges), 'edge')}, but a cell has {self.nodes_in_words} with {which}."
+            )
+        index = 0
+        for node, incoming in nodes:
+            for place, (primitive, source) in enumerate(incoming):
+                if source >= node:
+                    raise ValueError(
+                        f"{field}[{index}]: {primitive} comes from state {source!r:.40}, "
+                        f"but node {node} takes only earlier states."
+                    )
+                if self.keeps_all and source != place:
+                    raise ValueError(
+                        f"{field}[{index}]: {primitive} comes from state {source!r:.40}, "
+                        f"but node {node} takes all earlier states, rising."
+                    )
+                index += 1
+        first, last = nodes[0][0], nodes[-1][0]
+        if not concat or list(concat) != sorted(set(concat)) or concat[0] < first or concat[-1] > last:
+            raise ValueError(
+                f"{concat_field}: {list(concat)!r:.40}, but it must be some of the nodes {first} to {last}, rising."
+            )
+        if not self.returns_all_nodes and list(concat) != [last]:
+            raise ValueError(f"{concat_field}: {list(concat)!r:.40}, but a cell returns its last node, {last}.")
+
     def write_text(self, cells: Mapping[str, tuple[Edges, Sequence[int]]]) -> str | None:
         """Write the edges and outputs of each cell in a text form of the space's own; None if it has none."""
         return None
@@ -242,6 +281,11 @@ class SearchSpace:
     def find_texts(self, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """Find the cells in a text that are in this form: where each begins, and its edges, still to be checked."""
         return iter(())
+
+    @property
+    def truth_names(self) -> list[str]:
+        """The scalars that say how good a cell is; empty if nobody knows it."""
+        return []
 
     def truth(self, cells: Mapping[str, Edges]) -> Truth | None:
         """Look up how good a derived cell is; None if nobody has trained all cells of the space."""

@@ -80,7 +80,7 @@ def status(folder: Path) -> str:
     """Return the accuracy of the last finished epoch of a run and, for a search, the skip connections of its cells."""
     for record in _last_records(folder / "metrics.jsonl"):
         if "upper/accuracy" in record:
-            skips = [f"{record.get(f'cells/skip_connections_{cell}', 0):.0f}" for cell in ("normal", "reduce")]
+            skips = [f"{value:.0f}" for name, value in record.items() if name.startswith("cells/skip_connections_")]
             what = f"upper {record['upper/accuracy']:.1%}, skips {' + '.join(skips)}"
         elif "holdout/accuracy" in record:
             what = f"held out {record['holdout/accuracy']:.1%}"

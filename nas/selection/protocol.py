@@ -18,7 +18,7 @@ from nas.report import page as report
 from nas.runs.folder import RunFolder, folder_of_run
 from nas.runs.interrupts import Interrupts
 from nas.search_space.genotype import Genotype
-from nas.search_space.genotype_file import GenotypeFile, Provenance
+from nas.search_space.genotype_file import SPACES, GenotypeFile, Provenance
 from nas.selection import ranking
 from nas.selection.jobs import Job, RunAll, is_done, runner
 from nas.selection.progress import jobs_view
@@ -232,7 +232,8 @@ def distinct_cells(config: SearchConfig, path: Path) -> list[Cell]:
         if found.provenance.supernet_accuracy is not None:
             cell.supernet_accuracies.append(found.provenance.supernet_accuracy)
     for seed in range(config.run.seed, config.run.seed + config.selection.random_baseline):
-        file, genotype = path / f"random{seed}.json", Genotype.random(seed, config.supernet.num_nodes)
+        file = path / f"random{seed}.json"
+        genotype = Genotype.random(seed, config.supernet.num_nodes, SPACES[config.supernet.space])
         genotype.save(file, Provenance(method="random", seed=seed))
         cells.setdefault(ranking.key(genotype), Cell(genotype, file)).random_seeds.append(seed)
     return list(cells.values())

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from nas.errors import InputError, first_problem
 from nas.report.run_data import read_run
-from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import Candidate
 
@@ -44,8 +43,9 @@ class Cell:
 
 def key(genotype: Genotype) -> object:
     """Return what is equal for cells that differ only in the order of a node's edges, which means nothing."""
-    cells = [[tuple(sorted(edges)) for _, edges in DARTS.by_node(cell)] for cell in (genotype.normal, genotype.reduce)]
-    return (*map(tuple, cells), genotype.normal_concat, genotype.reduce_concat)
+    space = genotype.space
+    cells = [tuple(tuple(sorted(edges)) for _, edges in space.by_node(genotype.edges(kind))) for kind in space.cells]
+    return (space.name, *cells, *map(genotype.concat, space.cells))
 
 
 def candidates(trained: Sequence[tuple[Cell, Path]], balanced: bool = False) -> list[Candidate]:

@@ -13,6 +13,7 @@ from nas.config.file import CONFIG_VERSION, ConfigFile, from_json, to_json, vali
 from nas.config.flags import Data, FinalConfig, Run, SearchConfig, TrainedOn
 from nas.errors import InputError
 from nas.runs.folder import RunFolder
+from nas.search_space.darts import DARTS
 
 KINDS = (SearchConfig, FinalConfig)
 
@@ -20,11 +21,12 @@ KINDS = (SearchConfig, FinalConfig)
 def test_the_defaults_are_the_published_ones():
     config, final = SearchConfig(), FinalConfig()
     assert config.data.dataset == "cifar10"
-    assert dataclasses.astuple(config.supernet) == ("darts", 16, 8, 4, "cifar")
+    assert dataclasses.astuple(config.supernet) == ("darts", 16, 8, 4, None, "cifar")
     assert dataclasses.astuple(config.lower) == (50, 64, 0.025, 0.001, 0.9, 3e-4, 5.0)
     assert dataclasses.astuple(config.upper)[:6] == (3e-4, 1e-3, 0.5, "onestage", False, 0.01)
     assert dataclasses.astuple(config.selection) == (1, 0, 100, 36, 20, None, 1.0)
-    assert dataclasses.astuple(final.network) == (None, None, 36, 20, "cifar", 0.4, 0.2)
+    assert dataclasses.astuple(final.network) == (None, None, None, None, "cifar", 0.4, 0.2)
+    assert DARTS.final_network == (36, 20)
     assert dataclasses.astuple(final.training) == (600, 96, 0.025, 0.9, 3e-4, 5.0, None, 0.0, False)
     assert [parse(kind, []) for kind in KINDS] == [config, final]
 

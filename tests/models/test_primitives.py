@@ -1,6 +1,7 @@
 """Some primitives of a space, and primitives of one's own: docs/primitives.md."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,12 @@ SMALL = ["--dataset=digits", "--train-limit=24", "--init-channels=4", "--num-cel
 
 
 @pytest.fixture
-def of_docs():
+def of_docs(tmp_path):
     """The primitive that docs/primitives.md registers."""
-    (code, _) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/primitives.md").read_text(encoding="utf-8"), re.S)
+    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs/primitives.md").read_text(encoding="utf-8"), re.S)
     assert len([line for line in code.splitlines() if line]) <= 15
-    exec(compile(code, "docs/primitives.md", "exec"), {"__name__": "docs"})
+    (tmp_path / "example.py").write_text(code, encoding="utf-8")
+    runpy.run_path(str(tmp_path / "example.py"))
     yield "grouped_conv_3x3"
     del PRIMITIVES["grouped_conv_3x3"]
     OWN_PRIMITIVES.remove("grouped_conv_3x3")
@@ -36,7 +38,7 @@ def test_a_primitive_of_ones_own_is_searched_drawn_measured_and_trained(of_docs,
     genotype.save(own)
     assert nas.Genotype.load(own) == nas.Genotype.from_text(genotype.to_text()) == genotype
     assert genotype.draw(tmp_path / "cells") in (True, False)
-    assert of_docs in (tmp_path / "cells/normal.gv").read_text()
+    assert "grouped conv 3x3" in (tmp_path / "cells/normal.gv").read_text()
     network = nas.FinalNetwork(genotype, init_channels=4, num_cells=3, auxiliary=False, in_channels=1)
     size = network_size(genotype, 8, 1, init_channels=4, num_cells=3)
     assert size.weights == sum(weight.numel() for weight in network.parameters())

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from nas.errors import InputError
+from nas.models.primitives import PRIMITIVES
 from nas.models.size import network_size
 from nas.models.supernet import Alphas
 from nas.report import page as report
 from nas.report import run_data
-from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import SHIPPED, GenotypeFile
+from nas.search_space.nas_bench_201 import NAS_BENCH_201
 from nas.training.accuracy import Measured, count_answers
 from tests.bad_calls import content, fault
 from tests.in_process import call
@@ -98,6 +100,25 @@ def test_the_history_ends_in_the_genotype_of_the_run_and_its_changes_lead_there(
                     nodes[change["node"] - 2].remove(change["from"])
                     nodes[change["node"] - 2].add(change["to"])
             assert nodes == by_node(run["cells"][cell][index])
+
+
+def test_a_search_whose_truth_is_known_shows_it(copy):
+    flags = [*SMALL[:-2], "--num-cells=1", "--batch-size=12", "--epochs=2", "--space=nas-bench-201", "--name=nb"]
+    assert call("search", copy, *flags) == 0
+    run, stored = read("nb"), Genotype.load("runs/nb/genotype.json")
+    assert run["cells"] == {"cell": [Genotype.from_text(run["genotype"]).cell] * 2} or len(run["changes"]) > 0
+    truth = stored.truth()
+    assert run["series"]["truth/cifar-10_test_accuracy"][-1] == truth.test["CIFAR-10"]
+    assert run["series"]["truth/rank"][-1] == truth.rank
+    assert dict(report.describe(NAS_BENCH_201)["quantiles"])["median"] == pytest.approx(0.907, abs=1e-3)
+    assert str(truth) in Path("runs/nb/log.txt").read_text()
+    with pytest.raises(InputError, match="different search spaces"):
+        report.write([Path("runs/nb"), Path("runs/a")], Path("page.html"))
+    if CHROMIUM:
+        page = shown(copy, "nb")
+        assert "True test accuracy" in page
+        assert "True rank" in page
+        assert page.count('class="rail"') == 1  # one cell, which returns one node
 
 
 INPUTS = (("skip_connect", 0), ("skip_connect", 1))
@@ -327,7 +348,7 @@ def test_limits_hold_before_anything_is_parsed(copy, monkeypatch, capsys):
 
 
 def test_the_table_has_all_published_cells_with_their_sizes():
-    table = {row["name"]: row for row in json.loads((report.ASSETS / "published.json").read_text(encoding="utf-8"))}
+    table = {row["name"]: row for row in json.loads((report.ASSETS / "published.json").read_text())["darts"]}
     files = {path.stem: GenotypeFile.load(path) for path in SHIPPED.glob("*.json")}
     published = {name: file for name, file in files.items() if file.provenance.source is not None}
     assert table.keys() == published.keys()
@@ -485,6 +506,6 @@ def test_the_memory_of_a_run_is_shown_where_it_was_recorded(copy):
 
 def test_every_primitive_has_a_colour_and_every_script_is_in_the_page():
     style = (report.ASSETS / "report.css").read_text(encoding="utf-8")
-    for name in (*DARTS.primitives, "conv_7x1_1x7"):
+    for name in {*PRIMITIVES}:
         assert f".kind-{name.split('_')[0]} {{" in style
     assert {path.name for path in report.ASSETS.glob("*.js")} == {*report.SCRIPTS, "uPlot.iife.min.js"}

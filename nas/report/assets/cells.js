@@ -1,12 +1,12 @@
 "use strict";
 const X = 46, ROW = 56, PILL = 100, STEP = 52;
-const width = (index, numNodes) => (index < 2 || index === numNodes + 2 ? 30 : 14); // half of it, of a state
+const width = (index, numNodes) => (index < INPUTS || index === numNodes + INPUTS ? 30 : 14); // half of it, of a state
 
 /** Primitives of each edge that is there; both edges of a node may come from one state. */
 function byPlace(edges) {
-  const places = new Map();
+  const places = new Map(), nodes = ends(edges);
   edges.forEach(([primitive, source], index) => {
-    const key = `${source}-${2 + (index >> 1)}`;
+    const key = `${source}-${nodes[index]}`;
     places.set(key, [...(places.get(key) ?? []), primitive]);
   });
   return places;
@@ -15,14 +15,14 @@ function byPlace(edges) {
 /** A cell with each state and each possible edge at its place for good; `show` says which edges are kept. */
 function cellView(title, numNodes, concat) {
   const y = (index) => 24 + ROW * index;
-  const numStates = numNodes + 2;
+  const numStates = numNodes + INPUTS;
   const apex = (span) => 118 + STEP * (span - 1);
   const breadth = apex(numStates - 1) + PILL / 2 + 4;
   const picture = svg("svg", { class: "cell", role: "img", viewBox: `0 0 ${breadth} ${y(numStates) + 24}` });
   picture.style.maxWidth = `${1.2 * breadth}px`; // letters of one size, whatever the number of nodes
   const places = new Map();
   const ghosts = svg("g"), arcs = svg("g"), pills = svg("g");
-  for (let node = 2; node < numStates; node++) {
+  for (let node = INPUTS; node < numStates; node++) {
     for (let source = 0; source < node; source++) {
       const from = [X + width(source, numNodes), y(source) + 5], to = [X + width(node, numNodes), y(node) - 5];
       const reach = apex(node - source);
@@ -50,7 +50,7 @@ function cellView(title, numNodes, concat) {
   const states = [];
   for (let index = 0; index <= numStates; index++) {
     const half = width(index, numNodes);
-    const name = index < 2 ? ["c", `k−${2 - index}`] : index === numStates ? ["c", "k"] : [`${index - 2}`];
+    const name = index < INPUTS ? ["c", `k−${INPUTS - index}`] : index === numStates ? ["c", "k"] : [`${index - INPUTS}`];
     states.push(svg("rect", { class: half === 14 ? "state" : "state end", x: X - half, y: y(index) - 14, width: 2 * half, height: 28, rx: 14 }),
       svg("text", { x: X, y: y(index) }, name[0], name[1] && svg("tspan", { class: "sub", dy: 4 }, name[1])));
   }

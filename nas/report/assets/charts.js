@@ -131,8 +131,15 @@ function chartsOf(run) {
   if (run.kind === "search") {
     add("Loss", "cross entropy, nats", [["upper", "accent", "upper/loss"], ["lower", "max", "lower/loss"]], fixed(3));
     add("Accuracy", "of the supernet", [["upper", "accent", "upper/accuracy"], ["lower", "max", "lower/accuracy"], ["upper, balanced", "dil", "upper/balanced_accuracy"]], percent, ACCURACY);
-    add("Entropy of the edges", "mean, nats; 2.08 is uniform", [["normal", "accent", "cells/entropy_normal_nats"], ["reduction", "max", "cells/entropy_reduce_nats"]], fixed(4));
-    add("Skip connections", "in the derived cell", [["normal", "accent", "cells/skip_connections_normal"], ["reduction", "max", "cells/skip_connections_reduce"]], fixed(0), COUNT);
+    if (quantiles.length) {
+      const truth = [["the derived cell", "accent", run.series["truth/cifar-10_test_accuracy"]]];
+      const levels = quantiles.map(([name, accuracy], index) => [name, "muted", run.epochs.map(() => accuracy), RUN_DASHES[index]]);
+      made.push(chart("True test accuracy", "of the derived cell on CIFAR-10, and of all cells", run.epochs, [...truth, ...levels], percent, ACCURACY));
+      add("True rank", "of the derived cell; 1 is the best", [["rank", "accent", "truth/rank"]], whole, COUNT);
+    }
+    const perCell = (form) => CELLS.map(([cell, title], index) => [short(title), ["accent", "max"][index], form.replace("*", cell)]);
+    add("Entropy of the edges", `mean, nats; ${Math.log(primitives.length).toFixed(2)} is uniform`, perCell("cells/entropy_*_nats"), fixed(4));
+    add("Skip connections", "in the derived cell", perCell("cells/skip_connections_*"), fixed(0), COUNT);
   } else {
     add("Loss", "cross entropy, nats", [["train", "accent", "train/loss"], ["held out", "max", "holdout/loss"]], fixed(3));
     add("Accuracy", "of the final network", [["train", "accent", "train/accuracy"], ["held out", "max", "holdout/accuracy"], ["held out, balanced", "dil", "holdout/balanced_accuracy"]], percent, ACCURACY);

@@ -14,7 +14,7 @@ function comparePage() {
   const names = runs.map((run, index) => (runs.filter(({ name }) => name === run.name).length > 1 ? `${run.name} (${index + 1})` : run.name));
   const end = (name) => (run) => last(run.series[name]);
   const accuracies = search
-    ? [["upper accuracy", end("upper/accuracy")], ["lower accuracy", end("lower/accuracy")]]
+    ? [["upper accuracy", end("upper/accuracy")], ["lower accuracy", end("lower/accuracy")], ...(quantiles.length ? [["true test accuracy", end("truth/cifar-10_test_accuracy")]] : [])]
     : [["test accuracy", (run) => run.test.accuracy], ["balanced accuracy", (run) => run.answers?.balanced_accuracy], ["held-out accuracy", end("holdout/accuracy")], ["train accuracy", end("train/accuracy")]].filter(([, of]) => runs.some((run) => of(run) != null));
   const datasets = [...new Set(runs.map(({ dataset }) => dataset))];
   const skips = (run) => CELLS.map(([cell]) => whole(end(`cells/skip_connections_${cell}`)(run))).join(" + ");
@@ -42,15 +42,16 @@ function comparePage() {
   const drawn = search
     ? [overlaid("Upper accuracy", "of the supernet", "upper/accuracy", percent, ACCURACY), overlaid("Upper loss", "cross entropy, nats", "upper/loss", fixed(3)),
       overlaid("Lower accuracy", "of the supernet", "lower/accuracy", percent, ACCURACY), overlaid("Lower loss", "cross entropy, nats", "lower/loss", fixed(3)),
-      overlaid("Entropy, normal cell", "nats", "cells/entropy_normal_nats", fixed(4)), overlaid("Entropy, reduction cell", "nats", "cells/entropy_reduce_nats", fixed(4)),
-      overlaid("Skip connections, normal cell", "in the derived cell", "cells/skip_connections_normal", fixed(0), COUNT), overlaid("Skip connections, reduction cell", "in the derived cell", "cells/skip_connections_reduce", fixed(0), COUNT)]
+      quantiles.length ? overlaid("True test accuracy", "of the derived cell on CIFAR-10", "truth/cifar-10_test_accuracy", percent, ACCURACY) : null,
+      ...CELLS.map(([cell, title]) => overlaid(`Entropy, ${title.toLowerCase()}`, "nats", `cells/entropy_${cell}_nats`, fixed(4))),
+      ...CELLS.map(([cell, title]) => overlaid(`Skip connections, ${title.toLowerCase()}`, "in the derived cell", `cells/skip_connections_${cell}`, fixed(0), COUNT))]
     : [overlaid("Train accuracy", "of the final network", "train/accuracy", percent, ACCURACY), overlaid("Train loss", "cross entropy, nats", "train/loss", fixed(3)),
       overlaid("Held-out accuracy", "of the final network", "holdout/accuracy", percent, ACCURACY), overlaid("Held-out loss", "cross entropy, nats", "holdout/loss", fixed(3))];
 
   const differ = differences(names);
   page.append(
     header(`${search ? "Searches" : "Final networks"} on ${datasets.join(", ")}`, `${runs.length} runs compared`),
-    ...heading("Runs", `Accuracies after the last epoch; the spread is the standard deviation over the finished runs${datasets.length > 1 ? " of a data set" : ""}.${search ? " Weights and multiply-adds as a final network (36 channels, 20 cells, CIFAR-10)." : ""}${differ.length ? "" : " All flags except seed and name are the same."}`),
+    ...heading("Runs", `Accuracies after the last epoch; the spread is the standard deviation over the finished runs${datasets.length > 1 ? " of a data set" : ""}.${search ? ` Weights and multiply-adds as a final network (${NETWORK}, CIFAR-10).` : ""}${differ.length ? "" : " All flags except seed and name are the same."}`),
     el("section", { class: "card" }, table(columns, rows, { footer })),
     ...differ,
     ...heading("Epochs"),
@@ -73,19 +74,20 @@ function differences(names) {
 
 function agreement() {
   const note = "The number of runs whose last cells have this edge with this primitive. Framed: all of them.";
-  if (new Set(runs.map((run) => last(run.cells.normal).length)).size > 1) {
+  if (new Set(runs.map((run) => last(run.cells[CELLS[0][0]]).length)).size > 1) {
     return heading("Where the cells agree", "The cells have different numbers of nodes, so they cannot be compared.");
   }
   const cards = CELLS.map(([cell, title]) => {
     const counts = new Map();
+    const nodes = ends(last(runs[0].cells[cell]));
     for (const run of runs) last(run.cells[cell]).forEach(([primitive, source], index) => {
-      const key = `${source}-${2 + (index >> 1)}`;
+      const key = `${source}-${nodes[index]}`;
       if (!counts.has(key)) counts.set(key, new Map());
       counts.get(key).set(primitive, (counts.get(key).get(primitive) ?? 0) + 1);
     });
     const order = [...counts.keys()].sort((a, b) => a.split("-")[1] - b.split("-")[1] || a.split("-")[0] - b.split("-")[0]);
     const shared = [...counts.values()].flatMap((of) => [...of.values()]).filter((count) => count === runs.length).length;
-    const columns = primitives.slice(1);
+    const columns = primitives.filter((primitive) => [...counts.values()].some((of) => of.has(primitive)) || primitive !== "none");
     const rows = order.map((key) => [key, arrow(key),
       [...columns.map((primitive) => counts.get(key).get(primitive) ?? 0), [...counts.get(key).values()].reduce((sum, count) => sum + count, 0)].map((count, column) =>
         [count ? `${count}/${runs.length}` : "·", count / runs.length, count === runs.length && column < columns.length, `${words(columns[column] ?? "any")}, ${arrow(key)}`])]);

@@ -1,9 +1,10 @@
 "use strict";
 // Everything that comes from a run goes through `append` as text, or into attributes that cannot run.
-const { runs, primitives, published } = JSON.parse(document.getElementById("data").textContent);
+const { runs, space, published } = JSON.parse(document.getElementById("data").textContent);
+const { primitives, num_inputs: INPUTS, edges_kept: KEPT, quantiles, final_network: NETWORK } = space; // of all runs
 const page = document.getElementById("page");
 const root = document.documentElement;
-const CELLS = [["normal", "Normal cell"], ["reduce", "Reduction cell"]];
+const CELLS = space.cells.map(([cell, title]) => [cell, title[0].toUpperCase() + title.slice(1)]);
 
 function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
@@ -27,7 +28,15 @@ const last = (values) => values[values.length - 1];
 const kind = (primitive) => `kind-${primitive.split("_")[0]}`;
 const breakable = (name) => name.split(/(?<=_)/).flatMap((part, index) => (index ? [el("wbr"), part] : [part])); // a narrow column breaks it after _
 const words = (primitive) => primitive.replaceAll("_", " ").replace(/(\d)x(\d)/g, "$1×$2");
-const state = (index) => (index < 2 ? `c(k−${2 - index})` : `${index - 2}`);
+const short = (title) => title.toLowerCase().replace(/ cell$/, "");
+const state = (index) => (index < INPUTS ? `c(k−${INPUTS - index})` : `${index - INPUTS}`);
+/** The node of each edge of a derived cell. */
+const ends = (edges) => {
+  const found = [];
+  for (let node = INPUTS; found.length < edges.length; node++) found.push(...Array(Math.min(node, KEPT)).fill(node));
+  return found;
+};
+const nodesOf = (edges) => last(ends(edges)) + 1 - INPUTS;
 const arrow = (key) => key.split("-").map((index) => state(+index)).join(" → ");
 const when = (date) => date.replace("T", " ").replace(/(:\d\d):\d\d(\.\d+)?/, "$1").replace("+00:00", " UTC");
 function duration(seconds) {
@@ -56,10 +65,10 @@ function table(columns, rows, { footer = [], caption, classes = "", box = "scrol
 
 /** A table of edges with one column per primitive; rows: [key of the edge, what names it, squares: [text, share, kept, hint]]. */
 function heatTable(columns, rows) {
-  const short = (name) => words(name).replace(/ (pool|conv|connect)/, "").split(" ").flatMap((word, index) => (index ? [el("br"), word] : [word]));
+  const brief = (name) => words(name).replace(/ (pool|conv|connect)/, "").split(" ").flatMap((word, index) => (index ? [el("br"), word] : [word]));
   const node = (key) => key.split("-")[1];
   return el("table", { class: "heat" },
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "edge"), columns.map((name) => el("th", { scope: "col", title: words(name) }, short(name))))),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "edge"), columns.map((name) => el("th", { scope: "col", title: words(name) }, brief(name))))),
     el("tbody", {}, rows.map(([key, name, squares], at) => [
       at && node(key) !== node(rows[at - 1][0]) ? el("tr", { class: "gap", "aria-hidden": true }, el("td")) : null,
       el("tr", {}, el("th", { scope: "row" }, name), squares.map(([text, share, kept, hint]) => {
@@ -140,7 +149,7 @@ function sizes(owns) {
   const rows = [...published.map((row) => ({ ...row, own: false })), ...owns.map((run) => ({ name: run.name, ...run.size, own: true }))];
   rows.sort((a, b) => a.weights - b.weights);
   return [
-    heading("Size as a final network", `${owns.length === 1 ? "The cell of this run (marked)" : "The cells of these runs (marked)"} and published cells, each as a network with 36 channels, 20 cells and 10 classes for images of `, together("3 × 32 × 32"), ", without the auxiliary head, ordered by weights. The test errors are the published ones on ", together("CIFAR-10"), "."),
+    heading("Size as a final network", `${owns.length === 1 ? "The cell of this run (marked)" : "The cells of these runs (marked)"} ${published.length ? "and published cells, " : ""}each as a network with ${NETWORK} and 10 classes for images of `, together("3 × 32 × 32"), ", without the auxiliary head, ordered by weights.", published.length ? [" The test errors are the published ones on ", together("CIFAR-10"), "."] : ""),
     el("section", { class: "card" }, table([["cell"], ["weights, million", "num"], ["multiply-adds, million", "num"], ["test error, %", "num"]],
       rows.map((row) => ({ own: row.own, cells: [breakable(row.name), millions(row.weights), millions(row.multiply_adds), row.test_error_percent ?? "–"] })))),
   ];

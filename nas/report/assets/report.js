@@ -15,7 +15,7 @@ function finalPage(run) {
     ...answersOf(run),
     ...heading("Cells"),
     el("div", { class: "grid" }, CELLS.map(([cell, title]) => {
-      const view = cellView(title, run.cells[cell][0].length / 2, run.concat[cell]);
+      const view = cellView(title, nodesOf(run.cells[cell][0]), run.concat[cell]);
       view.show(run.cells[cell][0]);
       return view.card;
     })),

@@ -1,9 +1,10 @@
 "use strict";
 
 function searchPage(run) {
-  const numNodes = run.cells.normal[0].length / 2;
+  const [firstCell] = CELLS[0];
+  const numNodes = nodesOf(run.cells[firstCell][0]);
   const keys = [];
-  for (let node = 2; node < numNodes + 2; node++) for (let source = 0; source < node; source++) keys.push(`${source}-${node}`);
+  for (let node = INPUTS; node < numNodes + INPUTS; node++) for (let source = 0; source < node; source++) keys.push(`${source}-${node}`);
   const weightOf = (cell, index) => (key, primitive) => run.edge_weights[cell][index][keys.indexOf(key)][primitives.indexOf(primitive)];
   const views = CELLS.map(([cell, title]) => [cell, cellView(title, numNodes, run.concat[cell])]);
 
@@ -23,7 +24,7 @@ function searchPage(run) {
   const moments = run.changes.map((change, at) => el("tr", {},
     el("td", {}, change.epoch === run.changes[at - 1]?.epoch ? `${change.epoch}`
       : el("button", { class: "jump", type: "button", "aria-label": `show epoch ${change.epoch}`, onclick: () => { pause(); show(run.epochs.indexOf(change.epoch)); } }, `${change.epoch}`)),
-    el("td", {}, `${change.cell === "normal" ? "normal" : "reduction"} ${state(change.node)}`),
+    el("td", {}, `${short(CELLS.find(([name]) => name === change.cell)[1])} ${state(change.node)}`),
     el("td", {}, edge(change.from)), el("td", {}, edge(change.to))));
   const list = el("div", { class: "scroll tall" }, el("table", {}, el("thead", {}, el("tr", {}, ["epoch", "node", "from", "to"].map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, moments)));
   const changed = el("section", { class: "card" }, el("h3", {}, "When edges changed ", el("small", {}, moments.length ? `${plural(run.changes.length, "change")} since epoch ${run.epochs[0]}` : "")),
@@ -32,15 +33,16 @@ function searchPage(run) {
       : el("p", { class: "over" }, run.epochs.length > 1 ? "No edge changed: every epoch has the same cells." : "There is only one epoch so far."));
 
   const largest = CELLS.flatMap(([cell]) => run.edge_weights[cell].flat(2)).reduce((a, b) => Math.max(a, b));
-  let cell = "normal";
-  let chosen = `${last(run.cells.normal)[0][1]}-2`;
+  let cell = firstCell;
+  let chosen = `${last(run.cells[firstCell])[0][1]}-${INPUTS}`;
   let one = null;
   const heat = el("section", { class: "card" }), beside = el("div", { class: "beside" });
   const choices = CELLS.map(([name, title]) => el("button", { type: "button", onclick: () => { cell = name; heatMap(); curves(); } }, title));
   const title = () => CELLS.find(([name]) => name === cell)[1];
   function heatMap() {
     const index = +slider.value;
-    const kept = new Set(run.cells[cell][index].map(([primitive, source], at) => `${source}-${2 + (at >> 1)} ${primitive}`));
+    const nodes = ends(run.cells[cell][index]);
+    const kept = new Set(run.cells[cell][index].map(([primitive, source], at) => `${source}-${nodes[at]} ${primitive}`));
     choices.forEach((choice, at) => choice.setAttribute("aria-pressed", CELLS[at][0] === cell));
     const held = heat.contains(document.activeElement); // a key press chose an edge: the new button takes the focus
     const rows = keys.map((key, at) => [key,
@@ -76,7 +78,8 @@ function searchPage(run) {
     header(`Search on ${run.dataset}`, run.name, factsOf(run)),
     tiles([
       ["upper accuracy", percent(series("upper/accuracy"))], ["lower accuracy", percent(series("lower/accuracy"))],
-      ["skip connections, normal + reduction", `${whole(series("cells/skip_connections_normal"))} + ${whole(series("cells/skip_connections_reduce"))}`],
+      ["true test accuracy of the cell", quantiles.length ? percent(series("truth/cifar-10_test_accuracy")) : null], ["its rank", quantiles.length ? whole(series("truth/rank")) : null],
+      [`skip connections, ${CELLS.map(([, title]) => short(title)).join(" + ")}`, CELLS.map(([cell]) => whole(series(`cells/skip_connections_${cell}`))).join(" + ")],
       ["weights of the final network", ...counted(run.size.weights)], ["multiply-adds", ...counted(run.size.multiply_adds)],
       ["time, h:m:s", duration(run.time_s)], ["memory, peak", memory(run), "GB"],
     ]),
