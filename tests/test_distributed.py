@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from nas.distributed import SINGLE, World
 from nas.models.batch_norm import BatchNorm2d, StackedNorm, synchronise
+from tests.in_process import TWO
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,7 +55,7 @@ def relative_difference(found: dict[str, torch.Tensor], expected: dict[str, torc
     )
 
 
-SEARCH = ("--init-channels=4", "--num-cells=3", "--num-nodes=1", "--batch-size=11", "--alpha-lr=0.01")
+SEARCH = ("--init-channels=4", "--num-cells=3", "--num-nodes=1", *TWO, "--batch-size=11", "--alpha-lr=0.01")
 slow = pytest.mark.slow
 
 
@@ -87,7 +88,7 @@ def test_without_synchronised_norms_all_hold_the_same_bits_but_not_those_of_one(
 # The two scripts
 
 TINY = ["--dataset=digits", "--train-limit=80", "--batch-size=10", "--init-channels=2", "--num-cells=3"]
-TINY_SEARCH = [*TINY, "--num-nodes=1", "--checkpoint-minutes=0"]
+TINY_SEARCH = [*TINY, "--num-nodes=1", *TWO, "--checkpoint-minutes=0"]
 ONE_OF_TWO = [str(ROOT / "search.py"), *TINY_SEARCH, "--epochs=4", "--name=a", "--sync-batch-norm"]
 
 

@@ -10,7 +10,7 @@ from nas.runs.progress_bar import outlook
 from nas.search_space import conversions
 from nas.search_space.genotype import Genotype
 from nas.selection.protocol import plan
-from tests.in_process import call
+from tests.in_process import TWO, call
 
 ONE_OF_SEVERAL = r"(?<![\d.,/] )(?<![\d.,/])\b1 (?!is|was|has|×)[a-z]+s\b"
 
@@ -63,8 +63,8 @@ def test_sentences_about_one(said, part):
 def test_runs_of_one_step_and_one_epoch(tmp_path, capfd):
     size = ["--dataset=digits", "--train-limit=4", "--init-channels=2", "--num-cells=1", "--batch-size=2", "--epochs=1"]
     calls = [
-        ("search", [*size, "--num-nodes=1", "--dry-run"]),
-        ("search", [*size, "--num-nodes=1", "--name=a"]),
+        ("search", [*size, "--num-nodes=1", *TWO, "--dry-run"]),
+        ("search", [*size, "--num-nodes=1", *TWO, "--name=a"]),
         ("search", ["--resume=runs/a"]),
         ("search", ["--resume=runs/a", "--epochs=2"]),
         ("train_final", [*size, "--batch-size=4", "--auxiliary-weight=0", "--genotype=a", "--holdout-fraction=0.25"]),

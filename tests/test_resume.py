@@ -35,7 +35,7 @@ from nas.search_space import pictures
 from nas.training import loop
 from tests import torture
 from tests.bad_calls import content
-from tests.in_process import MAINS, call
+from tests.in_process import MAINS, TWO, call
 
 SCRIPTS = list(MAINS)
 # What makes the runs of `torture` still shorter, or gives them more steps.
@@ -613,7 +613,7 @@ def test_a_mistyped_folder_leaves_the_run_as_it_was(stopped_on_a_folder, capfd):
 FEW = ["--dataset=digits", "--train-limit=16", "--init-channels=2", "--num-cells=3", "--batch-size=4", "--name=run"]
 FEW_STEPS = {
     # 12 images for the weights: 3 steps.
-    "search": [*FEW, "--num-nodes=1", "--upper-fraction=0.25", "--hypergradient=first-order", "--epochs=1"],
+    "search": [*FEW, "--num-nodes=1", *TWO, "--upper-fraction=0.25", "--hypergradient=first-order", "--epochs=1"],
     "train_final": [*FEW, "--genotype=DARTS_V2", "--train-limit=12", "--epochs=2"],
 }
 

@@ -24,7 +24,7 @@ from nas.runs.checkpoint import Manifest
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import GenotypeFile
 from tests import bad_calls
-from tests.in_process import call
+from tests.in_process import TWO, call
 
 ROOT = Path(__file__).parent.parent
 # Small, and yet two epochs have enough steps for a record on every tenth step in each.
@@ -45,7 +45,7 @@ def run(script, *arguments, cwd, code=0):
 def searched(tmp_path_factory):
     """A folder with one finished search in it, and what the search printed."""
     folder = tmp_path_factory.mktemp("searched")
-    return folder, run("search.py", *SMALL, "--epochs=2", "--seed=3", "--name=small", cwd=folder)
+    return folder, run("search.py", *SMALL, *TWO, "--epochs=2", "--seed=3", "--name=small", cwd=folder)
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +136,9 @@ def test_the_stem_of_imagenet_goes_from_the_search_to_the_final_network(tmp_path
     small = ["--init-channels=2", "--num-cells=3", "--batch-size=8", "--epochs=1"]
     own = ["--dataset=npz", "--data-dir=own", *small]
     hint = "--stem imagenet takes such images to 13 × 13 before the first cell"
-    assert call("search", tmp_path, *own, "--dry-run") == 0
+    assert call("search", tmp_path, *own, *TWO, "--dry-run") == 0
     assert hint in capsys.readouterr().out
-    assert call("search", tmp_path, *own, "--stem=imagenet", "--name=large") == 0
+    assert call("search", tmp_path, *own, *TWO, "--stem=imagenet", "--name=large") == 0
     printed = capsys.readouterr().out
     assert hint not in printed
     size = network_size(Genotype.load(tmp_path / "genotypes/large.json"), 98, 1, num_classes=2, stem="imagenet")
@@ -179,8 +179,8 @@ def test_metrics_and_tensorboard_hold_the_same_scalars(searched):
     levels |= {f"{level}/{what}" for level in ("lower", "upper") for what in ("learning_rate", "gradient_norm")}
     cells = {f"cells/{what}" for what in ("entropy_normal_nats", "entropy_reduce_nats", "skip_connections_normal")}
     assert levels | cells | {"speed/images_per_s", "cells/skip_connections_reduce"} <= recorded
-    # One curve an edge and primitive: 2 cells, 14 edges, 8 primitives.
-    assert sum(name.startswith("edge_weights_") for name in recorded) == 2 * 14 * 8
+    # One curve an edge and primitive: 2 cells, 14 edges, 2 primitives.
+    assert sum(name.startswith("edge_weights_") for name in recorded) == 2 * 14 * 2
     assert {"heat_map/normal", "heat_map/reduce"} <= set(events.Tags()["images"])
 
 
@@ -217,7 +217,7 @@ def test_the_learning_rate_is_that_of_the_epoch(searched):
 
 def test_the_same_seed_gives_the_same_bits(searched, tmp_path):
     folder, _ = searched
-    assert call("search", tmp_path, *SMALL, "--epochs=2", "--seed=3", "--name=again") == 0
+    assert call("search", tmp_path, *SMALL, *TWO, "--epochs=2", "--seed=3", "--name=again") == 0
 
     def without_times(path):
         return [
@@ -226,12 +226,12 @@ def test_the_same_seed_gives_the_same_bits(searched, tmp_path):
         ]
 
     assert without_times(folder / "runs" / "small") == without_times(tmp_path / "runs" / "again")
-    assert call("search", tmp_path, *SMALL, "--epochs=1", "--seed=4", "--name=other") == 0
+    assert call("search", tmp_path, *SMALL, *TWO, "--epochs=1", "--seed=4", "--name=other") == 0
     assert without_times(folder / "runs" / "small")[0] != without_times(tmp_path / "runs" / "other")[0]
 
 
 def test_first_order_and_its_own_number_of_nodes(tmp_path):
-    arguments = [*SMALL, "--epochs=1", "--hypergradient=first-order", "--num-nodes=2", "--upper-fraction=0.25"]
+    arguments = [*SMALL, *TWO, "--epochs=1", "--hypergradient=first-order", "--num-nodes=2", "--upper-fraction=0.25"]
     assert call("search", tmp_path, *arguments, "--name=a", "--run-dir=elsewhere") == 0
     assert len(Genotype.load(tmp_path / "genotypes" / "a.json").normal) == 4
     first = (tmp_path / "elsewhere" / "a" / "log.txt").read_text().splitlines()[1]
@@ -251,7 +251,7 @@ def test_search_never_opens_the_test_set(tmp_path, capfd):
         "--name=own",
         "--batch-size=4",
     ]
-    assert call("search", tmp_path, *arguments, "--init-channels=2", "--num-cells=3") == 0
+    assert call("search", tmp_path, *arguments, *TWO, "--init-channels=2", "--num-cells=3") == 0
     # There is no test folder at all.
     command = "python train_final.py --genotype genotypes/own.json --dataset folder --data-dir images --image-size 8"
     assert capfd.readouterr().out.strip().endswith(command)
@@ -364,7 +364,7 @@ def test_without_graphviz_the_source_is_written_and_one_line_says_how_to_get_pic
         "u.find_spec = lambda name, *rest: None if name == 'pygraphviz' else find(name, *rest)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "PATH": str(tmp_path)}
-    command = [sys.executable, str(ROOT / "search.py"), *SMALL, "--num-nodes=1", "--epochs=1", "--name=bare"]
+    command = [sys.executable, str(ROOT / "search.py"), *SMALL, "--num-nodes=1", *TWO, "--epochs=1", "--name=bare"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "runs" / "bare" / "cells").iterdir()) == ["normal.gv", "reduce.gv"]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from nas import export, genotypes
 from nas.report import page
-from tests.in_process import call
+from tests.in_process import TWO, call
 
 TUTORIAL = (Path(__file__).parent.parent / "docs" / "tutorial.md").read_text(encoding="utf-8")
 STEP = re.compile(r"^```python\n(.*?)^```|^    (python [^\n]*)$", flags=re.DOTALL | re.MULTILINE)
 SMALLER = ["--epochs=1", "--train-limit=40", "--init-channels=2", "--num-cells=3"]
-SMALLEST = {"search.py": [*SMALLER, "--num-nodes=1"], "train_final.py": SMALLER}
+SMALLEST = {"search.py": [*SMALLER, "--num-nodes=1", *TWO], "train_final.py": SMALLER}
 
 
 def test_every_step_of_the_tutorial_works(tmp_path, monkeypatch, capfd):

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.in_process import TWO
+
 ROOT = Path(__file__).parent.parent
 SIZE = ["--dataset=digits", "--train-limit=48", "--init-channels=2", "--num-cells=3", "--batch-size=12"]
-SEARCH = [str(ROOT / "search.py"), *SIZE, "--num-nodes=1"]
+SEARCH = [str(ROOT / "search.py"), *SIZE, "--num-nodes=1", *TWO]
 TRAIN = [str(ROOT / "train_final.py"), *SIZE]
 
 

@@ -26,11 +26,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nas.search_space.genotype import Genotype
+from tests.in_process import TWO
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--dataset=digits", "--train-limit=96", "--init-channels=2", "--num-cells=3", "--batch-size=8"]
 COMMANDS = {
-    "search": ["search.py", *SMALL],
+    "search": ["search.py", *SMALL, *TWO],
     "train_final": ["train_final.py", "--genotype=DARTS_V2", "--holdout-fraction=0.25", *SMALL],
 }
 STEPS_AN_EPOCH = {"search": 6, "train_final": 9}

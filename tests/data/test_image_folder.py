@@ -20,7 +20,7 @@ from nas.config.flags import Data, FinalConfig, TrainedOn
 from nas.data import datasets, image_folder
 from nas.errors import InputError, Stopped
 from tests.data.folders import colours, folder_data, paint
-from tests.in_process import call
+from tests.in_process import TWO, call
 
 
 def read(path, image, resize="crop", **options):
@@ -440,7 +440,7 @@ def test_what_the_images_depend_on_is_kept_with_the_run(tmp_path, capfd):
             pixels[:, :8] = value
             Image.fromarray(pixels).save(tmp_path / "images" / name / "sub" / f"{number}.png")
     own = ["--resize=squeeze", "--test-fraction=0.25", "--no-flip", "--crop-padding=0", "--batch-size=9"]
-    search = [*SMALL, *own, "--num-nodes=1", "--hypergradient=first-order", "--epochs=1"]
+    search = [*SMALL, *own, "--num-nodes=1", *TWO, "--hypergradient=first-order", "--epochs=1"]
     assert call("search", tmp_path, *search) == 0
     out = capfd.readouterr().out
     assert "6 of 24 images are held back as the test set (--test-fraction 0.25" in out

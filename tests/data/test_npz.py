@@ -20,11 +20,11 @@ from nas.config.flags import Data
 from nas.data import arrays, datasets, loader, npz
 from nas.data.loader import training_loader
 from nas.errors import InputError
-from tests.in_process import call
+from tests.in_process import TWO, call
 
 SMALL = ["--dataset=npz", "--data-dir=own", "--init-channels=2", "--num-cells=3", "--batch-size=8", "--name=run"]
 SHORT = {
-    "search": [*SMALL, "--num-nodes=1", "--hypergradient=first-order", "--epochs=1"],
+    "search": [*SMALL, "--num-nodes=1", *TWO, "--hypergradient=first-order", "--epochs=1"],
     "train_final": [*SMALL, "--genotype=DARTS_V2", "--epochs=1"],
 }
 

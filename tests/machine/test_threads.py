@@ -17,7 +17,7 @@ from nas.errors import InputError
 from nas.machine import threads
 from nas.machine.threads import Pace, advice, choose, hold, threads_told, unused_of
 from nas.runs.progress_bar import progress_bar
-from tests.in_process import call
+from tests.in_process import TWO, call
 
 ROOT = Path(__file__).parents[2]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="holds and pins cores as Linux does")
@@ -145,7 +145,7 @@ def test_runs_that_start_together_share_the_cores():
 # Runs
 
 SMALL = ["--dataset=digits", "--train-limit=32", "--init-channels=2", "--num-cells=3", "--batch-size=16", "--name=run"]
-FLAGS = {"search": [*SMALL, "--num-nodes=1"], "train_final": ["--genotype=DARTS_V2", *SMALL]}
+FLAGS = {"search": [*SMALL, "--num-nodes=1", *TWO], "train_final": ["--genotype=DARTS_V2", *SMALL]}
 CHOSEN = re.compile(r"^(\d+) threads?: (\d+) of (\d+) cores? (?:is|are) free; --threads N sets another number$", re.M)
 
 

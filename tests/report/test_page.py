@@ -22,10 +22,10 @@ from nas.search_space.genotype_file import SHIPPED, GenotypeFile
 from nas.search_space.nas_bench_201 import NAS_BENCH_201
 from nas.training.accuracy import Measured, count_answers
 from tests.bad_calls import content, fault
-from tests.in_process import call
+from tests.in_process import TWO, call
 
 SMALL = ["--dataset=digits", "--train-limit=48", "--init-channels=2", "--num-cells=3", "--batch-size=12"]
-SEARCH = [*SMALL, "--epochs=3", "--alpha-lr=0.1"]
+SEARCH = [*SMALL, *TWO, "--epochs=3", "--alpha-lr=0.1"]
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\u2028"
 
 

@@ -18,7 +18,7 @@ from nas.models.final_network import FinalNetwork
 from nas.search_space.genotype import Genotype
 from nas.training import forecast
 from nas.training.forecast import on_meta
-from tests.in_process import call
+from tests.in_process import TWO, call
 
 CPU = torch.device("cpu")
 
@@ -120,7 +120,7 @@ def test_each_machine_has_memory_for_its_own_processes(monkeypatch):
 
 
 def test_a_script_that_does_not_fit_ends_before_anything_is_written(tmp_path, monkeypatch, capfd):
-    for script, flags in (("search", ["--num-nodes=1"]), ("train_final", ["--genotype=DARTS_V2"])):
+    for script, flags in (("search", ["--num-nodes=1", *TWO]), ("train_final", ["--genotype=DARTS_V2"])):
         monkeypatch.setattr("nas.training.forecast.free_bytes", lambda: 10**6)
         size = ["--dataset=digits", "--init-channels=2", "--num-cells=3", "--batch-size=64"]
         assert call(script, tmp_path, *size, *flags) == 2
@@ -130,7 +130,9 @@ def test_a_script_that_does_not_fit_ends_before_anything_is_written(tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("script", "flags"), [("search", ["--num-nodes=1"]), ("train_final", ["--genotype=DARTS_V2"])])
+@pytest.mark.parametrize(
+    ("script", "flags"), [("search", ["--num-nodes=1", *TWO]), ("train_final", ["--genotype=DARTS_V2"])]
+)
 def test_a_dry_run_says_what_would_happen_and_writes_nothing(script, flags, tmp_path, capfd):
     size = ["--dataset=digits", "--train-limit=48", "--init-channels=2", "--num-cells=3", "--batch-size=12"]
     assert call(script, tmp_path, *size, *flags, "--epochs=3", "--dry-run") == 0
@@ -159,7 +161,7 @@ def test_a_preset_is_what_is_not_given():
 
 def test_flags_of_another_run_and_what_is_given_beside_them(tmp_path, capfd):
     size = ["--dataset=digits", "--train-limit=48", "--init-channels=2", "--num-cells=3", "--batch-size=12"]
-    assert call("search", tmp_path, *size, "--num-nodes=1", "--epochs=1", "--name=first", "--seed=5") == 0
+    assert call("search", tmp_path, *size, "--num-nodes=1", *TWO, "--epochs=1", "--name=first", "--seed=5") == 0
     capfd.readouterr()
     for path in (tmp_path / "runs" / "first", tmp_path / "runs" / "first" / "config.json"):
         config = parse(SearchConfig, [f"--config={path}", "--epochs=2"])

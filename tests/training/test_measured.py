@@ -21,7 +21,7 @@ from nas.runs import checkpoint
 from nas.training.accuracy import FILE, AccuracyFile
 from nas.training.run import Run
 from nas.training.steps import estimate_statistics, evaluate
-from tests.in_process import call
+from tests.in_process import TWO, call
 
 SMALL = ["--dataset=digits", "--init-channels=2", "--num-cells=3"]
 
@@ -32,6 +32,7 @@ def test_the_upper_level_is_measured_by_statistics_of_the_weights_as_they_are(tm
         "--train-limit=96",
         "--batch-size=24",
         "--num-nodes=1",
+        *TWO,
         "--epochs=1",
         "--hypergradient=first-order",
     ]
