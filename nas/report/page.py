@@ -84,6 +84,7 @@ def describe(space: SearchSpace) -> dict[str, Any]:
         "num_inputs": space.num_inputs,
         "edges_kept": space.edges_kept,
         "cells": list(zip(space.cells, space.titles, strict=True)),
+        "truth": space.truth_names,
         "final_network": space.final_network_in_words,
         "quantiles": [[name, round(accuracy, 5)] for name, accuracy in quantiles],
     }
