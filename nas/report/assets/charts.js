@@ -135,7 +135,7 @@ function chartsOf(run) {
       const truth = [["the derived cell", "accent", run.series[TRUTH]]];
       const levels = quantiles.map(([name, accuracy], index) => [name, "muted", run.epochs.map(() => accuracy), RUN_DASHES[index]]);
       made.push(chart("True test accuracy", `of the derived cell on ${ranked}, and of all cells`, run.epochs, [...truth, ...levels], percent, ACCURACY));
-      add("True rank", "of the derived cell; 1 is the best", [["rank", "accent", "truth/rank"]], whole, COUNT);
+      add("True rank", "of the derived cell; 1 is the best", [["rank", "accent", "truth/rank"]], whole);
     }
     const perCell = (form) => CELLS.map(([cell, title], index) => [short(title), ["accent", "max"][index], form.replace("*", cell)]);
     add("Entropy of the edges", `mean, nats; ${Math.log(primitives.length).toFixed(2)} is uniform`, perCell("cells/entropy_*_nats"), fixed(4));

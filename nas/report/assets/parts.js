@@ -151,7 +151,7 @@ function sizes(owns) {
   const rows = [...published.map((row) => ({ ...row, own: false })), ...owns.map((run) => ({ name: run.name, ...run.size, own: true }))];
   rows.sort((a, b) => a.weights - b.weights);
   return [
-    heading("Size as a final network", `${owns.length === 1 ? "The cell of this run (marked)" : "The cells of these runs (marked)"} ${published.length ? "and published cells, " : ""}each as a network with ${NETWORK} and 10 classes for images of `, together("3 × 32 × 32"), ", without the auxiliary head, ordered by weights.", published.length ? [" The test errors are the published ones on ", together("CIFAR-10"), "."] : ""),
+    heading("Size as a final network", `${owns.length === 1 ? "The cell of this run" : "The cells of these runs"}${published.length ? " (marked) and published cells, each" : ""} as a network with ${NETWORK} and 10 classes for images of `, together("3 × 32 × 32"), ", without the auxiliary head, ordered by weights.", published.length ? [" The test errors are the published ones on ", together("CIFAR-10"), "."] : ""),
     el("section", { class: "card" }, table([["cell"], ["weights, million", "num"], ["multiply-adds, million", "num"], ["test error, %", "num"]],
       rows.map((row) => ({ own: row.own, cells: [breakable(row.name), millions(row.weights), millions(row.multiply_adds), row.test_error_percent ?? "–"] })))),
   ];

@@ -55,7 +55,7 @@ function searchPage(run) {
   function curves() {
     one?.entry.stop();
     const rows = primitives.map((primitive, column) => [words(primitive), primitive.split("_")[0],
-      run.edge_weights[cell].map((edges) => edges[keys.indexOf(chosen)][column]), primitive.endsWith("5x5") ? [6, 4] : primitive === "avg_pool_3x3" ? [2, 3] : undefined]);
+      run.edge_weights[cell].map((edges) => edges[keys.indexOf(chosen)][column]), /[15]x[15]$/.test(primitive) ? [6, 4] : primitive === "avg_pool_3x3" ? [2, 3] : undefined]);
     one = chart(`${title()}, edge ${arrow(chosen)}`, "weight of each primitive", run.epochs, rows, fixed(3), { height: 344 });
     beside.replaceChildren(one);
     one.entry.draw();
