@@ -22,7 +22,7 @@ from nas.search_space.space import SearchSpace
 ASSETS = Path(__file__).parent / "assets"
 # The page runs them in this order.
 SCRIPTS = ("parts.js", "charts.js", "cells.js", "answers.js", "search_page.js", "compare_page.js", "report.js")
-QUANTILES = {"best cell": 1.0, "95 % of all cells": 0.95, "median": 0.5, "5 %": 0.05}
+QUANTILES = {"best cell": 1.0, "95 % of all cells": 0.95, "median": 0.5, "5 % of all cells": 0.05}
 MARKER = "<!-- nas.report -->\n"  # only files that begin with it are replaced
 
 
@@ -84,6 +84,7 @@ def describe(space: SearchSpace) -> dict[str, Any]:
         "num_inputs": space.num_inputs,
         "edges_kept": space.edges_kept,
         "cells": list(zip(space.cells, space.titles, strict=True)),
+        "truth": space.truth_names,
         "final_network": space.final_network_in_words,
         "quantiles": [[name, round(accuracy, 5)] for name, accuracy in quantiles],
     }

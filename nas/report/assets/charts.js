@@ -131,11 +131,11 @@ function chartsOf(run) {
   if (run.kind === "search") {
     add("Loss", "cross entropy, nats", [["upper", "accent", "upper/loss"], ["lower", "max", "lower/loss"]], fixed(3));
     add("Accuracy", "of the supernet", [["upper", "accent", "upper/accuracy"], ["lower", "max", "lower/accuracy"], ["upper, balanced", "dil", "upper/balanced_accuracy"]], percent, ACCURACY);
-    if (quantiles.length) {
-      const truth = [["the derived cell", "accent", run.series["truth/cifar-10_test_accuracy"]]];
+    if (TRUTH) {
+      const truth = [["the derived cell", "accent", run.series[TRUTH]]];
       const levels = quantiles.map(([name, accuracy], index) => [name, "muted", run.epochs.map(() => accuracy), RUN_DASHES[index]]);
-      made.push(chart("True test accuracy", "of the derived cell on CIFAR-10, and of all cells", run.epochs, [...truth, ...levels], percent, ACCURACY));
-      add("True rank", "of the derived cell; 1 is the best", [["rank", "accent", "truth/rank"]], whole, COUNT);
+      made.push(chart("True test accuracy", `of the derived cell on ${ranked}, and of all cells`, run.epochs, [...truth, ...levels], percent, ACCURACY));
+      add("True rank", "of the derived cell; 1 is the best", [["rank", "accent", "truth/rank"]], whole);
     }
     const perCell = (form) => CELLS.map(([cell, title], index) => [short(title), ["accent", "max"][index], form.replace("*", cell)]);
     add("Entropy of the edges", `mean, nats; ${Math.log(primitives.length).toFixed(2)} is uniform`, perCell("cells/entropy_*_nats"), fixed(4));

@@ -14,7 +14,7 @@ function comparePage() {
   const names = runs.map((run, index) => (runs.filter(({ name }) => name === run.name).length > 1 ? `${run.name} (${index + 1})` : run.name));
   const end = (name) => (run) => last(run.series[name]);
   const accuracies = search
-    ? [["upper accuracy", end("upper/accuracy")], ["lower accuracy", end("lower/accuracy")], ...(quantiles.length ? [["true test accuracy", end("truth/cifar-10_test_accuracy")]] : [])]
+    ? [["upper accuracy", end("upper/accuracy")], ["lower accuracy", end("lower/accuracy")], ...(TRUTH ? [["true test accuracy", end(TRUTH)]] : [])]
     : [["test accuracy", (run) => run.test.accuracy], ["balanced accuracy", (run) => run.answers?.balanced_accuracy], ["held-out accuracy", end("holdout/accuracy")], ["train accuracy", end("train/accuracy")]].filter(([, of]) => runs.some((run) => of(run) != null));
   const datasets = [...new Set(runs.map(({ dataset }) => dataset))];
   const skips = (run) => CELLS.map(([cell]) => whole(end(`cells/skip_connections_${cell}`)(run))).join(" + ");
@@ -42,7 +42,7 @@ function comparePage() {
   const drawn = search
     ? [overlaid("Upper accuracy", "of the supernet", "upper/accuracy", percent, ACCURACY), overlaid("Upper loss", "cross entropy, nats", "upper/loss", fixed(3)),
       overlaid("Lower accuracy", "of the supernet", "lower/accuracy", percent, ACCURACY), overlaid("Lower loss", "cross entropy, nats", "lower/loss", fixed(3)),
-      quantiles.length ? overlaid("True test accuracy", "of the derived cell on CIFAR-10", "truth/cifar-10_test_accuracy", percent, ACCURACY) : null,
+      TRUTH ? overlaid("True test accuracy", `of the derived cell on ${ranked}`, TRUTH, percent, ACCURACY) : null,
       ...CELLS.map(([cell, title]) => overlaid(`Entropy, ${title.toLowerCase()}`, "nats", `cells/entropy_${cell}_nats`, fixed(4))),
       ...CELLS.map(([cell, title]) => overlaid(`Skip connections, ${title.toLowerCase()}`, "in the derived cell", `cells/skip_connections_${cell}`, fixed(0), COUNT))]
     : [overlaid("Train accuracy", "of the final network", "train/accuracy", percent, ACCURACY), overlaid("Train loss", "cross entropy, nats", "train/loss", fixed(3)),

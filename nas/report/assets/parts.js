@@ -1,7 +1,7 @@
 "use strict";
 // Everything that comes from a run goes through `append` as text, or into attributes that cannot run.
 const { runs, space, published } = JSON.parse(document.getElementById("data").textContent);
-const { primitives, num_inputs: INPUTS, edges_kept: KEPT, quantiles, final_network: NETWORK } = space; // of all runs
+const { primitives, num_inputs: INPUTS, edges_kept: KEPT, quantiles, truth: [TRUTH], final_network: NETWORK } = space; // of all runs
 const page = document.getElementById("page");
 const root = document.documentElement;
 const CELLS = space.cells.map(([cell, title]) => [cell, title[0].toUpperCase() + title.slice(1)]);
@@ -28,6 +28,8 @@ const last = (values) => values[values.length - 1];
 const kind = (primitive) => `kind-${primitive.split("_")[0]}`;
 const breakable = (name) => name.split(/(?<=_)/).flatMap((part, index) => (index ? [el("wbr"), part] : [part])); // a narrow column breaks it after _
 const words = (primitive) => primitive.replaceAll("_", " ").replace(/(\d)x(\d)/g, "$1×$2");
+/** Of the data set by whose test images cells are ranked, where the space knows how good each cell is. */
+const ranked = TRUTH?.split("/")[1].split("_")[0].toUpperCase();
 const short = (title) => title.toLowerCase().replace(/ cell$/, "");
 const state = (index) => (index < INPUTS ? `c(k−${INPUTS - index})` : `${index - INPUTS}`);
 /** The node of each edge of a derived cell. */
@@ -149,7 +151,7 @@ function sizes(owns) {
   const rows = [...published.map((row) => ({ ...row, own: false })), ...owns.map((run) => ({ name: run.name, ...run.size, own: true }))];
   rows.sort((a, b) => a.weights - b.weights);
   return [
-    heading("Size as a final network", `${owns.length === 1 ? "The cell of this run (marked)" : "The cells of these runs (marked)"} ${published.length ? "and published cells, " : ""}each as a network with ${NETWORK} and 10 classes for images of `, together("3 × 32 × 32"), ", without the auxiliary head, ordered by weights.", published.length ? [" The test errors are the published ones on ", together("CIFAR-10"), "."] : ""),
+    heading("Size as a final network", `${owns.length === 1 ? "The cell of this run" : "The cells of these runs"}${published.length ? " (marked) and published cells, each" : ""} as a network with ${NETWORK} and 10 classes for images of `, together("3 × 32 × 32"), ", without the auxiliary head, ordered by weights.", published.length ? [" The test errors are the published ones on ", together("CIFAR-10"), "."] : ""),
     el("section", { class: "card" }, table([["cell"], ["weights, million", "num"], ["multiply-adds, million", "num"], ["test error, %", "num"]],
       rows.map((row) => ({ own: row.own, cells: [breakable(row.name), millions(row.weights), millions(row.multiply_adds), row.test_error_percent ?? "–"] })))),
   ];

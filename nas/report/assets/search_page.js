@@ -55,7 +55,7 @@ function searchPage(run) {
   function curves() {
     one?.entry.stop();
     const rows = primitives.map((primitive, column) => [words(primitive), primitive.split("_")[0],
-      run.edge_weights[cell].map((edges) => edges[keys.indexOf(chosen)][column]), primitive.endsWith("5x5") ? [6, 4] : primitive === "avg_pool_3x3" ? [2, 3] : undefined]);
+      run.edge_weights[cell].map((edges) => edges[keys.indexOf(chosen)][column]), /[15]x[15]$/.test(primitive) ? [6, 4] : primitive === "avg_pool_3x3" ? [2, 3] : undefined]);
     one = chart(`${title()}, edge ${arrow(chosen)}`, "weight of each primitive", run.epochs, rows, fixed(3), { height: 344 });
     beside.replaceChildren(one);
     one.entry.draw();
@@ -78,7 +78,7 @@ function searchPage(run) {
     header(`Search on ${run.dataset}`, run.name, factsOf(run)),
     tiles([
       ["upper accuracy", percent(series("upper/accuracy"))], ["lower accuracy", percent(series("lower/accuracy"))],
-      ["true test accuracy of the cell", quantiles.length ? percent(series("truth/cifar-10_test_accuracy")) : null], ["its rank", quantiles.length ? whole(series("truth/rank")) : null],
+      ["true test accuracy of the cell", TRUTH ? percent(series(TRUTH)) : null], ["its rank", TRUTH ? whole(series("truth/rank")) : null],
       [`skip connections, ${CELLS.map(([, title]) => short(title)).join(" + ")}`, CELLS.map(([cell]) => whole(series(`cells/skip_connections_${cell}`))).join(" + ")],
       ["weights of the final network", ...counted(run.size.weights)], ["multiply-adds", ...counted(run.size.multiply_adds)],
       ["time, h:m:s", duration(run.time_s)], ["memory, peak", memory(run), "GB"],
