@@ -24,7 +24,7 @@ from nas.config.flags import (
 )
 from nas.errors import InputError, first_problem
 from nas.search_space.genotype_file import SPACES
-from nas.search_space.space import SearchSpace
+from nas.search_space.space import SKIP, SearchSpace
 
 CONFIG_VERSION = 1
 
@@ -129,16 +129,19 @@ def validate(kind: type[Config], content: Any, path: Path | None = None) -> Conf
 
 
 def searched_space(size: SupernetSize) -> SearchSpace:
-    """Return the space of a search: that of --space, with the primitives of --primitives.
+    """Return the space of a search: that of --space, as --primitives and --max-skip-connections change it.
 
     Raises:
-        InputError: the space has no such primitive, or one is named twice.
+        InputError: the space has no such primitive, one is named twice, or nothing but skips can be derived.
     """
     space = SPACES[size.space]
     try:
-        return space if size.primitives is None else space.with_primitives(size.primitives)
+        space = space if size.primitives is None else space.with_primitives(size.primitives)
     except ValueError as error:
         raise InputError(f"--primitives: {error}") from None
+    if size.max_skip_connections is not None and not {*space.derived_primitives} - {SKIP}:
+        raise InputError("--max-skip-connections: needs another primitive to derive, but skip_connect is the only one.")
+    return dataclasses.replace(space, max_skip_connections=size.max_skip_connections)
 
 
 def to_json(config: SearchConfig | FinalConfig) -> str:

@@ -167,6 +167,8 @@ class SupernetSize:
     """Nodes per cell (DARTS, appendix A.1.1); with nas-bench-201 always 3."""
     primitives: Annotated[tuple[str, ...] | None, _optional("NAME [NAME ...]", "all of the space")] = None
     """Search among these primitives alone, such as skip_connect sep_conv_3x3 (the space S2 of RobustDARTS)."""
+    max_skip_connections: Annotated[Annotated[int, Field(ge=0)] | None, _optional("INT", "any number")] = None
+    """Derive cells with at most this many skip connections each (P-DARTS: 2)."""
     stem: Stem = "cifar"
     """First layers, as in the final network. imagenet divides the sides of the images by eight; it is for 224 × 224."""
 

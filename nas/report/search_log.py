@@ -21,7 +21,7 @@ from nas.runs.silent import SilentRun
 from nas.search_space import pictures
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import GenotypeFile, Provenance
-from nas.search_space.space import SearchSpace
+from nas.search_space.space import SKIP, SearchSpace
 from nas.training.accuracy import Measured, in_words
 from nas.training.loop import Loop
 from nas.training.run import Run
@@ -126,7 +126,7 @@ def cell_scalars(edge_weights: EdgeWeights, genotype: Genotype, space: SearchSpa
     scalars: dict[str, float] = {}
     for cell, weights in edge_weights._asdict().items():
         scalars[f"cells/entropy_{cell}_nats"] = -torch.special.xlogy(weights, weights).sum(1).mean().item()
-        skips = [primitive == "skip_connect" for primitive, _ in genotype.edges(cell)]
+        skips = [primitive == SKIP for primitive, _ in genotype.edges(cell)]
         scalars[f"cells/skip_connections_{cell}"] = sum(skips)
         for edge, row in zip(edge_names(weights, space), weights.tolist(), strict=True):
             for primitive, weight in zip(space.primitives, row, strict=True):
@@ -147,7 +147,7 @@ def skips(genotype: Genotype) -> str:
 
 def count_skips(genotype: Genotype) -> list[int]:
     """Count the skip connections of each cell."""
-    return [sum(name == "skip_connect" for name, _ in cell) for cell in map(genotype.edges, genotype.space.cells)]
+    return [sum(name == SKIP for name, _ in cell) for cell in map(genotype.edges, genotype.space.cells)]
 
 
 def write_pictures(folder: RunFolder | SilentRun, edge_weights: EdgeWeights, space: SearchSpace, step: int) -> None:

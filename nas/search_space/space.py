@@ -18,6 +18,7 @@ T = TypeVar("T")
 OWN_PRIMITIVES: list[str] = []  # names of those that were registered: every space may have them
 NONE = "none"  # the primitive that passes nothing on
 RESIDUAL_BLOCK = "residual block"  # the layer that halves the image where no cell does
+SKIP = "skip_connect"
 MAX_NODES = 32
 
 Edges = tuple[tuple[str, int], ...]  # (primitive, source state) of each edge of a derived cell, nodes in order
@@ -69,6 +70,7 @@ class SearchSpace:
             all of them, by rising source.
         cells: the kinds of cell that are searched; each has alphas of its own.
         derives_none: whether an edge of a derived cell may carry "none".
+        max_skip_connections: how many skip connections a derived cell may have; None for any number.
         further_primitives: what published cells carry besides; no supernet has them.
         name: what --space calls it.
         titles: what people call each kind of cell.
@@ -91,6 +93,7 @@ class SearchSpace:
     cells: tuple[str, ...] = ("normal", "reduce")
     derives_none: bool = False
     further_primitives: tuple[str, ...] = ()
+    max_skip_connections: int | None = None
     name: str = ""
     titles: tuple[str, ...] = ("normal cell", "reduction cell")
     halving: tuple[str, ...] = ("reduce",)
@@ -197,7 +200,9 @@ class SearchSpace:
         """Derive a cell (DARTS, section 2.4).
 
         For each node the incoming edges are ranked by their largest weight over the primitives that may be derived.
-        The first ones are kept, each with its strongest such primitive. Of equal weights the first one wins.
+        The first ones are kept, each with its strongest such primitive. Of equal weights the first one wins. While a
+        cell has more skip connections than allowed, the weakest of them is ruled out and the cell derived again, as in
+        P-DARTS (Chen et al., ICCV 2019, section 3.3).
 
         Args:
             edge_weights: one row for each edge, one column for each primitive: the alphas after the softmax.
@@ -208,16 +213,28 @@ class SearchSpace:
         edges = self.edges(self.nodes_of(len(edge_weights)))
         if any(len(row) != len(self.primitives) for row in edge_weights):
             raise ValueError(f"A row of edge weights must have {len(self.primitives)} columns.")
-        rows = dict(zip(edges, edge_weights, strict=True))
+        rows = {edge: list(row) for edge, row in zip(edges, edge_weights, strict=True)}
+        derived = self._derive(rows)
+        skips = [edge for edge, primitive in derived.items() if primitive == SKIP]
+        while self.max_skip_connections is not None and len(skips) > self.max_skip_connections:
+            column = self.primitives.index(SKIP)
+            rows[min(skips, key=lambda edge: rows[edge][column])][column] = -1.0
+            derived = self._derive(rows)
+            skips = [edge for edge, primitive in derived.items() if primitive == SKIP]
+        return tuple((primitive, source) for (source, _), primitive in derived.items())
+
+    def _derive(self, rows: Mapping[tuple[int, int], Sequence[float]]) -> dict[tuple[int, int], str]:
+        """Return the primitive of each (source, node) that is kept, nodes in order."""
         columns = [self.primitives.index(name) for name in self.derived_primitives]
-        cell = []
-        for node in sorted({node for _, node in edges}):
+        cell = {}
+        for node in sorted({node for _, node in rows}):
             strongest = [max(columns, key=rows[source, node].__getitem__) for source in range(node)]
             ranked = list(range(node))
             if not self.keeps_all:
                 ranked.sort(key=lambda source: -rows[source, node][strongest[source]])
-            cell += [(self.primitives[strongest[source]], source) for source in ranked[: self.num_kept(node)]]
-        return tuple(cell)
+            for source in ranked[: self.num_kept(node)]:
+                cell[source, node] = self.primitives[strongest[source]]
+        return cell
 
     def random_cells(self, seed: int, num_nodes: int) -> dict[str, Edges]:
         """Draw one cell of each kind uniformly from the derived cells of this many nodes.

@@ -1,8 +1,11 @@
 """The search space of DARTS as data, and that its methods hold for other spaces."""
 
+import dataclasses
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nas.search_space.darts import DARTS
 from nas.search_space.space import SearchSpace
@@ -51,3 +54,13 @@ def test_a_node_of_another_space_keeps_all_its_edges_and_may_keep_none():
 def test_a_row_of_another_length_is_refused():
     with pytest.raises(ValueError, match="8 columns"):
         DARTS.derive([[0.1] * 8, [0.1] * 7])
+
+
+@given(
+    rows=st.lists(st.lists(st.floats(0, 1), min_size=8, max_size=8), min_size=14, max_size=14), most=st.integers(0, 8)
+)
+def test_a_cell_has_at_most_as_many_skip_connections_as_allowed(rows, most):
+    capped, free = dataclasses.replace(DARTS, max_skip_connections=most).derive(rows), DARTS.derive(rows)
+    skips = [sum(name == "skip_connect" for name, _ in cell) for cell in (capped, free)]
+    assert skips[0] <= most
+    assert (capped == free) == (skips[1] <= most)
