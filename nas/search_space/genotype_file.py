@@ -157,10 +157,18 @@ class Cells(BaseModel):
 
 
 def texts_of_spaces(text: str) -> list[tuple[int, dict[str, Any]]]:
-    """List the cells in the text forms of single spaces: where each begins, and the arguments of `Genotype`."""
-    return [
-        (start, {"space": space, **fields}) for space in SPACES.values() for start, fields in space.find_texts(text)
-    ]
+    """List the cells in the text forms of single spaces: where each begins, and the arguments of `Genotype`.
+
+    Raises:
+        InputError: there are too many.
+    """
+    found = []
+    for space in SPACES.values():
+        for start, fields in space.find_texts(text):
+            found.append((start, {"space": space, **fields}))
+            if len(found) > text_form.MAX_GENOTYPES:
+                raise InputError(f"more than {text_form.MAX_GENOTYPES:,} genotypes.")
+    return found
 
 
 def _parsed(text: str) -> str:

@@ -22,8 +22,9 @@ DATASETS = ("CIFAR-10", "CIFAR-100", "ImageNet16-120")
 UNITS = 600  # per percent: means of two or three seeds on CIFAR-10's test images are whole numbers of it
 
 # |nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_3x3~1|skip_connect~2|
-_NODE = r"(?:\|\w{1,40}~[0-9]{1,3})+\|"
-_TEXT = re.compile(rf"{_NODE}(?:\s*\+\s*{_NODE})*")
+# No longer than any mistake needs, so that a megabyte of it is read quickly.
+_NODE = r"(?:\|\w{1,40}~[0-9]{1,3}){1,40}\|"
+_TEXT = re.compile(rf"{_NODE}(?:\s{{0,9}}\+\s{{0,9}}{_NODE}){{0,40}}")
 _EDGE = re.compile(r"(\w{1,40})~([0-9]{1,3})")
 
 

@@ -16,6 +16,7 @@ from nas.errors import InputError, first_problem, printable
 from nas.search_space import conversions
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import FORMAT_VERSION, GenotypeFile, Provenance, find, known_names, texts_of_spaces
+from nas.search_space.space import SearchSpace
 from nas.search_space.text import Found, choose, find_all
 
 FORMS = (
@@ -113,8 +114,8 @@ def _file_in(data: bytes, name: str) -> tuple[GenotypeFile, list[str]]:
     chosen, notes = choose(found, name)
     if chosen.problem:
         raise InputError(chosen.problem)
-    if isinstance(chosen.value, Genotype):
-        return GenotypeFile.of(chosen.value, Provenance()), notes
+    if isinstance(chosen.value.get("space"), SearchSpace):
+        return GenotypeFile.of(Genotype(**chosen.value), Provenance()), notes
     genotype, further = conversions.genotype_of(chosen.value)
     if further:
         notes.append(f"these fields are left out: {printable(', '.join(further), 200)}.")
@@ -128,5 +129,9 @@ def _found_in(text: str, content: Any) -> list[Found]:
     found = []
     for item in find_all(text):
         found += [item] if item.problem else conversions.cells_in(item.value, item.name, item.line)
-    own = () if found else texts_of_spaces(text)
-    return found + [Found("", 1 + text.count("\n", 0, start), Genotype(**fields)) for start, fields in own]
+    if not found:
+        line, position = 1, 0
+        for start, fields in texts_of_spaces(text):
+            line, position = line + text.count("\n", position, start), start
+            found.append(Found("", line, fields))
+    return found

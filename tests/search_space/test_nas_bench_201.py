@@ -15,6 +15,7 @@ from nas import Alphas, Genotype, GenotypeFile, InputError, Provenance, Supernet
 from nas.models.supernet import Cell
 from nas.search_space import nas_bench_201
 from nas.search_space.nas_bench_201 import NAS_BENCH_201, row_of
+from nas.search_space.reader import read
 
 CSV = Path(__file__).parents[3] / "shared" / "data" / "nas-bench-201.csv.gz"
 SHOWN = "|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_3x3~1|skip_connect~2|"
@@ -60,6 +61,13 @@ def test_random_cells_survive_text_and_file(tmp_path):
         assert GenotypeFile.load(path).space == "nas-bench-201"
     assert len({row_of(Genotype.random(seed, space=NAS_BENCH_201).cell) for seed in range(100)}) > 90
     assert Genotype.from_text(SHOWN).to_text() == SHOWN
+
+
+def test_the_last_cell_of_a_log_is_read(tmp_path):
+    (tmp_path / "log.txt").write_text(f"epoch 1: {SKIPS[:40]}\nepoch 2: {SKIPS}\nepoch 3: {SHOWN}; 93 %\n")
+    found = read(str(tmp_path / "log.txt"))
+    assert found.genotype == Genotype.from_text(SHOWN)
+    assert found.notes == ["the last of 3 genotypes is used, in line 3."]
 
 
 @pytest.mark.parametrize(
