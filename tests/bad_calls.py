@@ -68,7 +68,7 @@ SEARCH = {
         ("--batch-size 1e6", "Error parsing --batch-size: "),
         ("--lower-lr fast", "Error parsing --lower-lr: "),
         ("--dataset folder --image-size 32x32", "Error parsing --image-size: "),
-        ("--hypergradient exact", "invalid choice 'exact' for argument '--hypergradient'"),
+        ("--hypergradient third-order", "invalid choice 'third-order' for argument '--hypergradient'"),
         ("--dataset imagenet", "invalid choice 'imagenet' for argument '--dataset'"),
         ("--name", "Missing value for argument '--name'"),
         ("--balanced=yes", "Unrecognized options: yes"),
@@ -112,7 +112,7 @@ SEARCH = {
         ("--dataset npz --data-dir own --upper-fraction 0.9", "--upper-fraction 0.9: 1 image for the weights"),
         ("--dataset digits --upper-fraction 0.001", "--upper-fraction 0.001: 1436 images for"),
         ("--dataset digits --crop-padding 5", "--crop-padding 5: more than half of the images"),
-        ("--dataset digits --lower-lr 1e30 --dry-run", "--lower-lr: too large for the first steps: "),
+        ("--dataset digits --lower-lr 1e30 --dry-run --num-cells 3 --primitives skip_connect sep_conv_3x3", "--lower-lr: too large for the first steps: "),
     ],
     "a run folder": [
         ("--dataset digits --name taken", "--name taken: genotypes/taken.json exists already"),

@@ -21,6 +21,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from nas.models.size import network_size
 from nas.models.supernet import Alphas, Supernet
 from nas.runs.checkpoint import Manifest
+from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import GenotypeFile
 from tests import bad_calls
@@ -84,10 +85,11 @@ def test_the_checkpoint_holds_the_whole_state(searched):
     folder, _ = searched
     path = folder / "runs" / "small"
     tensors = load_file(path / "checkpoint.safetensors")
-    supernet, alphas = Supernet(1, 2, 3), Alphas()
+    space = DARTS.with_primitives(TWO[1:])
+    supernet, alphas = Supernet(1, 2, 3, space=space), Alphas(space=space)
     for part, module in (("supernet", supernet), ("alphas", alphas)):
         module.load_state_dict({name: tensors.pop(f"{part}.{name}") for name in module.state_dict()})
-    assert Genotype.derive(alphas) == Genotype.load(path / "genotype.json")
+    assert Genotype.derive(alphas, space) == Genotype.load(path / "genotype.json")
     for index, weight in enumerate(supernet.parameters()):
         assert tensors.pop(f"weight_optimizer.{index}.momentum_buffer").shape == weight.shape
     for index in range(2):
