@@ -112,7 +112,10 @@ SEARCH = {
         ("--dataset npz --data-dir own --upper-fraction 0.9", "--upper-fraction 0.9: 1 image for the weights"),
         ("--dataset digits --upper-fraction 0.001", "--upper-fraction 0.001: 1436 images for"),
         ("--dataset digits --crop-padding 5", "--crop-padding 5: more than half of the images"),
-        ("--dataset digits --lower-lr 1e30 --dry-run --num-cells 3 --primitives skip_connect sep_conv_3x3", "--lower-lr: too large for the first steps: "),
+        (
+            "--dataset digits --lower-lr 1e30 --dry-run --num-cells 3 --primitives skip_connect sep_conv_3x3",
+            "--lower-lr: too large for the first steps: ",
+        ),
     ],
     "a run folder": [
         ("--dataset digits --name taken", "--name taken: genotypes/taken.json exists already"),

@@ -147,7 +147,7 @@ class SearchRun(Run):
     """Seed, device and run folder."""
 
     preset: Preset = "darts"
-    """Defaults of the other flags: those of a paper, or robust, which was the best here (docs/results.md).
+    """Defaults of the other flags: those of a paper; or robust, β-decay that grows slowly (docs/results.md).
     quick: a small supernet, which takes minutes on the digits and hours on CIFAR-10."""
 
 
