@@ -10,7 +10,9 @@ import tyro
 
 from nas.config import foreign_flags
 from nas.config.file import MAY_CHANGE, flag_of, read_config, validate
-from nas.config.flags import PRESETS, Data, FinalConfig, SearchConfig, Stem, SupernetSize, is_several
+from nas.config.flags import Data, FinalConfig, SearchConfig, SupernetSize, is_several
+from nas.config.presets import PRESETS
+from nas.config.values import Stem
 from nas.errors import InputError, printable
 from nas.search_space.genotype_file import SPACES
 from nas.search_space.space import SearchSpace

@@ -11,8 +11,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from nas import files
 from nas.config.flags import (
-    MOST_THREADS,
-    SEEDS,
     Data,
     FinalConfig,
     SearchConfig,
@@ -22,6 +20,7 @@ from nas.config.flags import (
     UpperLevel,
     is_several,
 )
+from nas.config.values import MOST_THREADS, SEEDS
 from nas.errors import InputError, first_problem
 from nas.search_space.genotype_file import SPACES
 from nas.search_space.space import SKIP, SearchSpace

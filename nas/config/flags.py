@@ -1,72 +1,39 @@
 """The flags of the two scripts: each with its unit, its source and its range."""
 
-import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
-SEEDS = 2**32
-MOST_THREADS = 1024
-
-
-def _in_float32(given: float) -> float:
-    if given > 3e38:
-        raise ValueError("must be at most 3e38")
-    return given
-
-
-Channels = Annotated[int, Field(ge=1, le=1024)]
-Cells = Annotated[int, Field(ge=1, le=200)]
-Epochs = Annotated[int, Field(ge=1, le=100_000)]
-BatchSize = Annotated[int, Field(ge=2, le=100_000)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_in_float32)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_in_float32)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-BetweenZeroAndOne = Annotated[float, Field(gt=0, lt=1)]
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-Stem = Literal["cifar", "imagenet"]
-Resize = Literal["crop", "squeeze", "pad"]
-Preset = Literal["darts", "darts-first-order", "robust", "beta-darts", "drnas", "sdarts-rs", "gaea", "quick"]
-Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
-
-
-def _optional(metavar: str, default: str) -> Any:
-    """Return what --help shows for a flag whose default is worked out later."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
-
-
-def _name(given: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", given):
-        raise ValueError("must be up to 100 letters, digits, '.', '_' or '-', and begin with a letter or digit")
-    return given
-
-
-def _address(given: str) -> str:
-    if not re.fullmatch(r"local|auto|[A-Za-z0-9][A-Za-z0-9.-]{0,199}:[0-9]{1,5}", given):
-        raise ValueError("must be local, auto or the HOST:PORT of a cluster")
-    return given
-
-
-# tyro has no flag whose value may be left out.
-_ADDRESS_OR_LOCAL = tyro.constructors.PrimitiveConstructorSpec[str | None](
-    nargs="*",
-    metavar="[ADDRESS]",
-    instance_from_str=lambda given: " ".join(given) or "local",
-    is_instance=lambda value: value is None or isinstance(value, str),
-    str_from_instance=lambda value: [] if value is None else [value],
+from nas.config.values import (
+    ADDRESS_OR_LOCAL,
+    MOST_THREADS,
+    STRICT,
+    BatchSize,
+    BelowOne,
+    BetweenZeroAndOne,
+    Cells,
+    Channels,
+    Epochs,
+    Flag,
+    NotNegative,
+    Positive,
+    Preset,
+    Resize,
+    Seed,
+    Stem,
+    address,
+    optional,
+    run_name,
 )
-
-# Strict: a config that is read back from a file must hold exactly these types. `validate` checks objects as well.
-_STRICT = ConfigDict(extra="forbid", strict=True, revalidate_instances="always")
 
 
 @dataclass(frozen=True)
 class Data:
     """The data set, and how its images are read and augmented."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     dataset: Literal["cifar10", "cifar100", "mnist", "kmnist", "fashion-mnist", "svhn", "digits", "folder", "npz"] = (
         "cifar10"
@@ -78,7 +45,7 @@ class Data:
     data_dir: str = "data"
     """Folder of the images. torchvision's data sets are unpacked there from their archives, such as
     cifar-10-python.tar.gz. If the archives are not there, they are downloaded."""
-    image_size: Annotated[Annotated[int, Field(ge=8, le=1024)] | None, _optional("INT", "32")] = None
+    image_size: Annotated[Annotated[int, Field(ge=8, le=1024)] | None, optional("INT", "32")] = None
     """Pixels per side, only for folder, whose images become RGB and square. The others have their own size."""
     resize: Resize = "crop"
     """How an image of folder that is not square becomes a square. crop: cut off both ends.
@@ -86,7 +53,7 @@ class Data:
     test_fraction: BelowOne = 0.0
     """If folder has no test set: hold back this share of each class as the test set, independent of the seed.
     Give the search and the training the same value. The images may then also be DATA_DIR/CLASS/**."""
-    train_limit: Annotated[Annotated[int, Field(ge=4)] | None, _optional("INT", "all")] = None
+    train_limit: Annotated[Annotated[int, Field(ge=4)] | None, optional("INT", "all")] = None
     """Use this many training images, drawn by the seed."""
     skip_bad_images: Flag = False
     """Leave out files of folder that are no readable images, and print how many. Otherwise such a file ends the run."""
@@ -95,7 +62,7 @@ class Data:
     no_flip: Flag = False
     """Do not mirror images, such as letters. Otherwise half are mirrored, except in digits, mnist, kmnist and svhn."""
     crop_padding: Annotated[
-        Annotated[int, Field(ge=0)] | None, _optional("INT", "an eighth of the image: 4 for CIFAR-10")
+        Annotated[int, Field(ge=0)] | None, optional("INT", "an eighth of the image: 4 for CIFAR-10")
     ] = None
     """Largest shift of training images to each side, in pixels; 0: no shift (DARTS, appendix A.2.1)."""
 
@@ -104,31 +71,31 @@ class Data:
 class Run:
     """Seed, device and run folder."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     seed: Seed = 0
     """Determines everything random: the same seed and --threads give the same bits on the same machine."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute. auto takes cuda if there is a GPU, otherwise mps, otherwise cpu."""
     threads: Annotated[
-        Annotated[int, Field(ge=1, le=MOST_THREADS)] | None, _optional("INT", "as many as cores are free")
+        Annotated[int, Field(ge=1, le=MOST_THREADS)] | None, optional("INT", "as many as cores are free")
     ] = None
     """CPU threads of each process. The default is OMP_NUM_THREADS, or else the cores that are free at the start.
     A resumed run keeps its number, because bits depend on it."""
     run_dir: str = "runs"
     """Folder that holds the run folders."""
     name: Annotated[
-        Annotated[str, AfterValidator(_name)] | None,
-        _optional("STR", "search-<dataset> or final-<genotype>, then -seed<N>-<time>"),
+        Annotated[str, AfterValidator(run_name)] | None,
+        optional("STR", "search-<dataset> or final-<genotype>, then -seed<N>-<time>"),
     ] = None
     """Name of the run folder: letters, digits, '.', '_', '-'."""
-    config: Annotated[str | None, _optional("FILE", "none")] = None
+    config: Annotated[str | None, optional("FILE", "none")] = None
     """Begin with the flags of another run: its config.json, or its folder. Other flags given here override them.
     With --resume, only the flags that may change in a resumed run are taken from it."""
     dry_run: Flag = False
     """Take a few steps, print what a run would do and how long it would take, and start nothing.
     The images are downloaded or read as in a run, and kept."""
-    resume: Annotated[str | None, _optional("RUN_DIR", "none")] = None
+    resume: Annotated[str | None, optional("RUN_DIR", "none")] = None
     """Resume a run from its last checkpoint, bit for bit, with its flags.
     --epochs may be larger. These may change: --data-dir, --device, --threads, --checkpoint-minutes,
     --max-bad-steps, --deterministic."""
@@ -155,7 +122,7 @@ class SearchRun(Run):
 class SupernetSize:
     """The search space, and the size of the supernet."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     space: Literal["darts", "nas-bench-201"] = "darts"
     """Search space; other defaults follow it. nas-bench-201: each epoch ends with the true accuracy of its cell."""
@@ -165,9 +132,9 @@ class SupernetSize:
     """Cells, two of them reduction cells (DARTS, appendix A.1.1); with nas-bench-201 cells per stage, by default 5."""
     num_nodes: Annotated[int, Field(ge=1, le=8)] = 4
     """Nodes per cell (DARTS, appendix A.1.1); with nas-bench-201 always 3."""
-    primitives: Annotated[tuple[str, ...] | None, _optional("NAME [NAME ...]", "all of the space")] = None
+    primitives: Annotated[tuple[str, ...] | None, optional("NAME [NAME ...]", "all of the space")] = None
     """Search among these primitives alone, such as skip_connect sep_conv_3x3 (the space S2 of RobustDARTS)."""
-    max_skip_connections: Annotated[Annotated[int, Field(ge=0)] | None, _optional("INT", "any number")] = None
+    max_skip_connections: Annotated[Annotated[int, Field(ge=0)] | None, optional("INT", "any number")] = None
     """Derive cells with at most this many skip connections each (P-DARTS: 2)."""
     stem: Stem = "cifar"
     """First layers, as in the final network. imagenet divides the sides of the images by eight; it is for 224 × 224."""
@@ -177,7 +144,7 @@ class SupernetSize:
 class LowerLevel:
     """Lower level: SGD on the weights."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     epochs: Epochs = 50
     """Passes over the images of the lower level (DARTS, appendix A.1.1)."""
@@ -199,7 +166,7 @@ class LowerLevel:
 class UpperLevel:
     """Upper level: Adam on the alphas, with betas (0.5, 0.999)."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     alpha_lr: Positive = 3e-4
     """Learning rate (DARTS, appendix A.1.1)."""
@@ -232,11 +199,11 @@ class UpperLevel:
 class EarlyEnd:
     """When a search ends before its last epoch."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
-    end_same_cell: Annotated[Annotated[int, Field(ge=1)] | None, _optional("EPOCHS", "never")] = None
+    end_same_cell: Annotated[Annotated[int, Field(ge=1)] | None, optional("EPOCHS", "never")] = None
     """End the search when the derived cell has not changed for this many epochs."""
-    end_skips: Annotated[Annotated[int, Field(ge=0)] | None, _optional("INT", "never")] = None
+    end_skips: Annotated[Annotated[int, Field(ge=0)] | None, optional("INT", "never")] = None
     """End the search when one of its derived cells has more skip connections than this (DARTS+: 1)."""
 
 
@@ -244,7 +211,7 @@ class EarlyEnd:
 class Selection:
     """Several searches, and the choice of the best cell."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     searches: Annotated[int, Field(ge=1, le=200)] = 1
     """Number of searches, with the seeds from --seed on (DARTS, section 3.2: four). Then each distinct cell is trained
@@ -258,8 +225,8 @@ class Selection:
     selection_cells: Cells = 20
     """Number of its cells: as in the final network (DARTS, appendix A.2.1)."""
     ray: Annotated[
-        Annotated[str, AfterValidator(_address)] | None,
-        _ADDRESS_OR_LOCAL,
+        Annotated[str, AfterValidator(address)] | None,
+        ADDRESS_OR_LOCAL,
         tyro.conf.arg(help_behavior_hint="(default: no Ray, one after another)"),
     ] = None
     """Run searches and trainings in parallel as Ray tasks: without a value on this machine, otherwise on the cluster at
@@ -275,7 +242,7 @@ class SearchConfig:
     Example: python search.py --dataset digits --preset quick
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     data: Data = field(default_factory=Data)
     supernet: SupernetSize = field(default_factory=SupernetSize)
@@ -284,23 +251,6 @@ class SearchConfig:
     early_end: EarlyEnd = field(default_factory=EarlyEnd)
     selection: Selection = field(default_factory=Selection)
     run: SearchRun = field(default_factory=SearchRun)
-
-
-PRESETS = {
-    "darts": SearchConfig(),
-    "darts-first-order": SearchConfig(upper=UpperLevel(hypergradient="first-order")),
-    "robust": SearchConfig(upper=UpperLevel(alpha_lr=1e-3, beta_decay=0.2)),
-    "beta-darts": SearchConfig(upper=UpperLevel(beta_decay=0.5)),
-    "drnas": SearchConfig(upper=UpperLevel(alpha_lr=6e-4, relaxation="dirichlet")),
-    "sdarts-rs": SearchConfig(upper=UpperLevel(smoothing="random")),
-    "gaea": SearchConfig(upper=UpperLevel(alpha_lr=0.1, relaxation="simplex")),
-    "quick": SearchConfig(
-        supernet=SupernetSize(init_channels=8, num_cells=3),
-        lower=LowerLevel(epochs=8, batch_size=96),
-        upper=UpperLevel(alpha_lr=0.01),
-        selection=Selection(selection_epochs=10, selection_channels=16, selection_cells=3),
-    ),
-}
 
 
 def is_several(config: SearchConfig) -> bool:
@@ -312,16 +262,16 @@ def is_several(config: SearchConfig) -> bool:
 class Network:
     """The cell, and the size of the final network."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
-    genotype: Annotated[str | None, _optional("PATH_OR_NAME", "none")] = None
+    genotype: Annotated[str | None, optional("PATH_OR_NAME", "none")] = None
     """The cell: a name such as DARTS_V2, a run folder, a file (FILE:NAME if it holds several), or its text."""
-    evaluate: Annotated[str | None, _optional("RUN_DIR", "none")] = None
+    evaluate: Annotated[str | None, optional("RUN_DIR", "none")] = None
     """Measure the test accuracy of a trained network again, instead of training: its run folder.
     It keeps its flags; --device, --threads, --data-dir and --test-fraction may change."""
-    init_channels: Annotated[Channels | None, _optional("INT", "36, or 16 for NAS-Bench-201")] = None
+    init_channels: Annotated[Channels | None, optional("INT", "36, or 16 for NAS-Bench-201")] = None
     """Channels of the first cell (DARTS, appendix A.2.1)."""
-    num_cells: Annotated[Cells | None, _optional("INT", "20, or 5 for NAS-Bench-201")] = None
+    num_cells: Annotated[Cells | None, optional("INT", "20, or 5 for NAS-Bench-201")] = None
     """Cells, two of them reduction cells (DARTS, appendix A.2.1); for a cell of NAS-Bench-201 the cells per stage."""
     stem: Stem = "cifar"
     """First layers. imagenet divides the sides of the images by eight; it is for 224 × 224 (the authors' code)."""
@@ -335,7 +285,7 @@ class Network:
 class Training:
     """Training by SGD."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     epochs: Epochs = 600
     """Passes over the training images (DARTS, appendix A.2.1)."""
@@ -349,7 +299,7 @@ class Training:
     """Weight decay (DARTS, appendix A.2.1)."""
     grad_clip: Positive = 5.0
     """Largest Euclidean norm of the gradient (the authors' code)."""
-    cutout: Annotated[Annotated[int, Field(ge=0)] | None, _optional("INT", "half the image: 16 for CIFAR-10")] = None
+    cutout: Annotated[Annotated[int, Field(ge=0)] | None, optional("INT", "half the image: 16 for CIFAR-10")] = None
     """Side of the square that is cut out, in pixels; 0: no cutout (DARTS, appendix A.2.1)."""
     holdout_fraction: BelowOne = 0.0
     """Share of the training images that is held out; the accuracy on it is reported each epoch."""
@@ -364,7 +314,7 @@ class FinalConfig:
     Example: python train_final.py --genotype DARTS_V2
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     data: Data = field(default_factory=Data)
     network: Network = field(default_factory=Network)
@@ -376,7 +326,7 @@ class FinalConfig:
 class TrainedOn:
     """What a final network needs to know of its training images to classify others."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=10_000)]
     in_channels: Annotated[int, Field(ge=1, le=3)]

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from nas.config.file import read_config
-from nas.config.flags import MOST_THREADS, Run
+from nas.config.flags import Run
+from nas.config.values import MOST_THREADS
 from nas.distributed import World
 from nas.errors import InputError, count
 from nas.machine.memory import psutil

@@ -299,7 +299,7 @@ def concatenate(nodes: list[Tensor]) -> Tensor:
 
 
 class PreprocessedCell(nn.Module):
-    """The inputs of a cell, brought to its own channels where the space asks for it: preprocess_0, preprocess_1, …
+    """PreprocessedCell brings the inputs of a cell to its own channels, where the space asks for it.
 
     Args:
         in_channels: channels of each input.

@@ -17,6 +17,7 @@ class Relaxation(Protocol):
 
     def start(self, raw: Tensor) -> None:
         """Give the raw alphas, which are standard normal, the values that a search begins with."""
+        ...
 
     def draw(self, raw: Tensor) -> Tensor:
         """Return the edge weights of one pass, with gradients."""

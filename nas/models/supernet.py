@@ -34,7 +34,7 @@ class EdgeWeights(NamedTuple):
 
 
 class Alphas(nn.Module):
-    """The architecture parameters.
+    """Alphas holds the architecture parameters.
 
     Args:
         num_nodes: nodes of each cell; by default as many as the space says.

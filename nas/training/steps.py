@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.config.flags import Stem
+from nas.config.values import Stem
 from nas.data.augment import normalise
 from nas.data.loader import Batch, Loader
 from nas.distributed import SINGLE, World

@@ -343,7 +343,9 @@ def test_a_bomb_is_not_unpacked(case, tmp_path, monkeypatch):
     write_members(tmp_path, images=images)
     patched(tmp_path / "train.npz", "images.npy", **claims)
     with little_memory():
-        assert sentence in refusal(tmp_path)
+        said = refusal(tmp_path)
+    # Some versions of Python see by themselves that the members of "twice" overlap.
+    assert sentence in said or (case == "twice" and "not an .npz file, or a damaged one" in said)
 
 
 def test_all_arrays_together_have_to_fit(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import random
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,8 @@ def test_known_values():
 @pytest.mark.skipif(not CSV.is_file(), reason="the benchmark's figures are not on this machine")
 def test_the_table_is_what_pack_makes_of_the_benchmark(tmp_path):
     nas_bench_201.pack(CSV, tmp_path / "packed.npz")
-    assert (tmp_path / "packed.npz").read_bytes() == nas_bench_201.TABLE.read_bytes()
+    with np.load(tmp_path / "packed.npz", allow_pickle=False) as packed:
+        assert np.array_equal(packed["accuracies"], nas_bench_201._table())
     with gzip.open(CSV, "rt") as file:
         rows = random.Random(0).sample([*csv.DictReader(file)], 100)
     for row in rows:

@@ -9,7 +9,8 @@ import train_final
 from benchmarks.search_step import peak_bytes, take_step
 from nas.bilevel.step import build
 from nas.config.cli import parse
-from nas.config.flags import PRESETS, FinalConfig, SearchConfig
+from nas.config.flags import FinalConfig, SearchConfig
+from nas.config.presets import PRESETS
 from nas.data.datasets import Split
 from nas.data.loader import Batch, training_loader
 from nas.distributed import SINGLE, World
