@@ -35,7 +35,7 @@ class _Held(nn.Module):
 
 
 def evaluate_at(objective: Objective, parameters: dict[nn.Parameter, Tensor], state: State, name: str) -> Tensor:
-    """An objective at other parameters of its lower model.
+    """Return an objective at other parameters of its lower model.
 
     Parameters and buffers are exchanged for others while the objective runs, never written to. Attributes are given
     back: one that keeps what a module computed from its weight would hand it to the next pass.
@@ -59,6 +59,7 @@ def evaluate_at(objective: Objective, parameters: dict[nn.Parameter, Tensor], st
 
 
 def trained(upper_model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that require gradients; ValueError if there is none."""
     alphas = [parameter for parameter in upper_model.parameters() if parameter.requires_grad]
     if not alphas:
         raise ValueError("the upper model has no parameter that requires gradients.")
@@ -66,6 +67,7 @@ def trained(upper_model: nn.Module) -> list[nn.Parameter]:
 
 
 def check_auxiliary_model(auxiliary_model: _MonkeyPatchBase, lower_model: nn.Module) -> None:
+    """Raise ValueError unless the auxiliary model is the lower model as `higher` wraps it, without higher gradients."""
     if not isinstance(auxiliary_model, _MonkeyPatchBase):
         raise ValueError(
             f"the auxiliary model is a {type(auxiliary_model).__name__}, "
@@ -90,19 +92,20 @@ def check_auxiliary_model(auxiliary_model: _MonkeyPatchBase, lower_model: nn.Mod
 
 
 def virtual_weights(lower_model: nn.Module, auxiliary_model: _MonkeyPatchBase) -> dict[nn.Parameter, Tensor]:
-    """w′ for each trained parameter of the lower model."""
+    """Return w′ for each trained parameter of the lower model; ValueError as `check_auxiliary_model`."""
     check_auxiliary_model(auxiliary_model, lower_model)
     pairs = zip(lower_model.parameters(), auxiliary_model.parameters(), strict=True)
     return {w: w_prime for w, w_prime in pairs if w.requires_grad}
 
 
 def names_of(parameters: Collection[nn.Parameter], model: nn.Module) -> str:
+    """Return the name of the first of these parameters, and the number of the others."""
     first, *more = [name for name, w in model.named_parameters() if w in set(parameters)]
     return f"{first} (and {len(more)} more)" if more else first
 
 
 def leaves_of(loss: Tensor) -> set[Tensor]:
-    """The tensors that a loss has a gradient for: the leaves of its graph. No gradient is computed."""
+    """Return the tensors that a loss has a gradient for: the leaves of its graph. No gradient is computed."""
     if loss.grad_fn is None:
         return {loss}
     found, seen, waiting = set(), set(), [loss.grad_fn]
@@ -117,6 +120,7 @@ def leaves_of(loss: Tensor) -> set[Tensor]:
 
 
 def evaluate(objective: Objective, state: State, name: str) -> Tensor:
+    """Return what an objective returns; ValueError, with its name, if that is no scalar tensor."""
     loss = objective(state)
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         shape = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
@@ -125,21 +129,23 @@ def evaluate(objective: Objective, state: State, name: str) -> Tensor:
 
 
 def check_finite(value: Tensor, complaint: str) -> None:
-    """On a CPU alone: elsewhere, to look at a value is to wait for all that was begun."""
+    """Raise FloatingPointError if a value is not finite, on a CPU alone: elsewhere, to look at it is to wait for it."""
     if value.device.type == "cpu" and not torch.isfinite(value):
         raise FloatingPointError(complaint.format(value.item()))
 
 
-def gradients_of(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the gradients of a loss; 0 where it does not depend on a tensor."""
+def gradients_of(loss: Tensor, tensors: Sequence[Tensor], create_graph: bool = False) -> list[Tensor]:
+    """Return the gradients of a loss, with a graph if asked; 0 where it does not depend on a tensor."""
     wanted = [tensor for tensor in tensors if tensor.requires_grad]
     if not loss.requires_grad or not wanted:
         return [torch.zeros_like(tensor) for tensor in tensors]
-    found = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
+    options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+    found = iter(torch.autograd.grad(loss, wanted, create_graph=create_graph, **options))
     return [next(found) if tensor.requires_grad else torch.zeros_like(tensor) for tensor in tensors]
 
 
 def add_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
+    """Add gradients to the `.grad` of parameters."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         # A new tensor: autograd may hand out one expanded tensor for several parameters.
         before = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

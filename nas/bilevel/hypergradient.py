@@ -214,8 +214,14 @@ class Onestage(FirstOrder):
         """L_lower(w + sign · step, α) and its gradient with respect to α."""
         parameters = {w: w.detach() + sign * part for w, part in step.items()}
         loss = evaluate_at(self.lower_objective, parameters, state, "lower objective")
-        # Both passes have the same graph. A parameter may be one that the pass has registered.
-        strange = leaves_of(loss).difference(alphas) if sign > 0 else set()
+        if sign > 0:  # both passes have the same graph
+            self._check_lower_loss(loss, alphas)
+        return loss.detach(), gradients_of(loss, alphas)
+
+    def _check_lower_loss(self, loss: Tensor, known: Sequence[Tensor]) -> None:
+        """Raise ValueError if the loss depends on a parameter of the lower model itself; `known` are other leaves."""
+        strange = leaves_of(loss).difference(known)
+        # A parameter may be one that the pass has registered.
         missed = [w for w in self.lower_model.parameters() if w in strange] if strange else []
         if missed:
             raise ValueError(
@@ -223,7 +229,6 @@ class Onestage(FirstOrder):
                 "not through the module that it belongs to, so it would not be perturbed: read the parameter from its "
                 "module, not from a plain attribute, a list or a closure, and detach it where it is a constant."
             )
-        return loss.detach(), gradients_of(loss, alphas)
 
 
 class Exact(Onestage):
@@ -238,11 +243,7 @@ class Exact(Onestage):
     ) -> tuple[list[Tensor], list[Tensor]]:
         w = {parameter: parameter.detach().requires_grad_() for parameter in v}
         loss = evaluate_at(self.lower_objective, w, state, "lower objective")
-        options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
-        gradients = torch.autograd.grad(loss, list(w.values()), create_graph=True, **options)
-        graphs = [(gradient, part) for gradient, part in zip(gradients, v.values(), strict=True) if gradient.grad_fn]
-        if not graphs:
-            return [loss.detach()], [torch.zeros_like(alpha) for alpha in alphas]
-        outputs, vectors = zip(*graphs, strict=True)
-        products = torch.autograd.grad(outputs, alphas, vectors, **options)
-        return [loss.detach()], [self.lower_learning_rate * product for product in products]
+        self._check_lower_loss(loss, [*alphas, *w.values()])
+        gradients = gradients_of(loss, list(w.values()), create_graph=True)
+        along_v = sum(((gradient * part).sum() for gradient, part in zip(gradients, v.values(), strict=True)), norm * 0)
+        return [loss.detach()], [self.lower_learning_rate * product for product in gradients_of(along_v, alphas)]

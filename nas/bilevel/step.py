@@ -8,7 +8,7 @@ import higher
 import torch
 from torch import Tensor
 
-from nas.bilevel.evaluation import State
+from nas.bilevel.evaluation import State, gradients_of
 from nas.bilevel.hypergradient import Exact, FirstOrder, Onestage
 from nas.bilevel.smoothing import SMALLEST, SMOOTHINGS
 from nas.config.file import searched_space
@@ -169,13 +169,15 @@ class Bilevel:
             return edge_weights
 
         def gradients(rows: Sequence[Tensor]) -> Sequence[Tensor]:
+            buffers = list(self.supernet.buffers())
+            statistics = [buffer.clone() for buffer in buffers]  # an attack leaves no trace
             leaves = [row.clone().requires_grad_() for row in rows]
             loss = cross_entropy(self.supernet(train.images, self.alphas.by_kind(*leaves)), train)
-            return self.world.mean(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
+            found = self.world.mean(gradients_of(loss, leaves))
+            torch._foreach_copy_(buffers, statistics)
+            return found
 
-        statistics = [buffer.clone() for buffer in self.supernet.buffers()]  # an attack leaves no trace
         moved = SMOOTHINGS[smoothing]([rows.detach() for rows in edge_weights], self.smoothing_now, gradients)
-        torch._foreach_copy_(list(self.supernet.buffers()), statistics)
         return self.alphas.by_kind(*moved)
 
     def state(self) -> Mapping[str, Tensor]:

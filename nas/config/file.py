@@ -180,6 +180,8 @@ def _check_search(config: SearchConfig) -> None:
         raise InputError("--share-lower-step: cannot be combined with first-order, which has no virtual step.")
     if upper.relaxation == "simplex" and upper.beta_decay:
         raise InputError("--beta-decay: does nothing with --relaxation simplex, whose rows always add up to 1.")
+    if upper.relaxation == "simplex" and upper.alpha_weight_decay != UpperLevel.alpha_weight_decay:
+        raise InputError("--alpha-weight-decay: does nothing with --relaxation simplex, which has no weight decay.")
     if upper.smoothing == "none" and upper.smoothing_max != UpperLevel.smoothing_max:
         raise InputError("--smoothing-max: needs --smoothing random or adversarial.")
     if upper.alpha_warmup >= lower.epochs:

@@ -190,7 +190,7 @@ class UpperLevel:
     """Growth per epoch of the weight of β-decay in the upper objective (β-DARTS: 0.5)."""
     smoothing: Literal["none", "random", "adversarial"] = "none"
     """Move the edge weights in the step of the weights, which flattens the loss around the alphas (SDARTS).
-    random: by noise. adversarial: against the loss, in seven steps, which takes three times as long."""
+    random: by noise. adversarial: against the loss, in seven steps, each a further pass."""
     smoothing_max: BetweenZeroAndOne = 0.3
     """Largest change of an edge weight by --smoothing; it grows from 0.03 over the epochs (SDARTS)."""
 

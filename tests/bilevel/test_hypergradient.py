@@ -15,12 +15,7 @@ from nas import Exact, FirstOrder, Onestage, State
 XI = 0.3
 
 
-@pytest.fixture(autouse=True)
-def float64_and_seed():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64_and_seed")
 
 
 class Problem:
@@ -620,10 +615,11 @@ def test_frozen_lower_parameters_are_not_perturbed(frozen):
     assert relative_error(problem.hypergradient(r=1e-3), numerical(problem)) < 1e-4
 
 
-def test_a_lower_model_that_is_frozen_whole_has_no_second_term():
+@pytest.mark.parametrize("method", [Onestage, Exact])
+def test_a_lower_model_that_is_frozen_whole_has_no_second_term(method):
     problem = image_problem()
     auxiliary = wrapped(problem.lower.requires_grad_(False))
-    assert torch.equal(problem.hypergradient(auxiliary=auxiliary), problem.hypergradient(FirstOrder, auxiliary))
+    assert torch.equal(problem.hypergradient(method, auxiliary), problem.hypergradient(FirstOrder, auxiliary))
 
 
 class Layers(nn.Module):
@@ -726,6 +722,7 @@ def test_lower_models_of_which_all_is_exchanged(arguments):
     attributes = [(vars(module), dict(vars(module))) for module in problem.lower.modules()]
     expected = numerical(problem)
     assert relative_error(problem.hypergradient(r=1e-3), expected) < 1e-5
+    assert relative_error(problem.hypergradient(Exact), expected) < 1e-5
     assert relative_error(problem.hypergradient(FirstOrder), expected) > 0.01
     problem.lower.zero_grad()
     assert_same(snapshot(problem.lower), before)
@@ -774,8 +771,9 @@ def test_parameters_that_the_auxiliary_model_does_not_exchange(case, method):
     assert_same(snapshot(problem.lower), before)
 
 
+@pytest.mark.parametrize("method", [Onestage, Exact])
 @pytest.mark.parametrize("level", ["upper", "lower"])
-def test_an_objective_that_holds_a_parameter(level):
+def test_an_objective_that_holds_a_parameter(level, method):
     """A regularisation that was written for the lower model, not for the one that the objective is given."""
     problem = layers_problem()
     held = problem.lower.second.bias
@@ -785,7 +783,7 @@ def test_an_objective_that_holds_a_parameter(level):
 
     sentence = f"^the {level} objective depends on the lower model's parameter second.bias, but not through "
     with pytest.raises(ValueError, match=sentence):
-        problem.call(problem.make(**{f"{level}_objective": objective}))
+        problem.call(problem.make(method, **{f"{level}_objective": objective}))
     assert problem.upper.first.grad is None
 
 

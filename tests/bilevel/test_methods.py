@@ -16,12 +16,7 @@ from nas.models.supernet import Alphas
 SMALL = ["--init-channels=2", "--num-cells=2", "--num-nodes=1", "--lower-lr=0.1"]
 
 
-@pytest.fixture(autouse=True)
-def float64_and_seed():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64_and_seed")
 
 
 def small(*flags):
@@ -121,6 +116,10 @@ def test_alphas_wait():
     ("flags", "sentence"),
     [
         (["--relaxation=simplex", "--beta-decay=1"], "--beta-decay: does nothing with --relaxation simplex"),
+        (
+            ["--relaxation=simplex", "--alpha-weight-decay=1"],
+            "--alpha-weight-decay: does nothing with --relaxation simpl",
+        ),
         (["--smoothing-max=0.2"], "--smoothing-max: needs --smoothing"),
         (["--alpha-warmup=50"], "--alpha-warmup 50: must be less than --epochs, 50"),
     ],
