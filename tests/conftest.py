@@ -5,6 +5,8 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
+import pytest
+import torch
 
 # A case takes as long as the machine lets it.
 hypothesis.settings.register_profile("test", deadline=None)
@@ -13,3 +15,11 @@ hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=3000)
 
 def pytest_configure(config):
     hypothesis.settings.load_profile(config.getoption("--hypothesis-profile") or "test")
+
+
+@pytest.fixture
+def float64_and_seed():
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
