@@ -59,7 +59,7 @@ def search(config: SearchConfig, run: Run) -> None:
     notes = run.on_all(lambda: describe(config, bilevel, images))
 
     def cell() -> Genotype:
-        return Genotype.derive(bilevel.alphas.logits(), bilevel.space)
+        return Genotype.from_edge_weights(*(rows.tolist() for rows in bilevel.alphas.mean()), space=bilevel.space)
 
     loaders = [images.weights, images.alphas]
     loop = Loop(
@@ -83,7 +83,8 @@ def search(config: SearchConfig, run: Run) -> None:
             bilevel.begin_epoch(epoch, learning_rate)
             rates = {"lower/learning_rate": learning_rate, "upper/learning_rate": config.upper.alpha_lr}
             for step in loop.steps():
-                loop.take(take_step, images.weights.batch(step), images.alphas.batch(step), rates=rates)
+                batches = images.weights.batch(step), images.alphas.batch(step)
+                loop.take(take_step, *batches, rates=rates, record=bilevel.begin_step(step))
             log_epoch(loop, bilevel.alphas, measure(bilevel, images, loop), images.all)
             end_early(loop, config.early_end)
         export_cell(loop, images.all)

@@ -136,7 +136,11 @@ class Onestage(FirstOrder):
 
     Attributes:
         ratio: the norm of the second term over that of the first one in the last call, a scalar tensor.
+        compares: whether to compute the second term of `Exact` as well, which takes longer and changes nothing else.
+        cosine: of the angle between that one and the second term by finite differences, a scalar tensor.
     """
+
+    compares = False
 
     @torch.enable_grad()
     def compute_gradients(
@@ -182,11 +186,20 @@ class Onestage(FirstOrder):
         norm = torch.nn.utils.get_total_norm(v)
         check_finite(norm, "the gradient of the upper objective with respect to w′ has the norm {}.")
         state = State(train_data, train_target, self.upper_model, self.lower_model)
-        lower_losses, second = self._second_term(dict(zip(w_prime, v, strict=True)), norm, state, alphas)
-        reduced = self.reduce([*lower_losses, *alpha_gradients, *second])
-        for lower_loss in reduced[: len(lower_losses)]:
+        arguments = dict(zip(w_prime, v, strict=True)), norm, state, alphas
+        exact: list[Tensor] = []
+        if self.compares:
+            with torch.random.fork_rng(**random_devices([*w_prime])):
+                exact = self._exact_second_term(*arguments)[1]
+        lower_losses, second = self._second_term(*arguments)
+        parts = lower_losses, alpha_gradients, second, exact
+        reduced = iter(self.reduce([tensor for part in parts for tensor in part]))
+        lower_losses, first, second, exact = ([next(reduced) for _ in part] for part in parts)
+        for lower_loss in lower_losses:
             check_finite(lower_loss, "the lower objective is {}.")
-        first, second = reduced[len(lower_losses) : -len(alphas)], reduced[-len(alphas) :]
+        if exact:
+            one, other = (torch.cat([*map(torch.ravel, term)]) for term in (second, exact))
+            self.cosine = torch.cosine_similarity(one, other, 0)
         first_norm = torch.nn.utils.get_total_norm(first).clamp(min=1e-30)
         self.ratio = torch.nn.utils.get_total_norm(second) / first_norm
         add_gradients(alphas, [one - two for one, two in zip(first, second, strict=True)])
@@ -207,6 +220,17 @@ class Onestage(FirstOrder):
         scale = norm / (2 * self.r)
         second = [self.lower_learning_rate * (p - m) * scale for p, m in zip(plus, minus, strict=True)]
         return [loss_plus, loss_minus], second
+
+    def _exact_second_term(
+        self, v: dict[nn.Parameter, Tensor], norm: Tensor, state: State, alphas: Sequence[nn.Parameter]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The same as the gradient with respect to α of ∇_w L_lower(w, α) · v (Pearlmutter, 1994)."""
+        w = {parameter: parameter.detach().requires_grad_() for parameter in v}
+        loss = evaluate_at(self.lower_objective, w, state, "lower objective")
+        self._check_lower_loss(loss, [*alphas, *w.values()])
+        gradients = gradients_of(loss, list(w.values()), create_graph=True)
+        along_v = sum(((gradient * part).sum() for gradient, part in zip(gradients, v.values(), strict=True)), norm * 0)
+        return [loss.detach()], [self.lower_learning_rate * product for product in gradients_of(along_v, alphas)]
 
     def _gradients_at(
         self, sign: int, step: dict[nn.Parameter, Tensor], state: State, alphas: Sequence[nn.Parameter]
@@ -234,16 +258,7 @@ class Onestage(FirstOrder):
 class Exact(Onestage):
     """Exact is the hypergradient of `Onestage` by a second backward pass in place of finite differences.
 
-    ∇²_(α,w) L_lower(w, α) · v is the gradient with respect to α of ∇_w L_lower(w, α) · v (Pearlmutter, 1994). It takes
-    more memory and time, and sees no kink: where a ReLU switches between w⁺ and w⁻, only `Onestage` notices.
+    It takes more memory and time, and sees no kink: where a ReLU switches between w⁺ and w⁻, only `Onestage` notices.
     """
 
-    def _second_term(
-        self, v: dict[nn.Parameter, Tensor], norm: Tensor, state: State, alphas: Sequence[nn.Parameter]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        w = {parameter: parameter.detach().requires_grad_() for parameter in v}
-        loss = evaluate_at(self.lower_objective, w, state, "lower objective")
-        self._check_lower_loss(loss, [*alphas, *w.values()])
-        gradients = gradients_of(loss, list(w.values()), create_graph=True)
-        along_v = sum(((gradient * part).sum() for gradient, part in zip(gradients, v.values(), strict=True)), norm * 0)
-        return [loss.detach()], [self.lower_learning_rate * product for product in gradients_of(along_v, alphas)]
+    _second_term = Onestage._exact_second_term

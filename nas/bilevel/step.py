@@ -57,9 +57,9 @@ class Bilevel:
         torch.manual_seed(config.run.seed)
         relaxation = RELAXATIONS[upper.relaxation]()
         self.space = searched_space(size)
-        self.alphas = Alphas(size.num_nodes, self.space, relaxation).to(device)
+        self.alphas = Alphas(size.num_nodes, self.space, relaxation, size.partial_channels > 1).to(device)
         shape = size.init_channels, size.num_cells, num_classes, size.num_nodes, size.stem
-        self.supernet = Supernet(in_channels, *shape, self.space).to(device)
+        self.supernet = Supernet(in_channels, *shape, self.space, size.partial_channels).to(device)
         self.alpha_optimizer = (
             ExponentiatedGradient(self.alphas.parameters(), upper.alpha_lr)
             if isinstance(relaxation, Simplex)
@@ -102,6 +102,14 @@ class Bilevel:
         share = epoch / max(self.config.lower.epochs - 1, 1)
         self.smoothing_now = SMALLEST + share * (upper.smoothing_max - SMALLEST)
 
+    def begin_step(self, step: int) -> bool:
+        """Decide whether a step, counted from 0, compares the second term with the exact one; return it."""
+        every = self.config.upper.fidelity_every
+        compares = every is not None and step % every == 0 and not self.alphas_wait
+        if isinstance(self.hypergradient, Onestage):
+            self.hypergradient.compares = compares
+        return compares
+
     def upper_objective(self, state: State) -> Tensor:
         """Return the cross entropy of the supernet plus the weighted β-decay."""
         loss = objective(state)
@@ -138,6 +146,8 @@ class Bilevel:
         scalars = {"upper/step_loss": loss, "upper/gradient_norm": norm, "upper/alphas_norm": alphas_norm}
         if isinstance(self.hypergradient, Onestage):
             scalars["upper/second_over_first_term"] = self.hypergradient.ratio
+            if self.hypergradient.compares:
+                scalars["upper/second_term_cosine"] = self.hypergradient.cosine
         return scalars
 
     def weight_step(self, train: Batch) -> dict[str, Tensor]:

@@ -176,8 +176,17 @@ def _check_search(config: SearchConfig) -> None:
     space, num_nodes = searched_space(config.supernet), config.supernet.num_nodes
     if num_nodes not in space.node_counts:
         raise InputError(f"--num-nodes {num_nodes}: cells of --space {space.name} have {space.nodes_in_words}.")
+    if config.supernet.init_channels % config.supernet.partial_channels:
+        raise InputError(
+            f"--partial-channels {config.supernet.partial_channels}: must divide --init-channels, "
+            f"{config.supernet.init_channels}."
+        )
+    if config.supernet.partial_channels > 1 and upper.smoothing != "none":
+        raise InputError("--smoothing: cannot be combined with --partial-channels, whose edges have weights too.")
     if upper.share_lower_step and upper.hypergradient == "first-order":
         raise InputError("--share-lower-step: cannot be combined with first-order, which has no virtual step.")
+    if upper.fidelity_every is not None and upper.hypergradient != "onestage":
+        raise InputError("--fidelity-every: needs --hypergradient onestage, whose second term it compares.")
     if upper.relaxation == "simplex" and upper.beta_decay:
         raise InputError("--beta-decay: does nothing with --relaxation simplex, whose rows always add up to 1.")
     if upper.relaxation == "simplex" and upper.alpha_weight_decay != UpperLevel.alpha_weight_decay:

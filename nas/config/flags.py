@@ -134,6 +134,9 @@ class SupernetSize:
     """Nodes per cell (DARTS, appendix A.1.1); with nas-bench-201 always 3."""
     primitives: Annotated[tuple[str, ...] | None, optional("NAME [NAME ...]", "all of the space")] = None
     """Search among these primitives alone, such as skip_connect sep_conv_3x3 (the space S2 of RobustDARTS)."""
+    partial_channels: Annotated[int, Field(ge=1, le=64)] = 1
+    """Faster: only one of this many channels goes through the mixed operations, and edges get weights of their own
+    (PC-DARTS: 4)."""
     max_skip_connections: Annotated[Annotated[int, Field(ge=0)] | None, optional("INT", "any number")] = None
     """Derive cells with at most this many skip connections each (P-DARTS: 2)."""
     stem: Stem = "cifar"
@@ -181,6 +184,8 @@ class UpperLevel:
     """Faster, not as published: the weights keep the virtual step w′, so a step takes four passes, not five."""
     r: Positive = 0.01
     """Euclidean norm of the perturbation of the weights in the finite differences (DARTS, section 2.3)."""
+    fidelity_every: Annotated[Annotated[int, Field(ge=1)] | None, optional("STEPS", "never")] = None
+    """Every so many steps, record the cosine of the angle between the second term of onestage and the exact one."""
     alpha_warmup: Annotated[int, Field(ge=0)] = 0
     """Epochs before the alphas move (PC-DARTS: 15)."""
     relaxation: Literal["softmax", "dirichlet", "simplex"] = "softmax"

@@ -7,6 +7,11 @@ PRESETS = {
     "darts-first-order": SearchConfig(upper=UpperLevel(hypergradient="first-order")),
     "robust": SearchConfig(upper=UpperLevel(alpha_lr=1e-3, beta_decay=0.2)),
     "beta-darts": SearchConfig(upper=UpperLevel(beta_decay=0.5)),
+    "pc-darts": SearchConfig(
+        supernet=SupernetSize(partial_channels=4),
+        lower=LowerLevel(batch_size=256, lower_lr=0.1, lower_lr_min=0.0),
+        upper=UpperLevel(hypergradient="first-order", alpha_lr=6e-4, alpha_warmup=15),
+    ),
     "drnas": SearchConfig(upper=UpperLevel(alpha_lr=6e-4, relaxation="dirichlet")),
     "sdarts-rs": SearchConfig(upper=UpperLevel(smoothing="random")),
     "gaea": SearchConfig(upper=UpperLevel(alpha_lr=0.1, relaxation="simplex")),

@@ -27,7 +27,9 @@ BetweenZeroAndOne = Annotated[float, Field(gt=0, lt=1)]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Stem = Literal["cifar", "imagenet"]
 Resize = Literal["crop", "squeeze", "pad"]
-Preset = Literal["darts", "darts-first-order", "robust", "beta-darts", "drnas", "sdarts-rs", "gaea", "quick"]
+Preset = Literal[
+    "darts", "darts-first-order", "robust", "pc-darts", "beta-darts", "drnas", "sdarts-rs", "gaea", "quick"
+]
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 
 

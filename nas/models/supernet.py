@@ -7,10 +7,11 @@ weight is the scale of its operation's last batch norm, and the weights of one p
 """
 
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.models.operations import Inputs, PreprocessedCell, ResidualBlock, Shared, concatenate, make_last, make_stem
@@ -24,9 +25,10 @@ ORDER = ("repeated", "rectified", "x")
 
 
 class EdgeWeights(NamedTuple):
-    """Weight of each primitive on each edge, each of shape (edges, primitives), rows adding up to 1.
+    """Weight of each primitive on each edge, each of shape (edges, primitives).
 
-    Those of another search space than that of DARTS are a named tuple of its own kinds of cell.
+    Rows add up to 1 or, where edges are weighed too, to the weight of their edge. Those of another search space than
+    that of DARTS are a named tuple of its own kinds of cell.
     """
 
     normal: Tensor
@@ -40,37 +42,59 @@ class Alphas(nn.Module):
         num_nodes: nodes of each cell; by default as many as the space says.
         space: the search space.
         relaxation: makes edge weights of them, and says what they start at: by default 1e-3 times standard normal.
+        weigh_edges: whether each node also weighs the edges that lead to it (PC-DARTS, ICLR 2020, equation 2).
 
     Attributes:
         normal: raw alphas of the normal cell, (edges, primitives); there is such an attribute for each kind of cell.
         reduce: the same for the reduction cell.
+        by_node: for each kind of cell, and each node, the raw alphas of the edges that lead to it, (1, edges); empty
+            where edges are not weighed.
     """
 
     normal: nn.Parameter
     reduce: nn.Parameter
 
-    def __init__(self, num_nodes: int | None = None, space: SearchSpace = DARTS, relaxation: Relaxation | None = None):
+    def __init__(
+        self,
+        num_nodes: int | None = None,
+        space: SearchSpace = DARTS,
+        relaxation: Relaxation | None = None,
+        weigh_edges: bool = False,
+    ):
         super().__init__()
+        num_nodes = num_nodes or space.num_nodes
         self.relaxation, self.space = relaxation or Softmax(), space
         self.by_kind: Any = EdgeWeights
         if space.cells != EdgeWeights._fields:
             self.by_kind = namedtuple("EdgeWeights", space.cells)  # pyrefly: ignore[bad-class-definition]
         for kind in space.cells:
-            raw = torch.randn(len(space.edges(num_nodes or space.num_nodes)), len(space.primitives))
-            self.relaxation.start(raw)
-            self.register_parameter(kind, nn.Parameter(raw))
+            self.register_parameter(kind, self._start(len(space.edges(num_nodes)), len(space.primitives)))
+        self.by_node: Any = nn.ModuleDict()
+        for kind in space.cells if weigh_edges else ():
+            self.by_node[kind] = nn.ParameterList(self._start(1, node) for node in space.nodes(num_nodes))
+
+    def _start(self, *shape: int) -> nn.Parameter:
+        raw = torch.randn(shape)
+        self.relaxation.start(raw)
+        return nn.Parameter(raw)
 
     def forward(self) -> EdgeWeights:
         """Return the edge weights of one pass, which a relaxation may draw."""
-        return self.by_kind(*map(self.relaxation.draw, self.parameters()))
+        return self._relaxed(self.relaxation.draw)
 
     def logits(self) -> EdgeWeights:
-        """Return what the mean edge weights are the softmax of: the alphas themselves, if they are relaxed by it."""
-        return self.by_kind(*map(self.relaxation.logits, self.parameters()))
+        """Return what the mean weights of an edge's primitives are the softmax of: by default the alphas themselves."""
+        return self.by_kind(*(self.relaxation.logits(getattr(self, kind)) for kind in self.space.cells))
 
     def mean(self) -> EdgeWeights:
-        """Return the mean edge weights, with which a supernet is evaluated."""
-        return self.by_kind(*(logits.softmax(-1) for logits in self.logits()))
+        """Return the mean edge weights, with which a supernet is evaluated and a cell derived."""
+        return self._relaxed(lambda raw: self.relaxation.logits(raw).softmax(-1))
+
+    def _relaxed(self, relax: Callable[[Tensor], Tensor]) -> EdgeWeights:
+        rows = {kind: relax(getattr(self, kind)) for kind in self.space.cells}
+        for kind, nodes in self.by_node.items():
+            rows[kind] = rows[kind] * torch.cat([relax(raw)[0] for raw in nodes])[:, None]
+        return self.by_kind(**rows)
 
 
 class Supernet(nn.Module):
@@ -84,6 +108,10 @@ class Supernet(nn.Module):
         num_nodes: nodes of each cell; by default as many as the space says.
         stem: "cifar" leaves the size of images as it is, "imagenet" divides their sides by eight (see `make_stem`).
         space: the search space.
+        partial_channels: K, so that one of K channels goes through the mixed operations (see `Cell`).
+
+    Raises:
+        ValueError: the channels of a cell cannot be divided by K.
     """
 
     def __init__(
@@ -95,8 +123,11 @@ class Supernet(nn.Module):
         num_nodes: int | None = None,
         stem: str = "cifar",
         space: SearchSpace = DARTS,
+        partial_channels: int = 1,
     ):
         super().__init__()
+        if init_channels % partial_channels:
+            raise ValueError(f"{init_channels} channels cannot be divided into {partial_channels} equal parts.")
         num_nodes = num_nodes or space.num_nodes
         self.stem, self.second_stem, made = make_stem(stem, in_channels, init_channels, space.stem_factor)
         inputs, channels = space.num_inputs * [made], init_channels
@@ -111,7 +142,8 @@ class Supernet(nn.Module):
             if kind == RESIDUAL_BLOCK:
                 self.cells.append(ResidualBlock(inputs[-1], channels))
             else:
-                self.cells.append(Cell(inputs, channels, num_nodes, reduction, after_reduction, space))
+                arguments = channels, num_nodes, reduction, after_reduction, space, partial_channels
+                self.cells.append(Cell(inputs, *arguments))
                 made *= len(space.outputs(num_nodes))
             inputs, after_reduction = [*inputs[1:], made], reduction
         self.last = make_last(inputs[-1], space.norm_before_pool)
@@ -130,6 +162,10 @@ class Supernet(nn.Module):
 class Cell(PreprocessedCell):
     """A cell in which each edge carries all primitives, weighted.
 
+    With partial channels (Xu et al., "PC-DARTS", ICLR 2020, equation 1) only the first of K parts of a state goes
+    through the mixed operation. The others pass by, weighted by the sum of the edge's weights and max-pooled where the
+    stride is 2. Each node shuffles its channels, so that the next edges take some of every part.
+
     Args:
         in_channels: channels of each input, the outputs of the last layers.
         channels: channels of each node.
@@ -137,6 +173,7 @@ class Cell(PreprocessedCell):
         reduction: whether the edges from the inputs have stride 2.
         after_reduction: whether the last cell was a reduction, so that the first input is twice as large as the second.
         space: the search space.
+        partial_channels: K; 1 for all channels.
     """
 
     def __init__(
@@ -147,6 +184,7 @@ class Cell(PreprocessedCell):
         reduction: bool,
         after_reduction: bool,
         space: SearchSpace = DARTS,
+        partial_channels: int = 1,
     ):
         super().__init__(in_channels, channels, after_reduction, space.preprocesses, affine=False)
         self.num_inputs, self.outputs = space.num_inputs, space.outputs(num_nodes)
@@ -155,9 +193,11 @@ class Cell(PreprocessedCell):
         self.by_source: Tensor
         by_source = sorted(range(len(sources)), key=sources.__getitem__)
         self.register_buffer("by_source", torch.tensor(by_source), persistent=False)
+        self.partial_channels, self.taken = partial_channels, channels // partial_channels
+        self.strides = [2 if reduction and source < space.num_inputs else 1 for source in range(len(self.num_leaving))]
         self.mixed_operations = nn.ModuleList(
-            MixedOperations(channels, num_edges, 2 if reduction and source < space.num_inputs else 1, space)
-            for source, num_edges in enumerate(self.num_leaving)
+            MixedOperations(self.taken, num_edges, stride, space)
+            for num_edges, stride in zip(self.num_leaving, self.strides, strict=True)
         )
 
     def forward(self, *inputs_and_weights: Tensor) -> Tensor:
@@ -168,17 +208,34 @@ class Cell(PreprocessedCell):
         """
         *inputs, weights = inputs_and_weights
         states = self.preprocess(inputs)
-        incoming: list[list[Tensor]] = [[] for _ in self.num_leaving[self.num_inputs - 1 :]]  # one list for each node
+        nodes = self.num_leaving[self.num_inputs - 1 :]
+        incoming: list[list[Tensor]] = [[] for _ in nodes]  # for each node, what the mixed operations give it
+        passing: list[list[Tensor]] = [[] for _ in nodes]  # and the channels that pass by
         leaving = weights[self.by_source].split(self.num_leaving)
         for source, mixed_operations in enumerate(self.mixed_operations):
             if source >= self.num_inputs:
-                states.append(_sum(incoming[source - self.num_inputs]))
-            outputs = mixed_operations(states[source], leaving[source])
+                node = source - self.num_inputs
+                states.append(self._node(incoming[node], passing[node]))
+            x, rows = states[source], leaving[source]
+            if self.partial_channels > 1:
+                x, others = self._parts(x, self.strides[source])
+                for arriving, weight in zip(passing[-len(rows) :], rows.sum(-1).unbind(), strict=True):
+                    arriving.append(others * weight)
             # The edges that leave a state go to the last nodes.
-            for arriving, output in zip(incoming[-len(outputs) :], outputs, strict=True):
+            for arriving, output in zip(incoming[-len(rows) :], mixed_operations(x, rows), strict=True):
                 arriving.append(output)
-        states.append(_sum(incoming[-1]))
+        states.append(self._node(incoming[-1], passing[-1]))
         return concatenate([states[state] for state in self.outputs])
+
+    def _parts(self, x: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+        """Return the channels that the mixed operations take, and those that pass by."""
+        taken, others = x[:, : self.taken].contiguous(memory_format=torch.channels_last), x[:, self.taken :]
+        return taken, others if stride == 1 else F.max_pool2d(others, stride, ceil_mode=True)
+
+    def _node(self, incoming: list[Tensor], passing: list[Tensor]) -> Tensor:
+        if not passing:
+            return _sum(incoming)
+        return F.channel_shuffle(torch.cat([_sum(incoming), _sum(passing)], dim=1), self.partial_channels)
 
 
 class MixedOperations(nn.Module):

@@ -125,7 +125,8 @@ def cell_scalars(edge_weights: EdgeWeights, genotype: Genotype, space: SearchSpa
     """Return scalars of the cells: weights of edges and primitives, entropies of edges, numbers of skip connections."""
     scalars: dict[str, float] = {}
     for cell, weights in edge_weights._asdict().items():
-        scalars[f"cells/entropy_{cell}_nats"] = -torch.special.xlogy(weights, weights).sum(1).mean().item()
+        shares = weights / weights.sum(1, keepdim=True).clamp(min=1e-30)
+        scalars[f"cells/entropy_{cell}_nats"] = -torch.special.xlogy(shares, shares).sum(1).mean().item()
         skips = [primitive == SKIP for primitive, _ in genotype.edges(cell)]
         scalars[f"cells/skip_connections_{cell}"] = sum(skips)
         for edge, row in zip(edge_names(weights, space), weights.tolist(), strict=True):

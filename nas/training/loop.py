@@ -160,13 +160,14 @@ class Loop:
         self.state.ended_early = True
         self.folder.log(f"the search ends with this epoch: {why}")
 
-    def take(self, take_step: TakeStep, *batches: Batch, rates: Mapping[str, float]) -> None:
+    def take(self, take_step: TakeStep, *batches: Batch, rates: Mapping[str, float], record: bool = False) -> None:
         """Take a step on batches, and record it; a step that is not finite is undone, and counted.
 
         Args:
             take_step: moves the models, and returns the scalars of the step by name, each of shape (), on the device.
                 `num_correct` among them is the number of correct answers to the first batch.
             rates: what the schedules say, by the name that they are recorded by.
+            record: whether to record the step whatever its number.
 
         Raises:
             Stopped: too many steps in a row were not finite.
@@ -188,7 +189,7 @@ class Loop:
                 self.save()
                 raise Stopped(self._too_many_bad_steps(error)) from None
         self._recent_images += sum(batch.size for batch in batches)
-        if (self.state.steps - 1) % RECORD_EVERY_STEPS == 0:
+        if record or (self.state.steps - 1) % RECORD_EVERY_STEPS == 0:
             speed = self._recent_images / (time.monotonic() - self._recent_began)
             recorded = scalars | dict(rates) | {"speed/images_per_s": speed} | self.state.pop_max()
             self.folder.record(self.state.epochs + 1, self.state.steps, recorded)

@@ -4,14 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.baseline import MixedOperation, TextbookSupernet, copy_weights
+from nas import Genotype
+from nas.bilevel.hypergradient import FirstOrder
 from nas.bilevel.smoothing import SMOOTHINGS
-from nas.bilevel.step import beta_decay, build
+from nas.bilevel.step import beta_decay, build, objective
 from nas.config.cli import parse
 from nas.config.flags import SearchConfig
 from nas.data.loader import Batch
 from nas.errors import InputError
 from nas.models.relaxation import RELAXATIONS, DirichletDraws, ExponentiatedGradient
-from nas.models.supernet import Alphas
+from nas.models.supernet import Alphas, Supernet
 
 SMALL = ["--init-channels=2", "--num-cells=2", "--num-nodes=1", "--lower-lr=0.1"]
 
@@ -97,6 +100,89 @@ def test_smoothing_moves_the_edge_weights_in_the_step_of_the_weights_alone(kind)
     assert kind == "random" or losses[-1] > losses[0]
 
 
+class PartialOperation(MixedOperation):
+    """PC-DARTS as published: its edge with all channels, of which one of K goes through the mixed operation."""
+
+    def __init__(self, channels, stride, k):
+        super().__init__(channels // k, stride)
+        self.stride, self.k = stride, k
+
+    def forward(self, x, weights):
+        of_edge, size = weights.sum(), x.shape[1] // self.k
+        mixed, others = super().forward(x[:, :size], weights / of_edge), x[:, size:]
+        others = others if self.stride == 1 else F.max_pool2d(others, 2, 2, ceil_mode=True)
+        together = torch.cat([mixed, others], dim=1)
+        batch, channels, *sides = together.shape
+        shuffled = together.view(batch, self.k, channels // self.k, *sides).transpose(1, 2)
+        return of_edge * shuffled.reshape(batch, channels, *sides)
+
+
+@pytest.mark.parametrize(("k", "image_size"), [(2, 8), (4, 11)])
+def test_partial_channels_are_those_of_one_module_for_each_edge(k, image_size):
+    alphas = Alphas(2, weigh_edges=True)
+    for alpha in alphas.parameters():
+        alpha.data.normal_()
+    supernet, textbook = Supernet(3, 4, 3, 5, 2, partial_channels=k), TextbookSupernet(3, 4, 3, 5, 2)
+    for index, cell in enumerate(textbook.cells):
+        strides = [2 if cell.reduction and source < 2 else 1 for node in (2, 3) for source in range(node)]
+        cell.edges = torch.nn.ModuleList(PartialOperation(4 * 2**index, s, k) for s in strides)
+    with torch.no_grad():
+        copy_weights(supernet, textbook)
+    edges = [torch.cat([node.softmax(-1)[0] for node in alphas.by_node[kind]]) for kind in ("normal", "reduce")]
+    raw = [alphas.normal, alphas.reduce]
+    weights = [rows.softmax(-1) * edge[:, None] for rows, edge in zip(raw, edges, strict=True)]
+    images = torch.randn(3, 3, image_size, image_size)
+    found, expected = supernet(images, alphas()), textbook(images, weights)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    by_found, by_expected = (
+        torch.autograd.grad(logits.square().sum(), [*alphas.parameters()]) for logits in (found, expected)
+    )
+    torch.testing.assert_close(by_found, by_expected, rtol=1e-8, atol=1e-9)
+
+
+def test_edges_are_ranked_by_the_product_of_both_weights():
+    alphas = Alphas(2, weigh_edges=True)
+    for kind in ("normal", "reduce"):
+        getattr(alphas, kind).data.zero_()[:, 3] = torch.tensor([9.0, 1, 2, 2, 2])
+        alphas.by_node[kind][1].data.copy_(torch.tensor([[0.0, 2.0, 1.0]]))
+    found = Genotype.from_edge_weights(*(rows.tolist() for rows in alphas.mean()))
+    assert {source for _, source in found.normal[2:]} == {1, 2}
+    assert Genotype.derive(alphas).normal[2:] == (("skip_connect", 0), ("skip_connect", 1))
+
+
+@pytest.mark.parametrize("relaxation", RELAXATIONS)
+def test_partial_channels_with_each_relaxation(relaxation):
+    train, validate = batches()
+    bilevel = small("--init-channels=4", "--partial-channels=2", f"--relaxation={relaxation}")
+    before = [alpha.clone() for alpha in bilevel.alphas.by_node["reduce"]]
+    bilevel.virtual_step(train)
+    bilevel.alpha_step(validate, train)
+    for old, new in zip(before, bilevel.alphas.by_node["reduce"], strict=True):
+        assert not torch.equal(old, new)
+    for rows in bilevel.alphas():
+        torch.testing.assert_close(rows.sum(), torch.tensor(1.0))  # one node
+
+
+def test_every_so_many_steps_the_second_term_is_compared_with_the_exact_one():
+    train, validate = batches()
+    onestage, exact = (
+        gradients(small(f"--hypergradient={name}"), train, validate).ravel() for name in ("onestage", "exact")
+    )
+    compared = small("--fidelity-every=3")
+    assert [compared.begin_step(step) for step in range(5)] == [True, False, False, True, False]
+    compared.begin_step(6)
+    compared.virtual_step(train)
+    scalars = compared.alpha_step(validate, train)
+    assert torch.equal(torch.cat([alpha.grad for alpha in compared.alphas.parameters()]).ravel(), onestage)
+    fresh = small()
+    fresh.virtual_step(train)
+    first_order = FirstOrder(objective, fresh.alphas, objective, fresh.supernet, 0.1)
+    first_order.compute_gradients(validate.images, validate, fresh.auxiliary, train.images, train)
+    first = torch.cat([alpha.grad for alpha in fresh.alphas.parameters()]).ravel()
+    expected = F.cosine_similarity(onestage - first, exact - first, 0)
+    torch.testing.assert_close(scalars["upper/second_term_cosine"], expected)
+
+
 def test_alphas_wait():
     train, validate = batches()
     bilevel = small("--alpha-warmup=2")
@@ -121,6 +207,9 @@ def test_alphas_wait():
             "--alpha-weight-decay: does nothing with --relaxation simpl",
         ),
         (["--smoothing-max=0.2"], "--smoothing-max: needs --smoothing"),
+        (["--partial-channels=3"], "--partial-channels 3: must divide --init-channels, 16"),
+        (["--partial-channels=4", "--smoothing=random"], "--smoothing: cannot be combined with --partial-channels"),
+        (["--fidelity-every=5", "--hypergradient=exact"], "--fidelity-every: needs --hypergradient onestage"),
         (["--alpha-warmup=50"], "--alpha-warmup 50: must be less than --epochs, 50"),
     ],
 )
