@@ -15,13 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nas.bilevel.perturbation import TUNING_RATE, decide, decisions
 from nas.bilevel.step import Bilevel, build
-from nas.config.flags import EarlyEnd, SearchConfig, is_several
+from nas.config.file import search_epochs
+from nas.config.flags import EarlyEnd, LowerLevel, SearchConfig, is_several
 from nas.data.loader import Batch, Loader, load_training_split, require_images, training_loader
 from nas.data.sampler import halves
 from nas.distributed import SINGLE, World
 from nas.entry import run_script
 from nas.errors import InputError, count
+from nas.models.supernet import EdgeWeights
 from nas.report.search_log import check_export, count_skips, export_cell, log_epoch, status
 from nas.search_space.genotype import Genotype
 from nas.selection.protocol import plan, run_searches
@@ -45,7 +48,7 @@ def main(config: SearchConfig, world: World = SINGLE) -> None:
         with world.raise_on_all():
             run_searches(config, Path(__file__).parent)
         return
-    run = Run.open(config, world, config.lower.epochs, lambda: f"search-{config.data.dataset}")
+    run = Run.open(config, world, search_epochs(config), lambda: f"search-{config.data.dataset}")
     if run is not None:
         search(config, run)
 
@@ -63,7 +66,7 @@ def search(config: SearchConfig, run: Run) -> None:
 
     loaders = [images.weights, images.alphas]
     loop = Loop(
-        run, bilevel.state(), cell, config.lower.epochs, loaders, level="lower", rate_flag="--lower-lr", notes=notes
+        run, bilevel.state(), cell, search_epochs(config), loaders, level="lower", rate_flag="--lower-lr", notes=notes
     )
 
     def take_step(train: Batch, validate: Batch) -> dict[str, Tensor]:
@@ -79,13 +82,15 @@ def search(config: SearchConfig, run: Run) -> None:
     with loop:
         loop.status = status(loop.genotype)
         for epoch in loop.epochs():
-            learning_rate = cosine(epoch, config.lower.epochs, config.lower.lower_lr, config.lower.lower_lr_min)
+            learning_rate = learning_rate_of(epoch, config.lower)
             bilevel.begin_epoch(epoch, learning_rate)
             rates = {"lower/learning_rate": learning_rate, "upper/learning_rate": config.upper.alpha_lr}
             for step in loop.steps():
                 batches = images.weights.batch(step), images.alphas.batch(step)
                 loop.take(take_step, *batches, rates=rates, record=bilevel.begin_step(step))
-            log_epoch(loop, bilevel.alphas, measure(bilevel, images, loop), images.all)
+            measured = measure(bilevel, images, loop)
+            decide_next(bilevel, images, loop)
+            log_epoch(loop, bilevel.alphas, measured, images.all)
             end_early(loop, config.early_end)
         export_cell(loop, images.all)
 
@@ -147,6 +152,30 @@ def describe(config: SearchConfig, bilevel: Bilevel, images: Halves) -> list[str
         *images.all.split.notes,
         memory_of_step(forward, batch_size, images.all.device, images.all.world),
     ]
+
+
+def learning_rate_of(epoch: int, lower: LowerLevel) -> float:
+    """Return the learning rate of the weights in an epoch of the search, or in one that tunes them afterwards."""
+    if epoch < lower.epochs:
+        return cosine(epoch, lower.epochs, lower.lower_lr, lower.lower_lr_min)
+    return TUNING_RATE * lower.lower_lr
+
+
+def decide_next(bilevel: Bilevel, images: Halves, loop: Loop) -> None:
+    """Take the next decision of --derivation perturbation, if one is due after this epoch."""
+    config = bilevel.config
+    tuned = loop.state.epochs + 1 - config.lower.epochs
+    if config.upper.derivation == "argmax" or tuned < 0 or tuned % config.upper.tuning_epochs:
+        return
+    network = bilevel.evaluated.train()  # batch norms by batch, as the edge weights change from call to call
+
+    def quality(edge_weights: EdgeWeights) -> float:
+        return evaluate(functools.partial(network, edge_weights=edge_weights), images.alphas, loop.poll).accuracy
+
+    every = decisions(bilevel.space, config.supernet.num_nodes, config.run.seed)
+    number = tuned // config.upper.tuning_epochs
+    decided = decide(bilevel.alphas, every[number], quality)
+    loop.folder.log(f"decision {number + 1} of {len(every)}: {decided}")
 
 
 def end_early(loop: Loop, when: EarlyEnd) -> None:

@@ -59,6 +59,8 @@ class Bilevel:
         self.space = searched_space(size)
         self.alphas = Alphas(size.num_nodes, self.space, relaxation, size.partial_channels > 1).to(device)
         shape = size.init_channels, size.num_cells, num_classes, size.num_nodes, size.stem
+        if upper.derivation == "perturbation":
+            self.alphas.make_fixable()
         self.supernet = Supernet(in_channels, *shape, self.space, size.partial_channels).to(device)
         self.alpha_optimizer = (
             ExponentiatedGradient(self.alphas.parameters(), upper.alpha_lr)
@@ -97,7 +99,7 @@ class Bilevel:
         upper = self.config.upper
         self.learning_rate = learning_rate
         self.weight_optimizer.param_groups[0]["lr"] = learning_rate
-        self.alphas_wait = epoch < upper.alpha_warmup
+        self.alphas_wait = not upper.alpha_warmup <= epoch < self.config.lower.epochs
         self.beta_weight = upper.beta_decay * epoch
         share = epoch / max(self.config.lower.epochs - 1, 1)
         self.smoothing_now = SMALLEST + share * (upper.smoothing_max - SMALLEST)

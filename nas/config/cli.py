@@ -146,8 +146,9 @@ def _resumed(config: Any, given: set[str], folder: Path) -> Any:
             f"--ray: missing; the run used the cluster {began.selection.ray}. Name that cluster again, because its "
             "answers are trusted; or give --ray alone for this machine."
         )
-    # With more epochs the cells would no longer be those that were trained for the choice.
-    may_change = {*MAY_CHANGE} - ({"epochs"} if isinstance(began, SearchConfig) and is_several(began) else set())
+    # With more epochs the cells would no longer be those that were trained for the choice, or that were decided.
+    fixed = isinstance(began, SearchConfig) and (is_several(began) or began.upper.derivation == "perturbation")
+    may_change = {*MAY_CHANGE} - ({"epochs"} if fixed else set())
     groups = {}
     for group in dataclasses.fields(began):
         before, now = getattr(began, group.name), getattr(config, group.name)

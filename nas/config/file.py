@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from nas import files
 from nas.config.flags import (
     Data,
+    EarlyEnd,
     FinalConfig,
     SearchConfig,
     Selection,
@@ -143,6 +144,14 @@ def searched_space(size: SupernetSize) -> SearchSpace:
     return dataclasses.replace(space, max_skip_connections=size.max_skip_connections)
 
 
+def search_epochs(config: SearchConfig) -> int:
+    """Return the epochs of a search: those of --epochs, and those in which the weights are tuned between decisions."""
+    upper, size = config.upper, config.supernet
+    if upper.derivation == "argmax":
+        return config.lower.epochs
+    return config.lower.epochs + upper.tuning_epochs * (searched_space(size).num_decisions(size.num_nodes) - 1)
+
+
 def to_json(config: SearchConfig | FinalConfig) -> str:
     """Return a valid config as text for another process, which reads it by `from_json`."""
     return _adapter(type(config)).dump_json(config).decode()
@@ -187,6 +196,12 @@ def _check_search(config: SearchConfig) -> None:
         raise InputError("--share-lower-step: cannot be combined with first-order, which has no virtual step.")
     if upper.fidelity_every is not None and upper.hypergradient != "onestage":
         raise InputError("--fidelity-every: needs --hypergradient onestage, whose second term it compares.")
+    if upper.derivation == "argmax" and upper.tuning_epochs != UpperLevel.tuning_epochs:
+        raise InputError("--tuning-epochs: needs --derivation perturbation.")
+    if upper.derivation == "perturbation" and config.early_end != EarlyEnd():
+        raise InputError("--derivation perturbation: cannot be combined with a flag that ends a search early.")
+    if upper.derivation == "perturbation" and config.supernet.max_skip_connections is not None:
+        raise InputError("--max-skip-connections: needs --derivation argmax, which ranks the edges by their weights.")
     if upper.relaxation == "simplex" and upper.beta_decay:
         raise InputError("--beta-decay: does nothing with --relaxation simplex, whose rows always add up to 1.")
     if upper.relaxation == "simplex" and upper.alpha_weight_decay != UpperLevel.alpha_weight_decay:

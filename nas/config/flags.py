@@ -188,6 +188,11 @@ class UpperLevel:
     """Every so many steps, record the cosine of the angle between the second term of onestage and the exact one."""
     alpha_warmup: Annotated[int, Field(ge=0)] = 0
     """Epochs before the alphas move (PC-DARTS: 15)."""
+    derivation: Literal["argmax", "perturbation"] = "argmax"
+    """How the cell follows from the supernet. argmax: by the largest edge weights (DARTS, section 2.4).
+    perturbation: after --epochs, edge by edge, by what the supernet misses most when it is taken away (DARTS-PT)."""
+    tuning_epochs: Annotated[int, Field(ge=1)] = 5
+    """With --derivation perturbation: epochs in which the weights are tuned after each decision (DARTS-PT)."""
     relaxation: Literal["softmax", "dirichlet", "simplex"] = "softmax"
     """How alphas become edge weights. softmax: DARTS. dirichlet: drawn in each pass (DrNAS).
     simplex: the alphas are the edge weights and move by exponentiated gradient (GAEA, with --alpha-lr 0.1)."""

@@ -12,6 +12,7 @@ PRESETS = {
         lower=LowerLevel(batch_size=256, lower_lr=0.1, lower_lr_min=0.0),
         upper=UpperLevel(hypergradient="first-order", alpha_lr=6e-4, alpha_warmup=15),
     ),
+    "darts-pt": SearchConfig(upper=UpperLevel(hypergradient="first-order", derivation="perturbation")),
     "drnas": SearchConfig(upper=UpperLevel(alpha_lr=6e-4, relaxation="dirichlet")),
     "sdarts-rs": SearchConfig(upper=UpperLevel(smoothing="random")),
     "gaea": SearchConfig(upper=UpperLevel(alpha_lr=0.1, relaxation="simplex")),

@@ -28,7 +28,7 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Stem = Literal["cifar", "imagenet"]
 Resize = Literal["crop", "squeeze", "pad"]
 Preset = Literal[
-    "darts", "darts-first-order", "robust", "pc-darts", "beta-darts", "drnas", "sdarts-rs", "gaea", "quick"
+    "darts", "darts-first-order", "robust", "pc-darts", "darts-pt", "beta-darts", "drnas", "sdarts-rs", "gaea", "quick"
 ]
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 

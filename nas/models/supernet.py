@@ -90,8 +90,21 @@ class Alphas(nn.Module):
         """Return the mean edge weights, with which a supernet is evaluated and a cell derived."""
         return self._relaxed(lambda raw: self.relaxation.logits(raw).softmax(-1))
 
+    def make_fixable(self) -> None:
+        """Let edges be fixed: a buffer for each kind of cell says what each edge carries (see `fixed`)."""
+        for kind in self.space.cells:
+            self.register_buffer(f"fixed_{kind}", torch.full_like(getattr(self, kind)[:, 0], -1, dtype=torch.int64))
+
+    def fixed(self, kind: str) -> Tensor:
+        """Return for each edge the column of its only primitive, -1 while it carries all, or their number for none."""
+        return self.get_buffer(f"fixed_{kind}")
+
     def _relaxed(self, relax: Callable[[Tensor], Tensor]) -> EdgeWeights:
         rows = {kind: relax(getattr(self, kind)) for kind in self.space.cells}
+        for kind in self.space.cells if hasattr(self, f"fixed_{self.space.cells[0]}") else ():
+            fixed, weights = self.fixed(kind), rows[kind]
+            single = F.one_hot(fixed.clamp(min=0), weights.shape[1] + 1)[:, :-1].to(weights)
+            rows[kind] = torch.where(fixed[:, None] < 0, weights, single)
         for kind, nodes in self.by_node.items():
             rows[kind] = rows[kind] * torch.cat([relax(raw)[0] for raw in nodes])[:, None]
         return self.by_kind(**rows)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nas.config.cli import data_flags, with_size_of, with_sizes_of
-from nas.config.file import ConfigFile, flag_of, read_config, searched_space, validate
+from nas.config.file import ConfigFile, flag_of, read_config, search_epochs, searched_space, validate
 from nas.config.flags import FinalConfig, SearchConfig, TrainedOn, is_several
 from nas.errors import InputError, count, first_problem
 from nas.models.size import NetworkSize, network_size
@@ -86,7 +86,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         config = validate(SearchConfig, file.config, path)
         if is_several(config):
             raise InputError(f"{folder}: holds several searches; give one of the run folders in it.")
-        space, num_epochs, num_nodes = searched_space(config.supernet), config.lower.epochs, config.supernet.num_nodes
+        space, num_epochs, num_nodes = searched_space(config.supernet), search_epochs(config), config.supernet.num_nodes
     else:
         config = validate(FinalConfig, file.config, path)
         history = [Genotype(**GenotypeFile.load(folder / "genotype.json").cells())]

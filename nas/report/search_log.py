@@ -82,7 +82,7 @@ def log_epoch(loop: Loop, alphas: Alphas, upper: Measured, images: Loader) -> No
     folder.draw(genotype)
     write_pictures(folder, edge_weights, alphas.space, state.steps)
     folder.log(
-        f"epoch {epoch}/{config.lower.epochs}: {state.line('lower ')}; upper loss {in_words(upper.loss)}, "
+        f"epoch {epoch}/{loop.num_epochs}: {state.line('lower ')}; upper loss {in_words(upper.loss)}, "
         f"accuracy {upper.accuracy:.1%}, balanced {upper.balanced_accuracy:.1%}; {skips(genotype)}; {duration(epoch_s)}"
     )
     if truth is not None:

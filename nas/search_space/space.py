@@ -168,6 +168,12 @@ class SearchSpace:
         channels, num_cells = self.final_network
         return f"{channels} channels, {num_cells} cells{self.per}"
 
+    def num_decisions(self, num_nodes: int) -> int:
+        """Return how many decisions lead to a derived cell of each kind: one for each edge, and each node that keeps
+        some of its edges."""
+        choosing = [node for node in self.nodes(num_nodes) if node > self.edges_kept]
+        return len(self.cells) * (len(self.edges(num_nodes)) + len(choosing))
+
     def outputs(self, num_nodes: int) -> tuple[int, ...]:
         """Return the nodes that a derived cell of this many nodes returns."""
         nodes = self.nodes(num_nodes)

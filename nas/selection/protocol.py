@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nas import files
 from nas.config.cli import config_to_resume, data_flags
-from nas.config.file import CONFIG_VERSION, ConfigFile
+from nas.config.file import CONFIG_VERSION, ConfigFile, search_epochs
 from nas.config.flags import FinalConfig, Network, Run, SearchConfig, SearchRun, Selection, Training
 from nas.data import datasets
 from nas.errors import InputError, Stopped, count
@@ -180,7 +180,7 @@ def search_job(config: SearchConfig, scripts: Path, path: Path, seed: int) -> Jo
     """Return the job that searches with one seed."""
     own = run_options(config, path, search_name(config, seed)) | {"seed": seed}
     alone = dataclasses.replace(config, selection=Selection(), run=SearchRun(**own))
-    return job(scripts / "search.py", alone, config.lower.epochs)
+    return job(scripts / "search.py", alone, search_epochs(config))
 
 
 def training_job(config: SearchConfig, scripts: Path, path: Path, cell: Cell) -> Job:

@@ -1,12 +1,19 @@
 """Relaxations, β-decay, smoothing and waiting alphas, each against an independent form in float64."""
 
+import os
+import re
+import signal
+
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
+import search
 from benchmarks.baseline import MixedOperation, TextbookSupernet, copy_weights
 from nas import Genotype
 from nas.bilevel.hypergradient import FirstOrder
+from nas.bilevel.perturbation import decide, decisions
 from nas.bilevel.smoothing import SMOOTHINGS
 from nas.bilevel.step import beta_decay, build, objective
 from nas.config.cli import parse
@@ -15,6 +22,8 @@ from nas.data.loader import Batch
 from nas.errors import InputError
 from nas.models.relaxation import RELAXATIONS, DirichletDraws, ExponentiatedGradient
 from nas.models.supernet import Alphas, Supernet
+from nas.search_space.darts import DARTS
+from tests.in_process import TWO, call
 
 SMALL = ["--init-channels=2", "--num-cells=2", "--num-nodes=1", "--lower-lr=0.1"]
 
@@ -183,6 +192,61 @@ def test_every_so_many_steps_the_second_term_is_compared_with_the_exact_one():
     torch.testing.assert_close(scalars["upper/second_term_cosine"], expected)
 
 
+def test_a_decision_keeps_what_is_missed_most():
+    alphas = Alphas(3)
+    alphas.make_fixable()
+    worth = [torch.rand_like(rows) for rows in alphas.mean()]
+
+    def quality(edge_weights):
+        return sum((rows * more).sum() for rows, more in zip(edge_weights, worth, strict=True)).item()
+
+    made = decisions(DARTS, 3, seed=1)
+    assert len({*made}) == len(made) == DARTS.num_decisions(3) == 2 * (9 + 2)
+    assert sorted(len(decision.edges) for decision in made[18:]) == [3, 3, 4, 4]
+    before = alphas.mean()
+    for decision in made:
+        decide(alphas, decision, quality)
+    cell = Genotype.from_edge_weights(*(rows.tolist() for rows in alphas.mean()))
+    for kind, rows, more in zip(("normal", "reduce"), before, worth, strict=True):
+        missed = rows[:, 1:] * more[:, 1:]  # none is never derived
+        best = [1 + int(column) for column in missed.argmax(1)]
+        value = [float(more[edge, column]) for edge, column in enumerate(best)]
+        for node, edges in ((2, range(2)), (3, range(2, 5)), (4, range(5, 9))):
+            kept = sorted(edges, key=lambda edge: -value[edge])[:2]
+            expected = {(DARTS.primitives[best[edge]], edge - edges[0]) for edge in kept}
+            assert {*cell.edges(kind)[2 * node - 4 : 2 * node - 2]} == expected
+
+
+def test_a_search_decides_after_its_epochs_and_goes_on_after_a_stop(tmp_path):
+    torch.set_default_dtype(torch.float32)
+    flags = ["--derivation=perturbation", "--tuning-epochs=1", "--hypergradient=first-order", *TWO]
+    small = ["--dataset=digits", "--train-limit=60", "--num-nodes=1", "--init-channels=2", "--num-cells=2"]
+    assert call("search", tmp_path, *flags, *small, "--epochs=1", "--name=whole") == 0
+    log = (tmp_path / "runs/whole/log.txt").read_text()
+    assert log.count("decision ") == 4  # two edges in each kind of cell, all of which are kept
+    assert "epoch 4/4" in log
+    for line in log.splitlines():
+        if "carries" in line:
+            kind, edge, primitive = re.search(r"(normal|reduce): edge (\d)-2 carries (\w+)", line).groups()
+            assert (primitive, int(edge)) in Genotype.load(tmp_path / "genotypes/whole.json").edges(kind)
+    stop = pytest.MonkeyPatch()
+    stopped = iter([False, False, True])
+
+    def killed(*arguments):
+        if next(stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return decide(*arguments)
+
+    stop.setattr(search, "decide", killed)
+    assert call("search", tmp_path, *flags, *small, "--epochs=1", "--name=stopped") == 143
+    stop.undo()
+    assert call("search", tmp_path, "--resume=runs/stopped") == 0
+    assert call("search", tmp_path, "--resume=runs/stopped", "--epochs=2") == 2
+    states = [load_file(tmp_path / f"runs/{name}/checkpoint.safetensors") for name in ("whole", "stopped")]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
 def test_alphas_wait():
     train, validate = batches()
     bilevel = small("--alpha-warmup=2")
@@ -210,6 +274,9 @@ def test_alphas_wait():
         (["--partial-channels=3"], "--partial-channels 3: must divide --init-channels, 16"),
         (["--partial-channels=4", "--smoothing=random"], "--smoothing: cannot be combined with --partial-channels"),
         (["--fidelity-every=5", "--hypergradient=exact"], "--fidelity-every: needs --hypergradient onestage"),
+        (["--tuning-epochs=2"], "--tuning-epochs: needs --derivation perturbation"),
+        (["--derivation=perturbation", "--end-skips=1"], "--derivation perturbation: cannot be combined with a flag"),
+        (["--derivation=perturbation", "--max-skip-connections=1"], "--max-skip-connections: needs --derivation argm"),
         (["--alpha-warmup=50"], "--alpha-warmup 50: must be less than --epochs, 50"),
     ],
 )
