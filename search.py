@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nas.bilevel.curvature import BACK, EVERY, has_grown, largest_eigenvalue
 from nas.bilevel.perturbation import TUNING_RATE, decide, decisions
 from nas.bilevel.step import Bilevel, build
 from nas.config.file import search_epochs
@@ -32,7 +33,7 @@ from nas.training.accuracy import Measured
 from nas.training.forecast import memory_of_step, on_meta
 from nas.training.loop import Loop
 from nas.training.run import Run
-from nas.training.steps import about_stem, cosine, estimate_statistics, evaluate
+from nas.training.steps import about_stem, cosine, cross_entropy, estimate_statistics, evaluate
 
 SHARE_OF_STATISTICS = 0.25  # of an epoch's images: 1 to 3 % of its time
 
@@ -90,6 +91,7 @@ def search(config: SearchConfig, run: Run) -> None:
                 loop.take(take_step, *batches, rates=rates, record=bilevel.begin_step(step))
             measured = measure(bilevel, images, loop)
             decide_next(bilevel, images, loop)
+            go_back_if_curved(bilevel, images, loop)
             log_epoch(loop, bilevel.alphas, measured, images.all)
             end_early(loop, config.early_end)
         export_cell(loop, images.all)
@@ -176,6 +178,25 @@ def decide_next(bilevel: Bilevel, images: Halves, loop: Loop) -> None:
     number = tuned // config.upper.tuning_epochs
     decided = decide(bilevel.alphas, every[number], quality)
     loop.folder.log(f"decision {number + 1} of {len(every)}: {decided}")
+
+
+def go_back_if_curved(bilevel: Bilevel, images: Halves, loop: Loop) -> None:
+    """End the search, with earlier alphas, if the upper loss is curved far more than it was (see --end-eigenvalue)."""
+    growth, epoch = bilevel.config.early_end.end_eigenvalue, loop.state.epochs + 1
+    if bilevel.past is None or growth is None or epoch % EVERY:
+        return
+    batch = images.alphas.batch(loop.state.steps)
+    loss = cross_entropy(bilevel.evaluated(batch.images, bilevel.alphas.mean()), batch)
+    found = [*loop.state.eigenvalues, largest_eigenvalue(loss, [*bilevel.alphas.parameters()], images.all.world.mean)]
+    loop.folder.record(epoch, loop.state.steps, {"upper/largest_eigenvalue": found[-1]})
+    bilevel.past.keep(len(found) - 1)
+    if has_grown(found, growth):
+        bilevel.past.go_back(len(found) - 1 - BACK)
+        loop.end_early(
+            f"the largest eigenvalue has grown by more than {growth:g}; the alphas are those of epoch "
+            f"{epoch - EVERY * BACK} again."
+        )
+    loop.state.eigenvalues = found
 
 
 def end_early(loop: Loop, when: EarlyEnd) -> None:

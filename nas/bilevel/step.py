@@ -8,6 +8,7 @@ import higher
 import torch
 from torch import Tensor
 
+from nas.bilevel.curvature import PastAlphas
 from nas.bilevel.evaluation import State, gradients_of
 from nas.bilevel.hypergradient import Exact, FirstOrder, Onestage
 from nas.bilevel.smoothing import SMALLEST, SMOOTHINGS
@@ -47,6 +48,7 @@ class Bilevel:
         space: the search space.
         alphas: the upper model.
         supernet: the lower model.
+        past: alphas to go back to, if --end-eigenvalue asks for it.
         evaluated: a copy of the supernet, with batch norm statistics of its own, for evaluation in its place.
     """
 
@@ -61,6 +63,7 @@ class Bilevel:
         shape = size.init_channels, size.num_cells, num_classes, size.num_nodes, size.stem
         if upper.derivation == "perturbation":
             self.alphas.make_fixable()
+        self.past = None if config.early_end.end_eigenvalue is None else PastAlphas(self.alphas)
         self.supernet = Supernet(in_channels, *shape, self.space, size.partial_channels).to(device)
         self.alpha_optimizer = (
             ExponentiatedGradient(self.alphas.parameters(), upper.alpha_lr)
@@ -194,7 +197,8 @@ class Bilevel:
 
     def state(self) -> Mapping[str, Tensor]:
         """Return all tensors that the steps move, by name and not copied."""
-        return state_tensors(
+        past = {f"past_alphas.{number}": kept for number, kept in enumerate(self.past.tensors if self.past else ())}
+        return past | state_tensors(
             {"supernet": self.supernet, "alphas": self.alphas},
             {"weight_optimizer": self.weight_optimizer, "alpha_optimizer": self.alpha_optimizer},
         )

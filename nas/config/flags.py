@@ -215,6 +215,9 @@ class EarlyEnd:
     """End the search when the derived cell has not changed for this many epochs."""
     end_skips: Annotated[Annotated[int, Field(ge=0)] | None, optional("INT", "never")] = None
     """End the search when one of its derived cells has more skip connections than this (DARTS+: 1)."""
+    end_eigenvalue: Annotated[Annotated[float, Field(gt=1)] | None, optional("FACTOR", "never")] = None
+    """End the search when the largest eigenvalue of the Hessian of the upper loss in the alphas has grown by this
+    factor within 8 epochs, with the alphas that were there before (RobustDARTS: 1.3)."""
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ class LoopState:
         peaks: largest values since the last record, by name.
         epoch_began_s: of the run's seconds.
         cell, same_cell_epochs: the genotype at the end of the last epoch as text, and for how many epochs it was that.
+        eigenvalues: that --end-eigenvalue has measured so far.
         ended_early: whether the run ends with this epoch, before its last one.
     """
 
@@ -84,6 +85,7 @@ class LoopState:
     epoch_began_s: Annotated[float, Field(ge=0)] = 0.0
     cell: str = ""
     same_cell_epochs: Count = 0
+    eigenvalues: list[float] = field(default_factory=list)
     ended_early: bool = False
 
     def begin_epoch(self, elapsed_s: float) -> None:

@@ -1,5 +1,6 @@
 """Relaxations, β-decay, smoothing and waiting alphas, each against an independent form in float64."""
 
+import json
 import os
 import re
 import signal
@@ -12,6 +13,8 @@ from safetensors.torch import load_file
 import search
 from benchmarks.baseline import MixedOperation, TextbookSupernet, copy_weights
 from nas import Genotype
+from nas.bilevel import curvature
+from nas.bilevel.curvature import has_grown, largest_eigenvalue
 from nas.bilevel.hypergradient import FirstOrder
 from nas.bilevel.perturbation import decide, decisions
 from nas.bilevel.smoothing import SMOOTHINGS
@@ -245,6 +248,63 @@ def test_a_search_decides_after_its_epochs_and_goes_on_after_a_stop(tmp_path):
     states = [load_file(tmp_path / f"runs/{name}/checkpoint.safetensors") for name in ("whole", "stopped")]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_the_largest_eigenvalue_is_that_of_the_whole_hessian():
+    train, _ = batches()
+    bilevel = small()
+
+    def loss(*raw):
+        weights = bilevel.alphas.by_kind(*(alpha.softmax(-1) for alpha in raw))
+        return F.cross_entropy(bilevel.supernet.eval()(train.images, weights), train.classes)
+
+    raw = [getattr(bilevel.alphas, kind) for kind in ("normal", "reduce")]
+    blocks = torch.autograd.functional.hessian(loss, tuple(raw))
+    sizes = [alpha.numel() for alpha in raw]
+    whole = torch.cat(
+        [
+            torch.cat([b.reshape(n, m) for b, m in zip(row, sizes, strict=True)], 1)
+            for row, n in zip(blocks, sizes, strict=True)
+        ]
+    )
+    eigenvalues = torch.linalg.eigvalsh(whole)
+    assert largest_eigenvalue(loss(*raw), raw) == pytest.approx(eigenvalues.max().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "grown"),
+    [([1, 1, 1, 9], False), ([1, 1, 1, 1, 2.6], True), ([1, 1, 1, 1, 2.4], False), (9 * [5.0], False),
+     ([9, 9, 9, 9, 1, 1, 1, 1, 1], False), ([0, 1, 1, 1, 1, 1, 2, 2, 2, 2], True)],
+)  # fmt: skip
+def test_growth_is_that_of_means(eigenvalues, grown):
+    assert has_grown(eigenvalues, 1.3) == grown
+
+
+def test_a_search_whose_loss_becomes_curved_ends_with_earlier_alphas(tmp_path, monkeypatch):
+    torch.set_default_dtype(torch.float32)
+    measured = iter([1.0, 1.0, 1.0, 1.1, 9.0])
+
+    def measure(loss, *more):
+        value = next(measured)
+        if value == 1.1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return value
+
+    monkeypatch.setattr(search, "largest_eigenvalue", measure)
+    monkeypatch.setattr(curvature, "WINDOW", 1)
+    small = ["--dataset=digits", "--train-limit=60", "--num-nodes=1", "--init-channels=2", "--num-cells=2", *TWO]
+    assert call("search", tmp_path, *small, "--epochs=12", "--alpha-lr=0.1", "--end-eigenvalue=1.3", "--name=a") == 143
+    assert call("search", tmp_path, "--resume=runs/a") == 0
+    records = [json.loads(line) for line in (tmp_path / "runs/a/metrics.jsonl").read_text().splitlines()]
+    weights = {
+        record["epoch"]: [value for name, value in record.items() if name.startswith("edge_weights_")]
+        for record in records
+        if "speed/epoch_s" in record
+    }
+    assert list(weights) == list(range(1, 11))
+    assert weights[10] == weights[2] != weights[9]
+    alphas = load_file(tmp_path / "runs/a/checkpoint.safetensors")
+    assert torch.equal(alphas["alphas.normal"], alphas["past_alphas.0"][0])
 
 
 def test_alphas_wait():
