@@ -10,7 +10,7 @@ import tyro
 
 from nas.config import foreign_flags
 from nas.config.file import MAY_CHANGE, flag_of, read_config, validate
-from nas.config.flags import Data, FinalConfig, SearchConfig, SupernetSize, is_several
+from nas.config.flags import Data, FinalConfig, Network, SearchConfig, SupernetSize, is_several
 from nas.config.presets import PRESETS
 from nas.config.values import Stem
 from nas.errors import InputError, printable
@@ -68,9 +68,15 @@ def with_sizes_of(config: SearchConfig, space: str) -> SearchConfig:
 
 
 def with_size_of(config: FinalConfig, space: SearchSpace) -> FinalConfig:
-    """Return a config whose network has the size that was published for the space, where no flag says another one."""
+    """Return a config whose network has the size that was published for the space, where no flag says another one.
+
+    Raises:
+        InputError: a flag is for an auxiliary head, which networks of this space do not have.
+    """
     channels, num_cells = space.final_network
     network = config.network
+    if not space.auxiliary_head and network.auxiliary_weight not in (0, Network.auxiliary_weight):
+        raise InputError("--auxiliary-weight: networks of this cell's space have no auxiliary head; leave the flag out.")
     size = {"init_channels": network.init_channels or channels, "num_cells": network.num_cells or num_cells}
     return dataclasses.replace(config, network=dataclasses.replace(network, **size))
 
