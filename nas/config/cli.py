@@ -76,7 +76,7 @@ def with_size_of(config: FinalConfig, space: SearchSpace) -> FinalConfig:
     channels, num_cells = space.final_network
     network = config.network
     if not space.auxiliary_head and network.auxiliary_weight not in (0, Network.auxiliary_weight):
-        raise InputError("--auxiliary-weight: networks of this cell's space have no auxiliary head; leave the flag out.")
+        raise InputError("--auxiliary-weight: networks of this cell's space have no auxiliary head; leave it out.")
     size = {"init_channels": network.init_channels or channels, "num_cells": network.num_cells or num_cells}
     return dataclasses.replace(config, network=dataclasses.replace(network, **size))
 
