@@ -32,6 +32,7 @@ NVIDIA H200, torch 2.11.0, medians of 2 steps; alphas' gradients 0.36 apart, as 
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -60,6 +61,7 @@ def take_step(bilevel: Bilevel, train: Batch, validate: Batch) -> dict[str, Tens
     return bilevel.weight_step(train) | upper
 
 
+FORMS = {"product": [], "shared lower step": ["--share-lower-step"], "partial channels": ["--partial-channels=4"]}
 SIZES = ((16, 8, 16), (16, 8, 64), (8, 5, 64))  # init channels, cells, batch
 
 
@@ -67,9 +69,8 @@ def compare(size: Sequence[int], num_steps: int, device: torch.device) -> dict[s
     """The figures of one size; the forms take their steps in turn, on the same random images of 32 × 32."""
     init_channels, num_cells, batch_size = size
     flags = [f"--init-channels={init_channels}", f"--num-cells={num_cells}"]
-    product, shared = (
-        build(parse(SearchConfig, [*flags, *more]), 3, 10, device) for more in ([], ["--share-lower-step"])
-    )  # from one seed
+    products = {form: build(parse(SearchConfig, [*flags, *more]), 3, 10, device) for form, more in FORMS.items()}
+    product = products["product"]
     textbook = TextbookSupernet(3, init_channels, num_cells).to(device)
     copy_weights(product.supernet, textbook)
     textbook_alphas = [nn.Parameter(alpha.detach().clone()) for alpha in product.alphas.parameters()]
@@ -84,9 +85,7 @@ def compare(size: Sequence[int], num_steps: int, device: torch.device) -> dict[s
     lower, upper = (Batch.whole(*pair) for pair in (train, validate))
     forms: dict[str, Callable[[], Any]] = {
         "textbook": lambda: textbook_step(textbook, textbook_alphas, *optimizers, train, validate),
-        "product": lambda: take_step(product, lower, upper),
-        "shared lower step": lambda: take_step(shared, lower, upper),
-    }
+    } | {form: functools.partial(take_step, bilevel, lower, upper) for form, bilevel in products.items()}
 
     # The first step warms up. From the same weights, it also shows how far apart the forms are.
     peaks = {form: peak_bytes(step, device) for form, step in forms.items()}
@@ -101,11 +100,9 @@ def compare(size: Sequence[int], num_steps: int, device: torch.device) -> dict[s
             wait(device)
             seconds[form].append(time.perf_counter() - began)
 
-    operators = {
-        "textbook": count_operators(textbook, tuple(a.softmax(-1) for a in textbook_alphas), train),
-        "product": count_operators(product.supernet, product.alphas(), train),
+    operators = {"textbook": count_operators(textbook, tuple(a.softmax(-1) for a in textbook_alphas), train)} | {
+        form: count_operators(bilevel.supernet, bilevel.alphas(), train) for form, bilevel in products.items()
     }
-    operators["shared lower step"] = operators["product"]
     median = {form: statistics.median(times) for form, times in seconds.items()}
     return {
         "init_channels": init_channels,
@@ -224,7 +221,7 @@ def table(result: dict[str, Any]) -> str:
 
 def print_stand_in(size: Sequence[int]) -> None:
     print(f"\na step on a device that stands for a GPU, {size[0]} channels, {size[1]} cells:")
-    for form, flags in {"product": [], "shared lower step": ["--share-lower-step"]}.items():
+    for form, flags in FORMS.items():
         counter = count_step(size, *flags)
         print(f"{form:18}{counter.num_operators:8,} operators, {counter.num_kernels:6,} kernels", flush=True)
 
