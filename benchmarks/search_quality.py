@@ -5,7 +5,8 @@
 `images` is a folder of CIFAR-10 as image files, train/CLASS/*.jpg. Further flags are those of search.py. Each search
 has 25,000 images of 16 × 16 for each level, 16 channels and one cell per stage, and one thread. What stands in
 `runs/` goes on where it stopped, and benchmarks/search_quality.json keeps the truth about the cell of each epoch: its
-rank among the 15,625 cells of NAS-Bench-201, and its test accuracy on CIFAR-10 after a full training.
+rank among the 15,625 cells of NAS-Bench-201, and its test accuracy on CIFAR-10 after a full training. At the end the
+table of all searches is printed, and docs/search-quality-light.svg and -dark.svg are drawn of it.
 """
 
 import argparse
@@ -17,12 +18,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
 from nas.config.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).with_suffix(".json")
 FLAGS = ["--space=nas-bench-201", "--dataset=folder", "--image-size=16", "--num-cells=1", "--threads=1"]
 MEAN_OF_RANDOM_CELLS = 0.8706
+LEVELS = {313: "best 2 %", 7813: "median of all cells"}
+COLOURS = ("#2f6f9f", "#b0413e", "#4f8f3a", "#8a5aa8", "#c77d1e", "#2a9d8f", "#7f7f7f", "#d1497b", "#6b705c", "#003f88")
+
+Results = dict[str, list[dict[str, Any]]]
 
 
 def name_of(preset: str, seed: int, more: list[str]) -> str:
@@ -55,13 +64,18 @@ def epochs_of(name: str) -> list[dict[str, Any]]:
     ]
 
 
-def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Return one line for each method: ranks of its seeds, mean accuracy, how many are worse than a random cell."""
-    by_method: dict[str, list[list[dict[str, Any]]]] = {}
+def by_method(results: Results) -> dict[str, list[list[dict[str, Any]]]]:
+    """Return the runs of each method: preset and further flags, without the seed."""
+    found: dict[str, list[list[dict[str, Any]]]] = {}
     for name, epochs in sorted(results.items()):
-        by_method.setdefault(name.rpartition("-seed")[0].removeprefix("quality-"), []).append(epochs)
+        found.setdefault(name.rpartition("-seed")[0].removeprefix("quality-"), []).append(epochs)
+    return found
+
+
+def table(results: Results) -> str:
+    """Return one line for each method: ranks of its seeds, mean accuracy, how many are worse than a random cell."""
     lines = []
-    for method, runs in by_method.items():
+    for method, runs in by_method(results).items():
         last = [epochs[-1] for epochs in runs]
         accuracies = [100 * epoch["accuracy"] for epoch in last]
         spread = f" ± {statistics.stdev(accuracies):.2f}" if len(runs) > 1 else ""
@@ -76,6 +90,36 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def figure(results: Results, path: Path, ink: str) -> None:
+    """Draw rank against epoch: a line for each search, a colour for each method; `ink` is that of the letters."""
+    # Letters stay text, and the file is the same for the same results.
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "nas", "font.family": "sans-serif"})
+    matplotlib.rcParams.update(dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink))
+    sheet = Figure(figsize=(8, 4.2), layout="constrained")
+    panel = sheet.subplots()
+    for colour, (method, runs) in zip(COLOURS, by_method(results).items(), strict=False):
+        for number, epochs in enumerate(runs):
+            ranks = [epoch["rank"] for epoch in epochs]
+            label = method if number == 0 else None
+            panel.plot(range(1, 1 + len(ranks)), ranks, "o-", color=colour, label=label, markersize=3, linewidth=1.2)
+    for rank, text in LEVELS.items():
+        panel.axhline(rank, color=ink, linewidth=0.6, linestyle=":")
+        panel.annotate(text, (1, rank), fontsize=7, va="bottom")
+    panel.set(xlabel="epoch", ylabel="true rank of the derived cell, of 15,625", yscale="log")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.invert_yaxis()
+    panel.yaxis.set_major_formatter("{x:,.0f}")
+    panel.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.spines[["left", "bottom"]].set_color(ink)
+    sheet.savefig(path, metadata={"Date": None}, transparent=True)
+
+
+def stored() -> Results:
+    """Return what was found so far."""
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="Other flags are those of search.py.")
     parser.add_argument("images", nargs="?", help="folder of images; without it the table of what was kept is printed")
@@ -83,7 +127,6 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--processes", type=int, default=2, help="searches side by side")
     arguments, more = parser.parse_known_args()
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     if arguments.images:
         Path("runs").mkdir(exist_ok=True)
         pairs = [(preset, seed) for seed in arguments.seeds for preset in arguments.presets]
@@ -92,7 +135,9 @@ if __name__ == "__main__":
             for preset, seed, running in searches:
                 running.result()
                 name = name_of(preset, seed, more)
-                results[name] = epochs_of(name)
+                results = stored() | {name: epochs_of(name)}  # read again: another process may have written
                 RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
                 print(name, results[name][-1], flush=True)
-    print(table(results))
+    print(table(stored()))
+    for ink, theme in {"#24292f": "light", "#d0d7de": "dark"}.items():
+        figure(stored(), ROOT / "docs" / f"search-quality-{theme}.svg", ink)

@@ -136,6 +136,23 @@ def load(
     return Loaded(images, torch.tensor(targets)[chosen], classes, bits, (*notes, *lines))
 
 
+def read_images(paths: list[Path], image_size: int, resize: str, bits: int) -> Tensor:
+    """Return images as `load` makes them of a folder, (images, 3, image_size, image_size), uint8.
+
+    Args:
+        paths: image files, one at least.
+        resize, bits: as in `load` and `Loaded`.
+
+    Raises:
+        InputError: a file is no readable image; it is named.
+    """
+    try:
+        squares, about = zip(*(_read_image(path, image_size, resize) for path in paths), strict=True)
+    except InputError as error:
+        raise InputError(f"{error}.") from None
+    return _to_8_bits(_Decoded(torch.stack(squares), torch.tensor(about)), bits)[0]
+
+
 def _read(paths: list[Path], image_size: int, resize: str, skip_bad: bool) -> tuple[_Decoded, dict[int, Path]]:
     """Return the images, and the files that are not images by their index."""
     images = torch.empty(len(paths), 3, image_size, image_size, dtype=torch.uint8)
@@ -144,9 +161,9 @@ def _read(paths: list[Path], image_size: int, resize: str, skip_bad: bool) -> tu
     for index, path in enumerate(paths):
         try:
             images[index], about[index] = _read_image(path, image_size, resize)
-        except InputError:
+        except InputError as error:
             if not skip_bad:
-                raise
+                raise InputError(f"{error}; remove or replace it, or add --skip-bad-images.") from None
             bad[index] = path
     return _Decoded(images, torch.tensor(about, dtype=torch.int32)), bad
 
@@ -166,10 +183,7 @@ def _read_image(path: Path, image_size: int, resize: str) -> tuple[Tensor, tuple
     except Exception as error:  # there are forty decoders, and no end to what a damaged file makes them raise
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "unknown format" if unknown else printable(error, 200) or type(error).__name__
-        raise InputError(
-            f"{printable(path, 1000)}: cannot be read as an image ({reason}); remove or replace it, or add "
-            "--skip-bad-images."
-        ) from None
+        raise InputError(f"{printable(path, 1000)}: cannot be read as an image ({reason})") from None
     if largest >= 0:
         square = np.stack([square & 255, square >> 8, np.zeros_like(square)], -1).astype(np.uint8)
     return torch.from_numpy(square).permute(2, 0, 1), (upright.height, upright.width, largest)
