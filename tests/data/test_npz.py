@@ -16,9 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from nas.config.flags import Data
 from nas.data import arrays, datasets, loader, npz
-from nas.data.loader import training_loader
 from nas.errors import InputError
 from tests.in_process import TWO, call
 
@@ -27,6 +25,7 @@ SHORT = {
     "search": [*SMALL, "--num-nodes=1", *TWO, "--hypergradient=first-order", "--epochs=1"],
     "train_final": [*SMALL, "--genotype=DARTS_V2", "--epochs=1"],
 }
+LABELS = np.array([0, 1, 2, 0, 1, 2])
 
 
 def pixels(num_images=6, size=8, channels=()):
@@ -35,7 +34,7 @@ def pixels(num_images=6, size=8, channels=()):
 
 def whole(**others):
     """What a small file holds; None takes an array away."""
-    arrays = {"images": pixels(), "labels": np.array([0, 1, 2, 0, 1, 2])} | others
+    arrays = {"images": pixels(), "labels": LABELS} | others
     return {name: array for name, array in arrays.items() if array is not None}
 
 
@@ -71,7 +70,6 @@ def write_members(folder, compression=zipfile.ZIP_DEFLATED, **members):
 
 BASE = pixels()
 RGB = pixels(channels=(3,))
-LABELS = np.array([0, 1, 2, 0, 1, 2])
 TEXT = np.array(["cat", "ant", "bee", "cat", "ant", "bee"])
 DIGITS = ("0", "1", "2")
 SPLIT = (BASE, LABELS, DIGITS)
@@ -124,14 +122,12 @@ def test_what_is_plain_is_read_and_said(case, save, tmp_path, capsys):
 
 def test_all_chunks_of_images_are_converted(tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "MAX_CHUNK_BYTES", 1500)  # two images
-    images = pixels(7)
-    split = datasets.load("npz", write(tmp_path, images=images / 255, labels=np.arange(7) % 3), "train")
-    assert torch.equal(split.images[:, 0], torch.from_numpy(images))
+    images, labels = pixels(7), np.arange(7) % 3
+    loaded = npz.load(write(tmp_path, images=images / 255, labels=labels), "train")[0]
+    assert torch.equal(loaded[:, 0], torch.tensor(images))
     images = images.astype(float)
     images[-1, -1, -1] = 0.5
-    assert "float64 from 0 to 255, so it is not clear" in refusal(
-        write(tmp_path, images=images, labels=np.arange(7) % 3)
-    )
+    assert "float64 from 0 to 255, so it is not clear" in refusal(write(tmp_path, images=images, labels=labels))
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -149,11 +145,9 @@ def test_one_file_for_all_parts(names, inside, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(("array", "mirror"), [(None, True), (True, True), (False, False), (np.bool_(False), False)])
+@pytest.mark.parametrize(("array", "mirror"), [(None, True), (True, True), (np.bool_(False), False)])
 def test_whether_images_may_be_mirrored(array, mirror, tmp_path):
-    split = datasets.load("npz", write(tmp_path, mirror=array), "train", limit=5).to(torch.device("cpu"))
-    assert split.mirror == mirror
-    assert training_loader(split, Data("npz"), torch.device("cpu"), 4, 0).flip == mirror
+    assert datasets.load("npz", write(tmp_path, mirror=array), "train", limit=5).mirror == mirror
 
 
 @pytest.mark.parametrize(
@@ -182,7 +176,6 @@ WRONG = {
     "two of them": ({"images": None, "x": BASE, "X": BASE}, "X and x may each be the images; keep only one"),
     "complex images": ({"images": BASE * 1j}, "images: of dtype '<c16', but must be numbers"),
     "images as objects": ({"images": np.array([[1], None], object)}, "images: of dtype '|O', but must be numbers"),
-    "a table": ({"images": np.zeros(6, [("a", "u1")])}, "images: of dtype '|V1', but must be numbers"),
     "beyond 8 bits": ({"images": BASE.astype(np.uint16) * 9}, f"images: uint16 from 0 to 2295, {NOT_PLAIN}"),
     "below 0": ({"images": BASE.astype(np.int64) - 1}, f"images: int64 from -1 to 254, {NOT_PLAIN}"),
     "divided twice": ({"images": BASE / 255**2}, f"images: float64 from 0 to 0.00392157, {NOT_PLAIN}"),
@@ -200,10 +193,7 @@ WRONG = {
     "an empty column": ({"labels": np.eye(4)[LABELS]}, "labels: no image is of class 3, '3'"),
     "float labels": ({"labels": LABELS / 2}, "labels: of dtype float64, but not all of them are whole numbers"),
     "dates": ({"labels": LABELS.astype("M8[s]")}, "labels: of dtype '<M8[s]', but must be numbers, or text of up to"),
-    "text of no class": (
-        {"labels": TEXT, "classes": ["ant", "bee", "dog"]},
-        "'cat' is not one of the 3 classes",
-    ),
+    "text of no class": ({"labels": TEXT, "classes": ["ant", "bee", "dog"]}, "'cat' is not one of the 3 classes"),
     "empty text": ({"labels": np.array(["a", "", "b"] * 2)}, "labels: '' cannot be printed as a name"),
     "labels below 0": ({"labels": np.array([0, 1, 2, 0, 1, -1])}, "labels: -1 is negative"),
     "one class": ({"labels": np.zeros(6, int)}, "labels: all images are of one class, but at least two classes"),
@@ -219,7 +209,6 @@ WRONG = {
     "no name": ({"classes": np.zeros(0, "U1")}, "classes: of shape (0,), but must be a list"),
     "a name twice": ({"classes": ["a", "b", "a"]}, "classes: 'a' occurs twice"),
     "orders to a terminal": ({"classes": ["a", "b\x1b[2J", "c"]}, r"classes: 'b\x1b[2J' cannot be printed"),
-    "half a letter": ({"classes": ["a", "b\ud800", "c"]}, r"classes: 'b\ud800' cannot be printed as a name"),
     "no letter": ({"classes": np.frombuffer(b"\xff" * 12, "<U1")}, "classes: a name is not valid Unicode"),
     "no letter of any": ({"classes": np.frombuffer(b"\0\0\0\1" * 3, "<U1")}, "classes: a name is not valid Unicode"),
     "labels of no letter": ({"labels": np.frombuffer(b"\xff" * 24, ">U1")}, "labels: a name is not valid Unicode"),
@@ -237,25 +226,21 @@ def test_a_wrong_array_is_named(case, tmp_path):
     assert sentence in said
 
 
-NO_TEST = (
-    "If there is no test set, --skip-test --holdout-fraction 0.1 measures the accuracy on held-out training images"
-)
-
-
 def test_a_missing_file_is_named_with_what_makes_one_or_does_without(tmp_path):
+    no_test = "If there is no test set, --skip-test --holdout-fraction 0.1 measures the accuracy on held-out training"
     sentence = refusal(tmp_path / "own")
     assert f"--data-dir {tmp_path}/own: there is no file {tmp_path}/own/train.npz" in sentence
     assert "numpy.savez_compressed" in sentence
-    assert NO_TEST not in sentence
+    assert no_test not in sentence
     (tmp_path / "train.npz").mkdir()
     for folder in (tmp_path, tmp_path / ("a" * 300)):
         assert "there is no file" in refusal(folder)
     for name in ("a.npz", "b.npz"):  # either may be the one with all parts
         np.savez(tmp_path / name, x_train=BASE, y_train=LABELS)
-    assert NO_TEST in refusal(tmp_path, "test")
+    assert no_test in refusal(tmp_path, "test")
     sentence = refusal(tmp_path / "a.npz", "test")
     assert f"{tmp_path}/a.npz: there is no array test_images or x_test, and no file test.npz beside it" in sentence
-    assert NO_TEST in sentence
+    assert no_test in sentence
 
 
 def test_what_numpy_would_open_as_something_else_is_not_opened(tmp_path):
@@ -359,24 +344,18 @@ def test_other_compressions_are_refused(tmp_path):
         assert OTHER_SIZE in refusal(write_members(tmp_path, compression))
 
 
+HEADERS = [
+    *(header(dtype=dtype) for dtype in ("'<U0'", "('<f4', (2,))", "[" * 500, "-" * 900 + "1")),
+    *(header(shape=f"({shape})") for shape in ("6, -8, 8", "__import__('os').getpid(), 8, 8", f"{'9' * 5000}, 8, 8")),
+    header(shape="(6L, 8L, 9L)"),  # as Python 2 wrote them
+    header(order=r"'\d'"),
+    header(version=b"\x03\x00", length_bytes=4),
+    *(b"", b"\x93NUMPY\x01\x00"),
+]
+
+
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(
-    "images",
-    [
-        header(dtype="'<U0'"),
-        header(dtype="('<f4', (2,))"),
-        header(shape="(6, -8, 8)"),
-        header(shape="(6L, 8L, 9L)"),  # as Python 2 wrote them
-        header(shape="(__import__('os').getpid(), 8, 8)"),
-        header(shape=f"({'9' * 5000}, 8, 8)"),
-        header(order=r"'\d'"),
-        header(dtype="[" * 500),
-        header(dtype="-" * 900 + "1"),
-        header(version=b"\x03\x00", length_bytes=4),
-        b"",
-        b"\x93NUMPY\x01\x00",
-    ],
-)
+@pytest.mark.parametrize("images", HEADERS)
 def test_a_strange_header_is_refused(images, tmp_path):
     write_members(tmp_path, images=images + bytes(384))
     assert re.search(r"images: (not a plain array of numpy|of (dtype|shape) .+, but must be)", refusal(tmp_path))
@@ -402,10 +381,10 @@ def spoilt(draw, path):
 
 
 @pytest.mark.fuzz
-@pytest.mark.parametrize("case", ["as here", "RGB first", "floats to 1", "text, named", "one-hot"])
 @given(data=st.data())
-def test_any_file_gives_images_or_a_sentence(tmp_path_factory, case, data):
+def test_any_file_gives_images_or_a_sentence(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp()
+    case = data.draw(st.sampled_from(["as here", "RGB first", "floats to 1", "text, named", "one-hot"]))
     path = write(folder, **READ[case][0]) / "train.npz"
     path.write_bytes(data.draw(spoilt(path)))
     try:
@@ -438,14 +417,14 @@ def test_the_lines_that_make_a_data_set_of_ones_own(tmp_path, monkeypatch):
         assert not own.mirror
 
 
-def own(folder, labels, test_labels=None, **others):
-    for part, numbers in (("train", labels), ("test", labels if test_labels is None else test_labels)):
-        write(folder / "own", part, images=pixels(len(numbers)), labels=np.array(numbers), **others)
+def own(folder, labels, **others):
+    for part in ("train", "test"):
+        write(folder / "own", part, images=pixels(len(labels)), labels=np.array(labels), **others)
 
 
 @pytest.mark.parametrize(("script", "levels"), [("search", {"lower", "upper"}), ("train_final", {"final"})])
-def test_balanced_draws_alike_wherever_something_learns(script, levels, tmp_path, monkeypatch):
-    own(tmp_path, [0] * 56 + [1] * 8)
+def test_balanced_draws_alike_wherever_something_learns(script, levels, tmp_path, monkeypatch, capsys):
+    own(tmp_path, [0] * 24 + [1] * 8)
     draw, drawn = loader.balanced_batch, {}
 
     def spy(targets, batch_size, seed, purpose, step):
@@ -462,22 +441,20 @@ def test_balanced_draws_alike_wherever_something_learns(script, levels, tmp_path
         few, many = sorted(torch.cat(targets).bincount().tolist())
         assert many - few <= 1
     log = (tmp_path / "runs/run/log.txt").read_text()
-    assert "classes differ in size: 8 of '1', 56 of '0'; each class is drawn as often" in log
+    assert "classes differ in size: 8 of '1', 24 of '0'; each class is drawn as often" in log
     retrain = "train it: python train_final.py --genotype genotypes/run.json --dataset npz --data-dir own --balanced"
     assert (retrain in log) == (script == "search")
-
-
-def test_a_trained_network_is_measured_on_a_test_file_elsewhere(tmp_path, capsys):
-    own(tmp_path, [0, 1, 2] * 8, [0, 1, 1, 0])
-    assert call("train_final", tmp_path, *SHORT["train_final"]) == 0
+    if script == "search":
+        return
+    # A trained network is measured on a test file elsewhere.
     about = json.loads((tmp_path / "runs/run/config.json").read_text())["trained_on"]
-    assert (about["classes"], about["in_channels"], about["image_size"]) == (["0", "1", "2"], 1, 8)
+    assert (about["classes"], about["in_channels"], about["image_size"]) == (["0", "1"], 1, 8)
     (tmp_path / "own/train.npz").unlink()
     (tmp_path / "own").rename(tmp_path / "elsewhere")
     assert call("train_final", tmp_path, "--evaluate=runs/run") == 2
     assert "there is no file own/test.npz" in capsys.readouterr().err
     assert call("train_final", tmp_path, "--evaluate=runs/run", "--data-dir=elsewhere") == 0
-    assert re.search(r"test accuracy [\d.]+% of 4 images", capsys.readouterr().out)
+    assert re.search(r"test accuracy [\d.]+% of 32 images", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

@@ -54,17 +54,9 @@ def test_balanced_batches_draw_each_class_and_each_of_its_images_alike(labels, b
         assert of_class.max() - of_class.min() <= 1
     sums = [int(of_class.sum()) for of_class in of_classes]
     assert max(sums) - min(sums) <= 1
-
-
-def test_each_balanced_batch_is_balanced_though_one_class_has_a_single_image():
-    targets = torch.tensor([0] * 90 + [3] * 9 + [7])
-    for batch in balanced(targets, 10, num_steps=25):
-        counts = targets[batch].bincount(minlength=8)
-        present = counts[[0, 3, 7]]
-        assert present.sum() == 10
-        assert present.max() - present.min() <= 2  # a batch may begin and end within a round
-    seen = torch.cat(balanced(targets, 10, num_steps=27)).unique()  # 27 batches of 10: 90 images a class
-    assert len(seen) == 100
+    for batch in batches:
+        counts = targets[batch].bincount(minlength=10)[targets.unique()]
+        assert counts.max() - counts.min() <= 2  # a batch may begin and end within a round
 
 
 def test_balanced_batches_are_shuffled_anew_by_pass_seed_and_purpose():
@@ -81,13 +73,6 @@ def test_balanced_batches_are_shuffled_anew_by_pass_seed_and_purpose():
     assert len(rounds) == 24  # all orders of four classes
     members = [order[targets[order] == 2].tolist() for order in orders]
     assert len({tuple(images) for images in members}) == 4
-
-
-def test_a_thousand_classes_take_turns():
-    targets = torch.arange(3000) % 1000
-    drawn = targets[torch.cat(balanced(targets, 64, num_steps=16)[:16])]
-    assert drawn.bincount(minlength=1000).max() <= 2
-    assert drawn[:64].tolist() != sorted(drawn[:64].tolist())
 
 
 def test_generators_of_different_keys_differ():

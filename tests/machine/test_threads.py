@@ -7,19 +7,22 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
+from nas.config.cli import parse
+from nas.config.flags import SearchConfig
+from nas.distributed import SINGLE
 from nas.errors import InputError
 from nas.machine import threads
 from nas.machine.threads import Pace, advice, choose, hold, threads_told, unused_of
+from nas.runs.checkpoint import LoopState
 from nas.runs.progress_bar import progress_bar
-from tests.in_process import TWO, call
+from nas.training.run import Run
+from tests.in_process import call
 
-ROOT = Path(__file__).parents[2]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="holds and pins cores as Linux does")
 
 
@@ -73,33 +76,30 @@ BUSY = "print(flush=True)\nwhile True: pass"
 @contextlib.contextmanager
 def process(code, core=None):
     """Another process that has begun; all that it does is done on one core, where one is given."""
-    command = [sys.executable, "-c", code]
     pin = None if core is None else (lambda: os.sched_setaffinity(0, [core]))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    other = subprocess.Popen(command, cwd=ROOT, preexec_fn=pin, **pipes)
+    other = subprocess.Popen([sys.executable, "-c", code], preexec_fn=pin, **pipes)
     try:
-        yield other.stdout.readline().strip()
+        other.stdout.readline()
+        yield
     finally:
         other.kill()
         other.communicate()
 
 
-@pytest.fixture
-def core():
-    """The one core that this process may use for the time of a test."""
+@linux
+def test_a_busy_core_is_not_free(monkeypatch):
+    monkeypatch.setattr(threads, "SAMPLES", 1)
     before = os.sched_getaffinity(0)
     core = min(before)
     os.sched_setaffinity(0, [core])
-    yield core
-    os.sched_setaffinity(0, before)
-
-
-@linux
-def test_a_busy_core_is_not_free(core):
-    with process(BUSY, core):
-        assert threads.usable_cores() == 1
-        assert threads.unused_cores() == 0
-        assert threads.free_cores() == 0
+    try:
+        with process(BUSY, core):
+            assert threads.usable_cores() == 1
+            assert threads.unused_cores() == 0
+            assert threads.free_cores() == 0
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @linux
@@ -114,6 +114,7 @@ def test_a_busy_core_is_not_free(core):
     ],
 )
 def test_in_a_container_all_that_runs_there_shares_its_quota(files, usable, monkeypatch, tmp_path):
+    monkeypatch.setattr(threads, "SAMPLES", 1)
     monkeypatch.setattr("psutil.cpu_count", lambda **_: 64)
     monkeypatch.setattr(threads, "allowed_cores", lambda: range(64))
     for name in ("CPU_MAX", "CFS_QUOTA", "CFS_PERIOD"):
@@ -131,12 +132,12 @@ def test_in_a_container_all_that_runs_there_shares_its_quota(files, usable, monk
 @linux
 def test_runs_that_start_together_share_the_cores():
     cores = [f"of a test {number}" for number in range(4)]
+    name = f"\0nas core {cores[1]}"
     try:
         assert hold(1, cores) == 1
-        with process(f"from nas.machine.threads import hold; print(hold(9, {cores})); input()") as held:
-            assert held == "3"
-            assert hold(4, cores) == 1
-        assert hold(3, cores) == 3
+        with process(f"import socket; run = socket.socket(socket.AF_UNIX); run.bind({name!r}); print(); input()"):
+            assert hold(9, cores) == 3
+        assert hold(9, cores) == 4
         assert hold(2, cores) == 2
     finally:
         hold(0, ())
@@ -145,7 +146,6 @@ def test_runs_that_start_together_share_the_cores():
 # Runs
 
 SMALL = ["--dataset=digits", "--train-limit=32", "--init-channels=2", "--num-cells=3", "--batch-size=16", "--name=run"]
-FLAGS = {"search": [*SMALL, "--num-nodes=1", *TWO], "train_final": ["--genotype=DARTS_V2", *SMALL]}
 CHOSEN = re.compile(r"^(\d+) threads?: (\d+) of (\d+) cores? (?:is|are) free; --threads N sets another number$", re.M)
 
 
@@ -164,62 +164,67 @@ def numbers(folder):
     return content["config"]["run"]["threads"], [environment["num_threads"] for environment in times]
 
 
-@pytest.mark.parametrize("script", FLAGS)
-def test_a_run_takes_the_free_cores_and_a_dry_one_says_the_same(script, tmp_path, monkeypatch, capsys):
+def test_a_run_takes_the_free_cores_as_a_dry_one_says_and_its_measurement_what_is_given(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("OMP_NUM_THREADS")
-    for more in (["--dry-run", "--epochs=1"], ["--epochs=1"]):
-        assert call(script, tmp_path, *FLAGS[script], *more) == 0
+    for more in (["--dry-run"], []):
+        assert call("train_final", tmp_path, *SMALL, "--genotype=DARTS_V2", "--epochs=1", *more) == 0
         number, free, usable = map(int, CHOSEN.search(capsys.readouterr().out).groups())
         assert number == torch.get_num_threads() == max(1, free) <= usable
     assert numbers(tmp_path) == (None, [number])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for flags, said in ((["--threads=3"], "3 threads: set by --threads"), ([], "1 thread: set by OMP_NUM_THREADS")):
+        assert call("train_final", tmp_path, "--evaluate=runs/run", *flags) == 0
+        assert capsys.readouterr().out.startswith(said)
 
 
-@pytest.mark.parametrize("script", FLAGS)
-def test_the_number_is_kept_until_another_one_is_given(script, tmp_path, capsys):
-    def go_on(*flags):
-        assert call(script, tmp_path, "--resume=runs/run", *flags) == 0
-        return capsys.readouterr().out
+@pytest.fixture
+def start(tmp_path, monkeypatch, capsys):
+    """A function that begins a run, or goes on with it, up to a checkpoint, and returns what is said."""
+    monkeypatch.chdir(tmp_path)
 
-    assert call(script, tmp_path, *FLAGS[script], "--epochs=1", "--threads=3") == 0
-    assert "3 threads: set by --threads\n" in capsys.readouterr().out
-    said = go_on("--epochs=2")
-    assert "3 threads: " in said
+    def start(*flags):
+        run = Run.open(parse(SearchConfig, ["--dataset=digits", *flags]), SINGLE, 9, lambda: "")
+        with run.begin() as folder:
+            folder.restore({"w": torch.zeros(1)}, "0" * 32)
+            folder.save({"w": torch.zeros(1)}, "0" * 32, "a genotype", LoopState())
+        return run.notes[0] + capsys.readouterr().out
+
+    return start
+
+
+def test_the_number_is_kept_until_another_one_is_given(start, tmp_path):
+    assert start("--name=run", "--threads=3").startswith("3 threads: set by --threads")
+    said = start("--resume=runs/run")
+    assert said.startswith("3 threads: ")
     assert "bits may differ" not in said
-    said = go_on("--epochs=3", "--threads=2")
-    assert "2 threads: " in said
+    said = start("--resume=runs/run", "--threads=2")
+    assert said.startswith("2 threads: ")
     assert "num_threads were 3, are 2: bits may differ" in said
     assert "before, 2 from here on" not in said
-    go_on("--epochs=4")
+    start("--resume=runs/run")
     assert numbers(tmp_path) == (2, [3, 3, 2, 2])
 
 
-def test_a_number_that_was_chosen_is_kept_and_one_that_is_none_is_refused(tmp_path, capsys):
-    assert call("search", tmp_path, *FLAGS["search"], "--epochs=1") == 0  # by OMP_NUM_THREADS
+def test_a_number_that_was_chosen_is_kept_and_one_that_is_none_is_refused(start, tmp_path):
+    start("--name=run")  # by OMP_NUM_THREADS
     file = tmp_path / "runs" / "run" / "config.json"
-    for number, code, said in (
-        (3, 0, "3 threads: as before in this run"),
-        (0, 2, "environment: num_threads: must be a whole number from 1 to 1024"),
-        ("3", 2, "environment: num_threads: must be a whole number from 1 to 1024"),
-    ):
+    for number in (3, 0, "3"):
         content = json.loads(file.read_text()) | {"resumed": []}
         content["environment"]["num_threads"] = number
         file.write_text(json.dumps(content))
-        assert call("search", tmp_path, "--resume=runs/run", "--epochs=2") == code
-        assert said in "".join(capsys.readouterr())
+        if number == 3:
+            assert start("--resume=runs/run").startswith("3 threads: as before in this run")
+            continue
+        with pytest.raises(InputError, match="environment: num_threads: must be a whole number from 1 to 1024"):
+            start("--resume=runs/run")
 
 
-@pytest.mark.parametrize("given", ["0", "1025"])
-def test_a_flag_that_is_no_number_of_threads(given, tmp_path, capsys):
-    assert call("search", tmp_path, "--dataset=digits", f"--threads={given}") == 2
-    assert re.match(r"error: --threads: must be (greater|less) than or equal to 10?2?4?, got ", capsys.readouterr().err)
-
-
-def test_a_trained_network_is_measured_with_the_number_that_is_given(tmp_path, capsys):
-    assert call("train_final", tmp_path, *FLAGS["train_final"], "--epochs=1", "--threads=3") == 0
-    for flags, said in ((["--threads=2"], "2 threads: set by --threads"), ([], "1 thread: set by OMP_NUM_THREADS")):
-        capsys.readouterr()
-        assert call("train_final", tmp_path, "--evaluate=runs/run", *flags) == 0
-        assert capsys.readouterr().out.startswith(said)
+@pytest.mark.parametrize(
+    ("given", "what"), [("0", "greater than or equal to 1,"), ("1025", "less than or equal to 1024")]
+)
+def test_a_flag_that_is_no_number_of_threads(given, what):
+    with pytest.raises(InputError, match=f"--threads: must be {what}"):
+        parse(SearchConfig, ["--dataset=digits", f"--threads={given}"])
 
 
 # Steps that become slow
