@@ -2,23 +2,20 @@ import dataclasses
 import json
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.config.file import ConfigFile, read_config, validate
 from nas.config.flags import FinalConfig, SearchConfig, TrainedOn
-from nas.data import image_folder
 from nas.errors import InputError
 from tests.damaged_json import damaged, junk, spliced
-from tests.data.folders import paint
 
 TRAINED_ON = {"classes": ["a", "b"], "in_channels": 1, "image_size": 8, "mean": [0.5], "std": [0.25]}
 ENVIRONMENT = {"date": "2026-11-24T00:00:00+00:00", "command": "python search.py", "versions": {"nas": "1"}}
 SEARCH = {"format_version": 1, "config": dataclasses.asdict(SearchConfig()), "environment": ENVIRONMENT}
 FINAL = SEARCH | {"config": dataclasses.asdict(FinalConfig()), "trained_on": TRAINED_ON, "resumed": [ENVIRONMENT]}
 
-WORDS = ("date", "config", "folder")
+WORDS = ("date", "config")
 
 
 def outcome(kind, read, *arguments):
@@ -50,27 +47,3 @@ def test_any_config_is_valid_or_refused_by_a_sentence(tmp_path_factory, data):
     result = outcome(kind, validate, kind, data.draw(damaged(content, WORDS) | junk(WORDS)), path)
     if result is not None:
         assert validate(kind, dataclasses.asdict(result), path) == result
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """A folder of two images, those images, and its cache as bytes."""
-    root = tmp_path_factory.mktemp("images")
-    for name, colour in (("cat", (1, 2, 3)), ("dog", (4, 5, 6))):
-        paint(root, f"train/{name}/0.png", colour=colour)
-    loaded = image_folder.load(root, "train", 8, torch.arange).images
-    cache = root / ".nas-train-8.safetensors"
-    return root, loaded, cache, cache.read_bytes()
-
-
-@pytest.mark.fuzz
-@given(data=st.data())
-def test_a_damaged_cache_gives_the_images_that_are_in_the_folder(images, data):
-    root, expected, cache, whole = images
-    cut = st.integers(0, len(whole) - 1).map(lambda length: whole[:length])
-    cache.write_bytes(data.draw(spliced(whole, WORDS) | cut))
-    with pytest.MonkeyPatch.context() as patch:  # the disk's sync takes most of the time
-        patch.setattr(image_folder.files, "sync", lambda path: None)
-        loaded = image_folder.load(root, "train", 8, torch.arange)
-    assert torch.equal(loaded.images, expected)
-    assert (loaded.targets.tolist(), loaded.classes) == ([0, 1], ("cat", "dog"))

@@ -1,9 +1,8 @@
-import contextlib
 import io
 import json
+import os
 import re
 import runpy
-import struct
 import textwrap
 import tracemalloc
 import zipfile
@@ -56,13 +55,15 @@ def header(dtype="'|u1'", shape="(6, 8, 8)", order="False", version=b"\x01\x00",
     return b"\x93NUMPY" + version + len(text).to_bytes(length_bytes, "little") + text
 
 
-def write_members(folder, compression=zipfile.ZIP_DEFLATED, **members):
-    """A file of which some members are these bytes."""
+def write_members(folder, compression=zipfile.ZIP_DEFLATED, claims=(), **members):
+    """A file of which some members are these bytes, and what its directory claims of the images."""
     with zipfile.ZipFile(folder / "train.npz", "w", compression) as archive:
         for name, array in whole().items():
             content = io.BytesIO()
             np.save(content, array)
             archive.writestr(f"{name}.npy", members.get(name, content.getvalue()))
+        for field, value in claims:
+            setattr(archive.getinfo("images.npy"), field, value)
     return folder
 
 
@@ -104,11 +105,12 @@ READ = {  # arrays, the images, targets and classes that they mean, and what is 
 }
 
 
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("case", READ)
-def test_what_is_plain_is_read_and_said(case, save, tmp_path, capsys):
+def test_what_is_plain_is_read_and_said(case, tmp_path, capsys):
     others, (images, labels, classes), said = READ[case]
-    split = datasets.load("npz", write(tmp_path, save=save, **others), "train")
+    split = datasets.load(
+        "npz", write(tmp_path, save=np.savez if case == "RGB" else np.savez_compressed, **others), "train"
+    )
     expected = torch.from_numpy(np.asarray(images).astype(np.uint8))
     assert torch.equal(split.images, expected[:, None] if expected.ndim == 3 else expected.permute(0, 3, 1, 2))
     assert split.images.is_contiguous()
@@ -166,6 +168,7 @@ def test_a_test_file_has_the_classes_of_the_training_and_not_all_of_its_labels(o
 
 # What is refused
 
+PICKLE = b"cposix\nsystem\n(S'touch executed'\ntR."
 NOT_PLAIN = "so it is not clear which value is black and which is white; give whole numbers from 0 to 255, or floats"
 SHAPE = (
     "but must be (N, size, size), (N, size, size, 1 or 3) or (N, 1 or 3, size, size), with 8 to 1,024 pixels per side"
@@ -243,81 +246,35 @@ def test_a_missing_file_is_named_with_what_makes_one_or_does_without(tmp_path):
     assert no_test in sentence
 
 
-def test_what_numpy_would_open_as_something_else_is_not_opened(tmp_path):
-    mark = tmp_path / "executed"
-
-    class Hostile:
-        def __reduce__(self):
-            return (open, (str(mark), "w"))
-
-    path = tmp_path / "train.npz"
-    np.save(path.with_suffix(".npy"), pixels())
-    np.array([Hostile()], object).dump(path.with_suffix(".pickle"))
-    for suffix in (".npy", ".pickle"):
-        path.write_bytes(path.with_suffix(suffix).read_bytes())
-        assert "not an .npz file, or a damaged one" in refusal(tmp_path)
-    np.savez(path, **whole(images=np.array([Hostile()] * 6, object)))
-    assert "images: of dtype '|O'" in refusal(tmp_path)
-    np.savez(path, **whole(other=np.array([Hostile()], object)))
-    npz.load(tmp_path, "train")
-    assert not mark.exists()
-
-
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_a_damaged_file_is_refused_wherever_the_damage_is(save, tmp_path):
+def test_a_damaged_file_or_another_one_is_refused_and_no_pickle_opened(save, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = write(tmp_path, save=save) / "train.npz"
     sound = path.read_bytes()
     middle = sound.index(b"images.npy") + 300  # inside the pixels: only the checksum knows
     flipped = sound[:middle] + bytes([sound[middle] ^ 1]) + sound[middle + 1 :]
-    for content in (b"", sound[:10], sound[:-1], sound[: len(sound) // 2], b"\xff" * 1000, flipped):
+    for content in (b"", sound[:10], sound[:-1], sound[: len(sound) // 2], b"\xff" * 1000, flipped, PICKLE):
         path.write_bytes(content)
         assert "not an .npz file, or a damaged one" in refusal(tmp_path)
+    assert os.listdir() == ["train.npz"]
 
 
 # Bombs
 
 
-def patched(path, name, **fields):
-    """Change what a zip file says of a member: in its directory, and before the member where that is said again."""
-    content = bytearray(path.read_bytes())
-    offsets = {"file_size": (24, 22), "compress_size": (20, 18)}
-    for field, value in fields.items():
-        for signature, index, names_at in ((b"PK\1\2", 0, 46), (b"PK\3\4", 1, 30)):
-            at = content.find(signature)
-            while not content[at + names_at :].startswith(name.encode()):
-                at = content.index(signature, at + 1)
-            struct.pack_into("<I", content, at + offsets[field][index], value)
-    path.write_bytes(content)
-
-
-def claim(size):
-    """The header of as many images of 1,024 × 1,024 pixels."""
-    return header(shape=f"({size}, 1024, 1024)")
-
-
 ENDLESS = b"\x93NUMPY\x02\x00" + (64 << 20).to_bytes(4, "little") + b" " * (64 << 20)
 OTHER_SIZE = "images: the file does not hold the bytes of an array of ("
-BOMBS = {  # images, what the zip directory is changed to say of them, and the sentence
-    "more than the memory": (claim(10**9), {}, "images: takes 976,562.5 GiB, but"),
-    "a header and little else": (claim(1000) + bytes(1000), {}, OTHER_SIZE),
+LIE = {"file_size": 3 * 2**30 + 128}
+BOMBS = {  # images, what the zip directory says of them, and the sentence
+    "more than the memory": (header(shape=f"({10**9}, 1024, 1024)"), {}, "images: takes 976,562.5 GiB, but"),
+    "a header and little else": (header(shape="(1000, 1024, 1024)") + bytes(1000), {}, OTHER_SIZE),
     "a byte too few": (header() + bytes(383), {}, OTHER_SIZE),
     "a byte too many": (header() + bytes(385), {}, OTHER_SIZE),
     "64 MB too many": (header() + bytes(64 << 20), {}, OTHER_SIZE),
-    "a directory that lies": (claim(3 * 2**10) + bytes(1000), {"file_size": 3 * 2**30 + 128}, OTHER_SIZE),
-    "twice": (claim(3 * 2**10), {"file_size": 3 * 2**30 + 128, "compress_size": 2**31}, OTHER_SIZE),
+    "a directory that lies": (header(shape="(3072, 1024, 1024)") + bytes(1000), LIE, OTHER_SIZE),
+    "twice": (header(shape="(3072, 1024, 1024)"), LIE | {"compress_size": 2**31}, OTHER_SIZE),
     "a header without end": (ENDLESS, {}, "images: not a plain array of numpy"),
 }
-
-
-@contextlib.contextmanager
-def little_memory(max_bytes=8 << 20):
-    """Python and numpy, which tells `tracemalloc` what it takes, are to take no more."""
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < max_bytes
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("case", BOMBS)
@@ -325,10 +282,13 @@ def test_a_bomb_is_not_unpacked(case, tmp_path, monkeypatch):
     images, claims, sentence = BOMBS[case]
     if sentence == OTHER_SIZE:  # whatever the memory of this machine
         monkeypatch.setattr(npz, "MAX_BYTES", 1 << 60)
-    write_members(tmp_path, images=images)
-    patched(tmp_path / "train.npz", "images.npy", **claims)
-    with little_memory():
+    write_members(tmp_path, claims=claims.items(), images=images)
+    tracemalloc.start()  # Python and numpy tell it what they take
+    try:
         said = refusal(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
     # Some versions of Python see by themselves that the members of "twice" overlap.
     assert sentence in said or (case == "twice" and "not an .npz file, or a damaged one" in said)
 
@@ -461,7 +421,6 @@ def test_balanced_draws_alike_wherever_something_learns(script, levels, tmp_path
     ("other", "sentence"),
     [
         ({"images": pixels(size=9)}, "test images are 1 × 9 × 9 (channels, rows, columns), training images 1 × 8 × 8"),
-        ({"images": pixels(channels=(3,))}, "test images are 3 × 8 × 8 (channels, rows, columns), training images 1"),
         ({"labels": np.array([0, 1, 2, 3, 0, 1])}, "own/test.npz: labels: 3 is not a class; there are 3"),
         ({"classes": ["a", "b", "d"]}, "training and test images differ in their classes (c, d); give both the same"),
         ({"labels": np.array(["a", "b", "d"] * 2)}, "own/test.npz: labels: 'd' is not one of the 3 classes"),

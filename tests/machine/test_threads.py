@@ -1,7 +1,6 @@
 """The number of threads: its choice by made-up figures, what is asked of this machine, and what runs keep of it."""
 
 import contextlib
-import json
 import os
 import re
 import subprocess
@@ -13,6 +12,7 @@ import torch
 from rich.console import Console
 
 from nas.config.cli import parse
+from nas.config.file import read_config
 from nas.config.flags import SearchConfig
 from nas.distributed import SINGLE
 from nas.errors import InputError
@@ -33,7 +33,6 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="holds and pins cores
         ((None, None, None), 1, 1, 1, "1 thread: 1 of 4 cores is free; --threads N sets another number"),
         ((None, None, None), 0, 1, 1, "1 thread: 0 of 4 cores are free; --threads N sets another number"),
         ((None, None, None), 3, 2, 1, "1 thread in each of 2 processes: 3 of 4 cores are free; --threads N sets "),
-        ((None, None, None), 4, 2, 2, "2 threads in each of 2 processes: 4 of 4 cores are free; "),
         ((7, 3, 5), None, 1, 7, "7 threads: set by --threads"),
         ((None, 3, 5), None, 1, 3, "3 threads: as before in this run"),
         ((None, 9, 5), None, 1, 9, "9 threads: as before in this run, but only 4 cores can be used here; "),
@@ -54,10 +53,13 @@ def test_what_the_environment_says(variable, number):
     assert threads_told(variable) == number
 
 
-@pytest.mark.parametrize("variable", ["0", "-1", "two", "1025", "1.5", ",2", "²", 99 * "9"])
-def test_what_the_environment_cannot_say(variable):
+@pytest.mark.parametrize("number", ["0", "-1", "two", "1025", "1.5", ",2", "²", 99 * "9"])
+def test_what_is_no_number_of_threads(number):
     with pytest.raises(InputError, match=r"OMP_NUM_THREADS: must be a whole number from 1 to 1024, got '"):
-        threads_told(variable)
+        threads_told(number)
+    if number in ("0", "1025"):
+        with pytest.raises(InputError, match=r"--threads: must be (greater|less) than or equal to 1"):
+            parse(SearchConfig, [f"--threads={number}"])
 
 
 @pytest.mark.parametrize(
@@ -95,9 +97,7 @@ def test_a_busy_core_is_not_free(monkeypatch):
     os.sched_setaffinity(0, [core])
     try:
         with process(BUSY, core):
-            assert threads.usable_cores() == 1
-            assert threads.unused_cores() == 0
-            assert threads.free_cores() == 0
+            assert (threads.usable_cores(), threads.unused_cores(), threads.free_cores()) == (1, 0, 0)
     finally:
         os.sched_setaffinity(0, before)
 
@@ -106,11 +106,11 @@ def test_a_busy_core_is_not_free(monkeypatch):
 @pytest.mark.parametrize(
     ("files", "usable"),
     [
-        ({"CPU_MAX": "max 100000\n"}, None),
+        ({"CPU_MAX": "max 100000\n"}, 64),
         ({"CPU_MAX": "60000 100000\n"}, 1),  # a part of a core is one that can be used
-        ({"CFS_QUOTA": "-1\n", "CFS_PERIOD": "100000\n"}, None),
+        ({"CFS_QUOTA": "-1\n", "CFS_PERIOD": "100000\n"}, 64),
         ({"CFS_QUOTA": "60000\n", "CFS_PERIOD": "100000\n"}, 1),
-        ({"CFS_QUOTA": "60000\n"}, None),
+        ({"CFS_QUOTA": "60000\n"}, 64),
     ],
 )
 def test_in_a_container_all_that_runs_there_shares_its_quota(files, usable, monkeypatch, tmp_path):
@@ -121,8 +121,8 @@ def test_in_a_container_all_that_runs_there_shares_its_quota(files, usable, monk
         monkeypatch.setattr(threads, name, tmp_path / name)
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    assert threads.usable_cores() == (usable or 64)
-    if usable:
+    assert threads.usable_cores() == usable
+    if "CPU_MAX" in files and usable == 1:
         idle = 64 * [0.0]  # percent of each core of the whole machine
         monkeypatch.setattr("psutil.cpu_percent", lambda interval, **_: [time.sleep(interval), idle][1])
         with process(BUSY):
@@ -157,74 +157,44 @@ def computes_with_one_thread(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: numbers[-1])
 
 
-def numbers(folder):
-    """The flag of the run in a folder, and the number at its start and each time that it went on."""
-    content = json.loads((folder / "runs" / "run" / "config.json").read_text())
-    times = [content["environment"], *content.get("resumed", [])]
-    return content["config"]["run"]["threads"], [environment["num_threads"] for environment in times]
-
-
 def test_a_run_takes_the_free_cores_as_a_dry_one_says_and_its_measurement_what_is_given(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("OMP_NUM_THREADS")
     for more in (["--dry-run"], []):
         assert call("train_final", tmp_path, *SMALL, "--genotype=DARTS_V2", "--epochs=1", *more) == 0
         number, free, usable = map(int, CHOSEN.search(capsys.readouterr().out).groups())
         assert number == torch.get_num_threads() == max(1, free) <= usable
-    assert numbers(tmp_path) == (None, [number])
+    assert read_config(tmp_path / "runs/run").environment["num_threads"] == number
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for flags, said in ((["--threads=3"], "3 threads: set by --threads"), ([], "1 thread: set by OMP_NUM_THREADS")):
         assert call("train_final", tmp_path, "--evaluate=runs/run", *flags) == 0
         assert capsys.readouterr().out.startswith(said)
 
 
-@pytest.fixture
-def start(tmp_path, monkeypatch, capsys):
-    """A function that begins a run, or goes on with it, up to a checkpoint, and returns what is said."""
+def start(capsys, *flags):
+    """Begin a run, or go on with it, up to a checkpoint, and return what is said."""
+    run = Run.open(parse(SearchConfig, ["--dataset=digits", *flags]), SINGLE, 9, lambda: "")
+    with run.begin() as folder:
+        folder.restore({"w": torch.zeros(1)}, "0" * 32)
+        folder.save({"w": torch.zeros(1)}, "0" * 32, "a genotype", LoopState())
+    return run.notes[0] + capsys.readouterr().out
+
+
+def test_the_number_is_kept_until_another_one_is_given(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-
-    def start(*flags):
-        run = Run.open(parse(SearchConfig, ["--dataset=digits", *flags]), SINGLE, 9, lambda: "")
-        with run.begin() as folder:
-            folder.restore({"w": torch.zeros(1)}, "0" * 32)
-            folder.save({"w": torch.zeros(1)}, "0" * 32, "a genotype", LoopState())
-        return run.notes[0] + capsys.readouterr().out
-
-    return start
-
-
-def test_the_number_is_kept_until_another_one_is_given(start, tmp_path):
-    assert start("--name=run", "--threads=3").startswith("3 threads: set by --threads")
-    said = start("--resume=runs/run")
-    assert said.startswith("3 threads: ")
+    start(capsys, "--name=run")  # by OMP_NUM_THREADS
+    file = tmp_path / "runs" / "run" / "config.json"
+    file.write_text(file.read_text().replace('"num_threads": 1', '"num_threads": 3'))
+    said = start(capsys, "--resume=runs/run")
+    assert said.startswith("3 threads: as before in this run")
     assert "bits may differ" not in said
-    said = start("--resume=runs/run", "--threads=2")
-    assert said.startswith("2 threads: ")
+    said = start(capsys, "--resume=runs/run", "--threads=2")
+    assert said.startswith("2 threads: set by --threads")
     assert "num_threads were 3, are 2: bits may differ" in said
     assert "before, 2 from here on" not in said
-    start("--resume=runs/run")
-    assert numbers(tmp_path) == (2, [3, 3, 2, 2])
-
-
-def test_a_number_that_was_chosen_is_kept_and_one_that_is_none_is_refused(start, tmp_path):
-    start("--name=run")  # by OMP_NUM_THREADS
-    file = tmp_path / "runs" / "run" / "config.json"
-    for number in (3, 0, "3"):
-        content = json.loads(file.read_text()) | {"resumed": []}
-        content["environment"]["num_threads"] = number
-        file.write_text(json.dumps(content))
-        if number == 3:
-            assert start("--resume=runs/run").startswith("3 threads: as before in this run")
-            continue
-        with pytest.raises(InputError, match="environment: num_threads: must be a whole number from 1 to 1024"):
-            start("--resume=runs/run")
-
-
-@pytest.mark.parametrize(
-    ("given", "what"), [("0", "greater than or equal to 1,"), ("1025", "less than or equal to 1024")]
-)
-def test_a_flag_that_is_no_number_of_threads(given, what):
-    with pytest.raises(InputError, match=f"--threads: must be {what}"):
-        parse(SearchConfig, ["--dataset=digits", f"--threads={given}"])
+    start(capsys, "--resume=runs/run")
+    content = read_config(file)
+    assert [again["num_threads"] for again in content.resumed] == [3, 2, 2]
+    assert content.config["run"]["threads"] == 2
 
 
 # Steps that become slow

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -135,38 +134,18 @@ def test_finished_is_said_of_a_finished_run_alone(saved):
     assert checkpoint.finished(saved.parent) is None
     checkpoint.save(saved.parent, tensors(), manifest(finished=True))
     assert checkpoint.finished(saved.parent) == manifest(finished=True)
-    saved.write_bytes(b"")
-    assert checkpoint.finished(saved.parent) is None
     assert checkpoint.finished(saved.parent / "nowhere") is None
 
 
 # Damage
 
 
-def test_a_checkpoint_that_was_cut_is_refused(saved):
-    whole = saved.read_bytes()
-    for length in (*range(10), *range(10, len(whole), 37), len(whole) - 1):
-        saved.write_bytes(whole[:length])
+def test_a_checkpoint_that_was_cut_or_in_which_a_bit_flipped_is_refused(saved):
+    whole, flipped = saved.read_bytes(), bytearray(saved.read_bytes())
+    flipped[-1] ^= 1
+    for content in (b"", *(whole[:length] for length in (7, 8, 40, len(whole) // 2, -1)), whole + b"\0", flipped):
+        saved.write_bytes(content)
         assert "damaged" in refusal(saved)
-    saved.write_bytes(whole + b"\0")
-    assert "damaged" in refusal(saved)
-
-
-def test_a_bit_that_flipped_is_found_or_changes_nothing(saved):
-    whole, num_refused = saved.read_bytes(), 0
-    flips = [(index, index // 5 % 8) for index in range(0, len(whole), 5)]
-    for index, bit in flips:
-        saved.write_bytes(whole[:index] + bytes([whole[index] ^ 1 << bit]) + whole[index + 1 :])
-        loaded = tensors(1)
-        try:
-            read = checkpoint.load(saved, loaded)
-        except InputError:
-            num_refused += 1
-            assert bits(loaded) == bits(tensors(1))
-        else:
-            assert read == manifest()
-            assert bits(loaded) == bits(tensors())
-    assert num_refused > 0.95 * len(flips)
 
 
 @pytest.mark.parametrize("size", [2**60, 2**63, 2**64 - 1, MAX_HEADER_BYTES + 1])
@@ -202,16 +181,16 @@ def test_what_is_no_checkpoint_is_refused(saved):
         saved.rename(saved.with_name(make.__name__))
 
 
-@pytest.mark.parametrize("checksum", ["", "0" * 32, None])
-def test_another_checksum_is_refused(saved, checksum):
-    saved.write_bytes(rebuilt(saved.read_bytes(), checksum=checksum))
-    assert "its checksum does not match" in refusal(saved)
-
-
-@pytest.mark.parametrize("text", [None, "", "{}", "null", "[" * 1000, "1" * 5000])
-def test_a_file_without_a_manifest_is_refused(saved, text):
-    saved.write_bytes(rebuilt(saved.read_bytes(), manifest=text))
-    assert "its manifest cannot be read" in refusal(saved)
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        *(({"checksum": text}, "its checksum does not match") for text in ("", "0" * 32, None)),
+        *(({"manifest": text}, "its manifest cannot be read") for text in (None, "", "{}", "[" * 1000, "1" * 5000)),
+    ],
+)
+def test_another_checksum_and_a_file_without_a_manifest_are_refused(saved, changed, sentence):
+    saved.write_bytes(rebuilt(saved.read_bytes(), **changed))
+    assert sentence in refusal(saved)
 
 
 @pytest.mark.parametrize(
@@ -261,18 +240,10 @@ def test_a_checkpoint_of_a_newer_version_is_named_and_the_one_before_is_taken(sa
 # The manifest
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *["../x", "/etc/passwd", "tensorboard/../../x", "tensorboard/events.out.tfevents./../x", "config.json", ""],
-        *["metrics.jsonl\n", "./metrics.jsonl", "metrics.jsonl/../x", "tensorboard/events.out.tfevents." + "1" * 41],
-    ],
-)
-def test_no_other_file_gets_a_size(saved, name):
-    with pytest.raises(ValidationError):
-        manifest(sizes={name: 0})
-    saved.write_bytes(with_manifest(saved.read_bytes(), sizes={name: 0}))
-    assert "sizes" in refusal(saved)
+OTHER_FILES = [
+    *["../x", "/etc/passwd", "tensorboard/../../x", "tensorboard/events.out.tfevents./../x", "config.json", ""],
+    *["metrics.jsonl\n", "./metrics.jsonl", "metrics.jsonl/../x", "tensorboard/events.out.tfevents." + "1" * 41],
+]
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "null", "true", '"1"'])
@@ -288,22 +259,15 @@ def test_a_number_that_is_none_is_refused(saved, value, place):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("format_version", 0),
-        ("format_version", True),
-        ("data", "0" * 31),
-        ("data", "0" * 32 + "\n"),
+        *(("format_version", number) for number in (0, True)),
+        *(("data", text) for text in ("0" * 31, "0" * 32 + "\n")),
         ("genotype", "x" * 100_001),
-        ("config", []),
-        ("config", {"lower": 1.0}),
-        ("config", {"lower": {"epochs": [1]}}),
-        ("config", {"lower": {"epochs": {}}}),
+        *(("config", content) for content in ([], {"lower": 1.0}, *({"lower": {"epochs": lr}} for lr in ([1], {})))),
         ("finished", 1),
         ("elapsed_s", -1.0),
-        ("sizes", {"metrics.jsonl": -1}),
-        ("sizes", {"metrics.jsonl": 10**16}),
-        ("progress", {"steps": 1.0}),
-        ("progress", {"steps": -1}),
-        ("progress", {"surplus": 1}),
+        *(("sizes", {"metrics.jsonl": size}) for size in (-1, 10**16)),
+        *(("sizes", {name: 0}) for name in OTHER_FILES),
+        *(("progress", content) for content in ({"steps": 1.0}, {"steps": -1}, {"surplus": 1})),
         ("surplus", 1),
         ("\x1b[31m\n", 1),
     ],
@@ -345,44 +309,37 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def whole(folder):
-    return (folder / CURRENT).read_bytes()
-
-
-WORDS = ("sizes",)
-WRITTEN = manifest().model_dump_json()
-
-
 def check(path):
     """Either a sentence, with the tensors as they were, or a manifest that is one."""
     loaded = tensors(1)
     try:
         read = checkpoint.load(path, loaded)
     except InputError as error:
-        sentence = str(error)
-    else:
-        assert Manifest.model_validate_json(read.model_dump_json()) == read
-        assert all(name == "metrics.jsonl" or name.count("/") == 1 for name in read.sizes)
-        assert bits(loaded) == bits(tensors())
-        return read
-    assert sentence.isprintable()
-    assert bits(loaded) == bits(tensors(1))
-    return None
+        assert str(error).isprintable()  # noqa: PT017, as it may also be read
+        assert bits(loaded) == bits(tensors(1))
+        return None
+    assert Manifest.model_validate_json(read.model_dump_json()) == read
+    assert all(name == "metrics.jsonl" or name.count("/") == 1 for name in read.sizes)
+    assert bits(loaded) == bits(tensors())
+    return read
+
+
+WORDS = ("sizes",)
+WRITTEN = manifest().model_dump_json()
 
 
 @pytest.mark.fuzz
 @given(text=damaged(json.loads(WRITTEN), WORDS).map(json.dumps) | spliced(WRITTEN, WORDS))
-def test_any_manifest_is_read_or_refused_by_a_sentence(folder, whole, text):
+def test_any_manifest_is_read_or_refused_by_a_sentence(folder, text):
     path = folder / "mutated.safetensors"
-    path.write_bytes(rebuilt(whole, manifest=text))
+    path.write_bytes(rebuilt((folder / CURRENT).read_bytes(), manifest=text))
     check(path)
 
 
 @pytest.mark.fuzz
 @given(data=st.data())
-def test_any_bytes_are_the_same_checkpoint_or_refused_by_a_sentence(folder, whole, data):
-    content = data.draw(spliced(whole, WORDS))
-    path = folder / "spliced.safetensors"
-    path.write_bytes(content)
+def test_any_bytes_are_the_same_checkpoint_or_refused_by_a_sentence(folder, data):
+    whole, path = (folder / CURRENT).read_bytes(), folder / "spliced.safetensors"
+    cut = st.integers(0, len(whole) - 1).map(lambda length: whole[:length])
+    path.write_bytes(data.draw(spliced(whole, WORDS) | cut))
     assert check(path) in (None, manifest())

@@ -24,11 +24,12 @@ from nas.runs.lock import is_at_work
 IMAGES = "0" * 32  # a fingerprint
 CONFIG = SearchConfig(run=Run(seed=3))
 ZERO = torch.zeros(1)
+THREADS = '{"format_version": 1, "config": {}, "environment": {"date": "2026-01-01", "num_threads": N}}'
 
 
-def begun(path, config=CONFIG):
+def begun(path):
     """A new run, as a script begins it."""
-    run = RunFolder.create(path, config)
+    run = RunFolder.create(path, CONFIG)
     run.restore({}, IMAGES)
     return run
 
@@ -114,6 +115,10 @@ def test_where_a_run_writes(tmp_path):
         ('{"format_version": 99, "config": {}}', "format_version is 99, this nas reads 1: install a newer nas"),
         ('{"format_version": 1, "config": {}, "environment": {"date": "x\\n"}}', "environment: date: must be a date"),
         ('{"format_version": 1, "config": {}, "environment": {"date": "2026-01-01"}, "surplus": 1}', "surplus: "),
+        *(
+            (THREADS.replace("N", number), "environment: num_threads: must be a whole .* 1024")
+            for number in ("0", '"3"')
+        ),
     ],
 )
 def test_a_bad_config_file(tmp_path, content, sentence):
