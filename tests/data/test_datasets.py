@@ -223,9 +223,6 @@ def test_a_download_that_arrives_is_moved_to_its_place_and_one_that_breaks_off_l
     assert os.listdir(data_dir) == [kind.base_folder]
 
 
-# Archives that lie in the folder
-
-
 UNPACKED = {"cifar10": "cifar-10-batches-py", "kmnist": "KMNIST", "kmnist beside": "KMNIST"}
 
 

@@ -147,9 +147,6 @@ def test_more_than_fits_into_memory_is_refused_before_it_is_read(tmp_path, monke
     assert len(load(root, 16, limit=5).targets) == 5
 
 
-# The cache
-
-
 def test_each_part_and_size_has_a_cache_and_the_second_load_opens_no_image(tmp_path, num_read, capsys):
     root = folder_data(tmp_path)
     for part, size in (("train", 16), ("test", 16), ("train", 8)):
@@ -285,9 +282,6 @@ def test_what_is_in_the_place_of_the_cache_is_not_waited_for(tmp_path, num_read,
     assert sorted(path.name for path in root.iterdir()) == [".nas-train-16.safetensors", "test", "train"]
 
 
-# Bad images
-
-
 def spoil(root, *names):
     for name in names:
         (root / "train" / name).write_bytes(b"\x89PNG no more")
@@ -311,9 +305,6 @@ def test_bad_images_can_be_left_out_and_are_counted_and_named(tmp_path, num_read
     spoil(root, "cat/0.png", "cat/8.png")
     with pytest.raises(InputError, match=r"--skip-bad-images: all images of the class .*train/cat are bad\."):
         load(root, skip_bad=True)
-
-
-# Squares
 
 
 @pytest.mark.parametrize("size", [(64, 32), (32, 64)])
@@ -355,9 +346,6 @@ def test_what_the_crop_loses_is_said_each_time(tmp_path, sizes, line):
         notes = load(tmp_path, 8, resize=resize).notes
         assert bool(notes) == (line is not None and resize == "crop")
         assert not notes or line in notes[0]
-
-
-# More than 8 bits
 
 
 def scans(root, part, *values, suffix="png"):
@@ -423,9 +411,6 @@ def test_colours_of_16_bits_are_read_with_a_word(tmp_path):
         paint(tmp_path, f"train/{name}/0.png")
         (tmp_path / "train" / name / "0.png").write_bytes(png)
     assert "2 images have colours with 16 bits, of which the upper 8 are read" in str(load(tmp_path).notes)
-
-
-# As a user does
 
 
 def test_what_the_images_depend_on_is_kept_with_the_run(tmp_path, capfd):

@@ -67,8 +67,6 @@ def write_members(folder, compression=zipfile.ZIP_DEFLATED, claims=(), **members
     return folder
 
 
-# What can be read
-
 BASE = pixels()
 RGB = pixels(channels=(3,))
 TEXT = np.array(["cat", "ant", "bee", "cat", "ant", "bee"])
@@ -166,8 +164,6 @@ def test_a_test_file_has_the_classes_of_the_training_and_not_all_of_its_labels(o
     assert (split.targets.tolist(), split.classes) == (targets, classes)
 
 
-# What is refused
-
 PICKLE = b"cposix\nsystem\n(S'touch executed'\ntR."
 NOT_PLAIN = "so it is not clear which value is black and which is white; give whole numbers from 0 to 255, or floats"
 SHAPE = (
@@ -257,9 +253,6 @@ def test_a_damaged_file_or_another_one_is_refused_and_no_pickle_opened(save, tmp
         path.write_bytes(content)
         assert "not an .npz file, or a damaged one" in refusal(tmp_path)
     assert os.listdir() == ["train.npz"]
-
-
-# Bombs
 
 
 ENDLESS = b"\x93NUMPY\x02\x00" + (64 << 20).to_bytes(4, "little") + b" " * (64 << 20)
@@ -359,9 +352,6 @@ def test_any_file_gives_images_or_a_sentence(tmp_path_factory, data):
     assert all(name.isprintable() for name in classes)
 
 
-# As a user does
-
-
 def test_the_lines_that_make_a_data_set_of_ones_own(tmp_path, monkeypatch):
     lines = [line for line in npz.__doc__.splitlines() if line.startswith("    ")]
     code = textwrap.dedent("\n".join(lines))
@@ -426,7 +416,7 @@ def test_balanced_draws_alike_wherever_something_learns(script, levels, tmp_path
         ({"labels": np.array(["a", "b", "d"] * 2)}, "own/test.npz: labels: 'd' is not one of the 3 classes"),
         (
             {"classes": ["b", "a", "c"]},
-            "differ in their classes (their order); give both the same ones, or --skip-test",
+            "test images differ in their classes (their order); give both the same ones, or",
         ),
     ],
 )

@@ -70,8 +70,6 @@ def test_cores_count_as_far_as_they_are_unused_and_allowed(percent, allowed, unu
     assert unused_of(percent, allowed) == unused
 
 
-# This machine
-
 BUSY = "print(flush=True)\nwhile True: pass"
 
 
@@ -143,8 +141,6 @@ def test_runs_that_start_together_share_the_cores():
         hold(0, ())
 
 
-# Runs
-
 SMALL = ["--dataset=digits", "--train-limit=32", "--init-channels=2", "--num-cells=3", "--batch-size=16", "--name=run"]
 CHOSEN = re.compile(r"^(\d+) threads?: (\d+) of (\d+) cores? (?:is|are) free; --threads N sets another number$", re.M)
 
@@ -195,9 +191,6 @@ def test_the_number_is_kept_until_another_one_is_given(tmp_path, monkeypatch, ca
     content = read_config(file)
     assert [again["num_threads"] for again in content.resumed] == [3, 2, 2]
     assert content.config["run"]["threads"] == 2
-
-
-# Steps that become slow
 
 
 @pytest.mark.parametrize(

@@ -115,10 +115,7 @@ def test_where_a_run_writes(tmp_path):
         ('{"format_version": 99, "config": {}}', "format_version is 99, this nas reads 1: install a newer nas"),
         ('{"format_version": 1, "config": {}, "environment": {"date": "x\\n"}}', "environment: date: must be a date"),
         ('{"format_version": 1, "config": {}, "environment": {"date": "2026-01-01"}, "surplus": 1}', "surplus: "),
-        *(
-            (THREADS.replace("N", number), "environment: num_threads: must be a whole .* 1024")
-            for number in ("0", '"3"')
-        ),
+        *((THREADS.replace("N", number), "num_threads: must be a whole .* 1024") for number in ("0", '"3"')),
     ],
 )
 def test_a_bad_config_file(tmp_path, content, sentence):
