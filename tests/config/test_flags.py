@@ -146,17 +146,11 @@ def test_a_resumed_run_takes_from_a_config_file_what_may_change(tmp_path):
     assert config_to_resume(began, tmp_path / "a") == began
 
 
-def test_a_cluster_is_not_taken_from_a_file(tmp_path):
-    config = parse(SearchConfig, ["--searches=2", "--ray=10.0.0.1:6379"])
-    write(tmp_path / "config.json", config)
+def test_a_cluster_is_not_taken_from_a_file_and_ray_needs_no_address(tmp_path):
+    write(tmp_path / "config.json", parse(SearchConfig, ["--searches=2", "--ray=10.0.0.1:6379"]))
     resume = f"--resume={tmp_path}"
     with pytest.raises(InputError, match=r"--ray: missing; the run used the cluster 10\.0\.0\.1:6379"):
         parse(SearchConfig, [resume])
-    for given, address in ((["--ray"], "local"), (["--ray", "10.0.0.1:6379"], "10.0.0.1:6379")):
-        assert parse(SearchConfig, [resume, *given]).selection.ray == address
-
-
-@pytest.mark.parametrize("given", [[], ["auto"], ["head-1.net:6379"]])
-@pytest.mark.parametrize("more", [[], ["--seed=1"]])
-def test_ray_needs_no_address(given, more):
-    assert parse(SearchConfig, ["--searches=2", "--ray", *given, *more]).selection.ray == (given or ["local"])[0]
+    for address in ([], ["auto"], ["head-1.net:6379"]):
+        for flags in ([resume, "--ray", *address], ["--searches=2", "--ray", *address, "--seed=1"]):
+            assert parse(SearchConfig, flags).selection.ray == (address or ["local"])[0]

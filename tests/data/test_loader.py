@@ -22,15 +22,12 @@ def loader(given=None, batch_size=32, seed=0, purpose="lower", **data):
     return training_loader(given or split(), flags, torch.device("cpu"), batch_size, seed)._replace(purpose=purpose)
 
 
-def test_a_batch_is_a_function_of_seed_purpose_and_step():
+def test_a_batch_is_a_function_of_seed_purpose_and_step_and_so_is_the_augmentation_of_an_image():
     first, again = (loader().batch(5) for _ in range(2))
     assert torch.equal(first.images, again.images)
     assert torch.equal(first.classes, again.classes)
     for other in (loader(seed=1).batch(5), loader(purpose="upper").batch(5), loader().batch(6)):
         assert not torch.equal(first.images[:30], other.images[:30])
-
-
-def test_the_same_image_is_augmented_anew_for_each_purpose_and_step():
     one = split(1)
     drawn = [loader(one, purpose=purpose).batch(step).images for purpose in ("lower", "upper") for step in range(8)]
     assert not torch.equal(torch.cat(drawn[:8]), torch.cat(drawn[8:]))

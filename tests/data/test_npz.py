@@ -82,6 +82,8 @@ READ = {  # arrays, the images, targets and classes that they mean, and what is 
     "as Fortran has them": ({"images": np.asfortranarray(RGB)}, (RGB, LABELS, DIGITS), ""),
     "other arrays": ({"x": BASE, "other": np.array([{"an": "object"}], object)}, SPLIT, ""),
     "other integers": ({"labels": LABELS.astype(">u8")}, SPLIT, ""),
+    "may be mirrored": ({"mirror": True}, SPLIT, ""),
+    "may not be mirrored": ({"mirror": np.bool_(False)}, SPLIT, ""),
     "bool labels": ({"labels": LABELS > 0}, (BASE, LABELS > 0, DIGITS[:2]), ""),
     "named classes": ({"classes": np.array(["Käfer", "b", "c"], ">U40")}, NAMED, ""),
     "classes as bytes": ({"classes": np.array(["Käfer".encode(), b"b", b"c"])}, NAMED, ""),
@@ -112,6 +114,7 @@ def test_what_is_plain_is_read_and_said(case, tmp_path, capsys):
     expected = torch.from_numpy(np.asarray(images).astype(np.uint8))
     assert torch.equal(split.images, expected[:, None] if expected.ndim == 3 else expected.permute(0, 3, 1, 2))
     assert split.images.is_contiguous()
+    assert split.mirror == split.select(torch.arange(3)).mirror == (case != "may not be mirrored")
     assert (split.images.dtype, split.targets.dtype) == (torch.uint8, torch.int64)
     assert (split.targets.tolist(), split.classes) == ([int(label) for label in labels], classes)
     printed = capsys.readouterr().out
@@ -143,11 +146,6 @@ def test_one_file_for_all_parts(names, inside, tmp_path, monkeypatch, capsys):
         assert split.images.numpy().tobytes() == (BASE + shift).tobytes()
         assert split.classes == ("a", "b", "c")
     assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize(("array", "mirror"), [(None, True), (True, True), (np.bool_(False), False)])
-def test_whether_images_may_be_mirrored(array, mirror, tmp_path):
-    assert datasets.load("npz", write(tmp_path, mirror=array), "train", limit=5).mirror == mirror
 
 
 @pytest.mark.parametrize(
@@ -286,15 +284,12 @@ def test_a_bomb_is_not_unpacked(case, tmp_path, monkeypatch):
     assert sentence in said or (case == "twice" and "not an .npz file, or a damaged one" in said)
 
 
-def test_all_arrays_together_have_to_fit(tmp_path, monkeypatch):
+def test_all_arrays_together_have_to_fit_and_other_compressions_are_refused(tmp_path, monkeypatch):
+    for compression in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        assert OTHER_SIZE in refusal(write_members(tmp_path, compression))
     monkeypatch.setattr(npz, "MAX_BYTES", 500)  # 384 bytes of images, 48 of labels
     npz.load(write(tmp_path), "train")
     assert "labels: takes" in refusal(write(tmp_path, labels=np.eye(3)[LABELS]))
-
-
-def test_other_compressions_are_refused(tmp_path):
-    for compression in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-        assert OTHER_SIZE in refusal(write_members(tmp_path, compression))
 
 
 HEADERS = [
