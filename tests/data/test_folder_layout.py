@@ -49,6 +49,7 @@ def test_a_bad_folder_is_one_sentence(tmp_path, spoil, sentence):
 
 def test_limits_on_classes_and_names(tmp_path, monkeypatch):
     root = folder_data(tmp_path, ("train",), [f"class {number:02}" for number in range(100)], num_images=1)
+    monkeypatch.setattr(folder_layout, "MAX_CLASSES", 100)
     split = load(root)
     assert split.targets.tolist() == list(range(100))
     assert split.classes[99] == "class 99"

@@ -230,6 +230,7 @@ def largest(value):
 
 
 DAMAGE = [
+    lambda path: path.write_bytes(path.read_bytes()[:-1]),
     lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
     lambda path: rewrite(path, name="pictures"),
     lambda path: rewrite(path, fingerprint="0" * 32),

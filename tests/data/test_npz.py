@@ -186,6 +186,7 @@ WRONG = {
     "too few labels": ({"labels": np.arange(5)}, "labels: of shape (5,), but must be (6,), one per image, or one-hot"),
     "no column": ({"labels": np.zeros((6, 0), int)}, "labels: of shape (6, 0), but must be (6,)"),
     "two classes of an image": ({"labels": np.eye(3)[LABELS] + np.eye(3)[0]}, "(6, 3), but its rows are not one-hot"),
+    "a 2": ({"labels": 2 * np.eye(3)[LABELS]}, "labels: of shape (6, 3), but its rows are not one-hot"),
     "too few columns": ({"labels": np.eye(3)[LABELS], "classes": ["a", "b"]}, "one-hot of 3 classes, but there are 2"),
     "an empty column": ({"labels": np.eye(4)[LABELS]}, "labels: no image is of class 3, '3'"),
     "float labels": ({"labels": LABELS / 2}, "labels: of dtype float64, but not all of them are whole numbers"),

@@ -183,9 +183,10 @@ def test_the_number_is_kept_until_another_one_is_given(tmp_path, monkeypatch, ca
     said = start(capsys, "--resume=runs/run")
     assert said.startswith("3 threads: as before in this run")
     assert "bits may differ" not in said
-    said = start(capsys, "--resume=runs/run", "--threads=2")
+    said = start(capsys, "--resume=runs/run", "--threads=2", "--epochs=60")
     assert said.startswith("2 threads: set by --threads")
     assert "num_threads were 3, are 2: bits may differ" in said
+    assert "epochs: 50 before, 60 from here on" in said
     assert "before, 2 from here on" not in said
     start(capsys, "--resume=runs/run")
     content = read_config(file)

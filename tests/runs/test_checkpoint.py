@@ -133,7 +133,9 @@ def test_finished_is_said_of_a_finished_run_alone(saved):
 def test_a_checkpoint_that_was_cut_or_in_which_a_bit_flipped_is_refused(saved):
     whole, flipped = saved.read_bytes(), bytearray(saved.read_bytes())
     flipped[-1] ^= 1
-    for content in (b"", *(whole[:length] for length in (7, 8, 40, len(whole) // 2, -1)), whole + b"\0", flipped):
+    other_manifest = whole.replace(b"17.3", b"17.4")
+    cut = (whole[:length] for length in (0, 7, 8, 40, len(whole) // 2, -1))
+    for content in (*cut, whole + b"\0", flipped, other_manifest):
         saved.write_bytes(content)
         assert "damaged" in refusal(saved)
 

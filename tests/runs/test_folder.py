@@ -160,14 +160,16 @@ def test_time_goes_on_without_the_pause(tmp_path, monkeypatch):
 
 
 def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
-    RunFolder.create(tmp_path / "a", CONFIG).close()
+    run = RunFolder.create(tmp_path / "a", CONFIG)
+    assert is_at_work(tmp_path / "a")
+    run.close()
     assert not is_at_work(tmp_path / "a")
     code = (
-        "import time; from pathlib import Path; from nas.runs.lock import take_lock\n"
-        "lock = take_lock(Path('a')); print('at work', flush=True); time.sleep(600)"
+        "from pathlib import Path; from nas.runs.lock import take_lock\n"
+        "lock = take_lock(Path('a')); print('at work', flush=True); input()"
     )
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, **pipes) as process:
         assert process.stdout.readline() == "at work\n"
         for _ in range(2):
             assert is_at_work(tmp_path / "a")
