@@ -9,7 +9,7 @@ import pytest
 
 from nas.config import foreign_flags
 from nas.config.cli import config_to_resume, data_flags, parse
-from nas.config.file import CONFIG_VERSION, ConfigFile, from_json, to_json, validate
+from nas.config.file import from_json, to_json, validate
 from nas.config.flags import Data, FinalConfig, Run, SearchConfig, TrainedOn
 from nas.errors import InputError
 from nas.runs.folder import RunFolder
@@ -60,9 +60,6 @@ def test_help_lists_and_explains_every_flag(kind, capsys):
             assert inspect.getsource(part).count('    """') == len(part.__annotations__) + 1, part
 
 
-TRAINED_ON = {"classes": ["a", "b"], "in_channels": 1, "image_size": 8, "mean": [0.5], "std": [0.25]}
-
-
 @pytest.mark.parametrize(
     ("group", "field", "value", "what"),
     [
@@ -70,12 +67,7 @@ TRAINED_ON = {"classes": ["a", "b"], "in_channels": 1, "image_size": 8, "mean": 
         ("lower", "epochs", True, "must be a valid integer, got True."),
         ("lower", "lower_lr", 1e39, "must be at most 3e38, got 1e+39."),
         ("run", "surplus", 1, "unknown field."),
-        (
-            "run",
-            "name",
-            "a\n",
-            "must be up to 100 letters, digits, '.', '_' or '-', and begin with a letter or digit, ",
-        ),
+        ("run", "name", "a\n", "must be up to 100 letters, digits, '.', '_' or '-', and begin with a letter or"),
         ("selection", "searches", None, "must be a valid integer, got None."),
     ],
 )
@@ -88,14 +80,12 @@ def test_a_config_file_is_read_strictly(group, field, value, what):
 
 
 def test_what_a_network_was_trained_on_is_read_back():
-    trained_on = validate(TrainedOn, TRAINED_ON)
+    content = {"classes": ["a", "b"], "in_channels": 1, "image_size": 8, "mean": [0.5], "std": [0.25]}
+    trained_on = validate(TrainedOn, content)
     assert (trained_on.classes, trained_on.resize, trained_on.bits) == (("a", "b"), "crop", 16)
-    assert validate(TrainedOn, TRAINED_ON | {"resize": "pad", "bits": 12}).bits == 12
+    assert validate(TrainedOn, content | {"resize": "pad", "bits": 12}).bits == 12
     with pytest.raises(InputError, match="config c: in_channels: must be less"):
-        validate(TrainedOn, TRAINED_ON | {"in_channels": 10**9}, Path("c"))
-
-
-OWN = Data("folder", "my images", image_size=48, train_limit=10, skip_bad_images=True, balanced=True)
+        validate(TrainedOn, content | {"in_channels": 10**9}, Path("c"))
 
 
 @pytest.mark.parametrize(
@@ -104,8 +94,7 @@ OWN = Data("folder", "my images", image_size=48, train_limit=10, skip_bad_images
         (Data(), 3, "cifar", ""),
         (Data(dataset="digits"), 0, "imagenet", " --dataset digits --stem imagenet"),
         (Data(balanced=True), 3, "cifar", " --balanced"),
-        (OWN, 3, "cifar", " --image-size 48 --train-limit 10 --skip-bad-images --balanced --seed 3"),
-        (Data("folder", "it's $HOME", image_size=8, train_limit=4), 2**32 - 1, "cifar", " --train-limit 4 --seed 42"),
+        (Data("folder", "$HO '", 8, train_limit=4, skip_bad_images=True), 42, "cifar", " --skip-bad-images --seed 42"),
         (Data("npz", "ä", no_flip=True, crop_padding=0), 3, "cifar", " --no-flip --crop-padding 0"),
         (Data("folder", resize="pad", test_fraction=0.25), 3, "cifar", " --resize pad --test-fraction 0.25"),
     ],
@@ -120,8 +109,7 @@ def test_data_flags_give_the_final_training_the_same_images(data, seed, stem, fl
 
 def write(path, config):
     environment = {"date": "2026-11-24T00:00:00+00:00"}
-    file = ConfigFile(format_version=CONFIG_VERSION, config=dataclasses.asdict(config), environment=environment)
-    path.write_text(file.model_dump_json())
+    path.write_text(json.dumps({"format_version": 1, "config": dataclasses.asdict(config), "environment": environment}))
     return str(path)
 
 
@@ -144,40 +132,25 @@ def test_a_config_is_the_same_from_a_file_and_in_another_process(kind, arguments
         parse(next(other for other in KINDS if other is not kind), [f"--config={file}"])
 
 
-def begin(folder, *arguments):
-    config = parse(SearchConfig, ["--dataset=digits", "--seed=7", *arguments])
-    RunFolder.create(folder, config).close()
-    return config
-
-
 def test_a_resumed_run_takes_from_a_config_file_what_may_change(tmp_path):
-    began = begin(tmp_path / "a")
+    began = parse(SearchConfig, ["--dataset=digits", "--seed=7", "--epochs=7"])
+    RunFolder.create(tmp_path / "a", began).close()
     file = write(tmp_path / "c.json", dataclasses.replace(began, run=dataclasses.replace(began.run, threads=2)))
     resume = [f"--resume={tmp_path / 'a'}", f"--config={file}"]
-    config = parse(SearchConfig, [*resume, "--device=cpu"])
+    config = parse(SearchConfig, [*resume, "--device=cpu", "--epochs=9"])
     assert (config.run.threads, config.run.device, config.run.resume) == (2, "cpu", str(tmp_path / "a"))
+    assert (config.run.seed, config.lower.epochs, config.data.dataset) == (7, 9, "digits")
     write(tmp_path / "c.json", dataclasses.replace(began, run=Run(seed=8)))
     with pytest.raises(InputError, match=r"--seed 8: the run in .* has 7, which cannot change; leave the flag out"):
         parse(SearchConfig, resume)
     assert config_to_resume(began, tmp_path / "a") == began
 
 
-def test_a_cluster_is_not_taken_from_a_file(tmp_path):
-    begin(tmp_path / "a", "--searches=2", "--ray=10.0.0.1:6379")
-    resume = f"--resume={tmp_path / 'a'}"
+def test_a_cluster_is_not_taken_from_a_file_and_ray_needs_no_address(tmp_path):
+    write(tmp_path / "config.json", parse(SearchConfig, ["--searches=2", "--ray=10.0.0.1:6379"]))
+    resume = f"--resume={tmp_path}"
     with pytest.raises(InputError, match=r"--ray: missing; the run used the cluster 10\.0\.0\.1:6379"):
         parse(SearchConfig, [resume])
-    for given, address in ((["--ray"], "local"), (["--ray", "10.0.0.1:6379"], "10.0.0.1:6379")):
-        assert parse(SearchConfig, [resume, *given]).selection.ray == address
-
-
-@pytest.mark.parametrize("given", [[], ["auto"], ["head-1.net:6379"]])
-@pytest.mark.parametrize("more", [[], ["--seed=1"]])
-def test_ray_needs_no_address(given, more):
-    assert parse(SearchConfig, ["--searches=2", "--ray", *given, *more]).selection.ray == (given or ["local"])[0]
-
-
-def test_a_config_file_of_an_object_that_is_none_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"format_version": 1, "config": [], "environment": {}}))
-    with pytest.raises(InputError, match=r"config .*: config: must be an object"):
-        parse(SearchConfig, [f"--config={tmp_path}"])
+    for address in ([], ["auto"], ["head-1.net:6379"]):
+        for flags in ([resume, "--ray", *address], ["--searches=2", "--ray", *address, "--seed=1"]):
+            assert parse(SearchConfig, flags).selection.ray == (address or ["local"])[0]

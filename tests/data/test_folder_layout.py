@@ -12,40 +12,29 @@ from nas.errors import InputError
 from tests.data.folders import colours, folder_data, paint
 
 
+def load(root, part="train", **options):
+    return datasets.load("folder", root, part, image_size=8, **options)
+
+
 def move_images_away(root):
     (root / "train/cat").rename(root / "train/dog/cat")
     (root / "train/cat").mkdir()
 
 
+def renamed(before, after):
+    return lambda root: (root / before).rename(root / after)
+
+
 BAD = [  # what spoils a folder, and the sentence on it
-    (lambda root: (root / "train").rename(root / "x"), r"--data-dir .*there is no folder .*train.*CLASS/IMAGE"),
-    (
-        lambda root: [folder.rename(root / folder.name) for folder in (root / "train").iterdir()],
-        "holds 0 class folders",
-    ),
-    (
-        lambda root: (root / "train/cat").rename(root / "cat"),
-        "holds 1 class folder, but there must be 2 to 10,000: .*/CL",
-    ),
-    (
-        lambda root: (root / "train/cat").rename(root / "train/b\n\x1b[2J"),
-        r"class folder 'b\\n\\x1b\[2J' in .*; rename",
-    ),
-    (
-        lambda root: (root / "train/cat").rename(root / "train" / os.fsdecode(b"\xe9")),
-        r"folder '\\udce9' in .*; rename",
-    ),
+    (renamed("train", "x"), r"--data-dir .*there is no folder .*train.*CLASS/IMAGE"),
+    (lambda root: [path.rename(root / path.name) for path in (root / "train").iterdir()], "holds 0 class folders"),
+    (renamed("train/cat", "cat"), "holds 1 class folder, but there must be 2 to 10,000: .*/CL"),
+    (renamed("train/cat", "train/b\n\x1b[2J"), r"class folder 'b\\n\\x1b\[2J' in .*; rename"),
+    (renamed("train/cat", os.fsdecode(b"train/\xe9")), r"folder '\\udce9' in .*; rename"),
     (move_images_away, r"the class folder .*cat has no images; add some or remove it"),
-    (lambda root: (root / "train/ant").mkdir(), r"the class folder .*ant has no images"),
     (lambda root: (root / "train/ant").symlink_to("gone"), r"train/ant is a broken link; repair or remove it"),
-    (
-        lambda root: (root / "train/cat/x\ny.jpg").write_text("x"),
-        r"x\\ny\.jpg: cannot be read as an image \(unknown fo",
-    ),
-    (
-        lambda root: (root / "train/cat/x.png").symlink_to("gone"),
-        r"x\.png: cannot .*\(a broken link, or not a regular fi",
-    ),
+    (lambda root: (root / "train/cat/x\ny.jpg").write_text("x"), r"x\\ny\.jpg: cannot be read .* \(unknown fo"),
+    (lambda root: (root / "train/cat/x.png").symlink_to("gone"), r"x\.png: .*\(a broken link, or not a regular fi"),
     (lambda root: os.mkfifo(root / "train/cat/x.png"), r"x\.png: cannot .*\(a broken link, or not a regular file\)"),
 ]
 
@@ -54,25 +43,24 @@ BAD = [  # what spoils a folder, and the sentence on it
 def test_a_bad_folder_is_one_sentence(tmp_path, spoil, sentence):
     spoil(folder_data(tmp_path))
     with pytest.raises(InputError, match=sentence) as error:
-        datasets.load("folder", tmp_path, "train")
+        load(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_limits_on_classes_and_names(tmp_path, monkeypatch):
-    root = folder_data(tmp_path, ("train",), [f"class {number:04}" for number in range(1000)], num_images=1)
-    split = datasets.load("folder", root, "train", image_size=8)
-    assert split.targets.tolist() == list(range(1000))
-    assert split.classes[999] == "class 0999"
-    monkeypatch.setattr(datasets, "MAX_NAMES_BYTES", 13_999)
-    with pytest.raises(
-        InputError, match=r"names of the 1,000 classes take 14,000 bytes, but at most 13,999 can be kept"
-    ):
-        datasets.load("folder", root, "train", image_size=8)
-    monkeypatch.setattr(folder_layout, "MAX_CLASSES", 999)
-    with pytest.raises(InputError, match=r"train holds 1,000 class folders, but there must be 2 to 999"):
-        datasets.load("folder", root, "train")
+    root = folder_data(tmp_path, ("train",), [f"class {number:02}" for number in range(100)], num_images=1)
+    monkeypatch.setattr(folder_layout, "MAX_CLASSES", 100)
+    split = load(root)
+    assert split.targets.tolist() == list(range(100))
+    assert split.classes[99] == "class 99"
+    monkeypatch.setattr(datasets, "MAX_NAMES_BYTES", 1199)
+    with pytest.raises(InputError, match="names of the 100 classes take 1,200 bytes, but at most 1,199 can be kept"):
+        load(root)
+    monkeypatch.setattr(folder_layout, "MAX_CLASSES", 99)
+    with pytest.raises(InputError, match=r"train holds 100 class folders, but there must be 2 to 99"):
+        load(root)
     with pytest.raises(InputError, match="there is no folder"):
-        datasets.load("folder", tmp_path / ("a" * 300), "train")
+        load(tmp_path / ("a" * 300))
 
 
 def test_what_cannot_be_listed_is_named(tmp_path, monkeypatch):
@@ -81,7 +69,7 @@ def test_what_cannot_be_listed_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(InputError, match=r"--data-dir .*train/cat cannot be read \(Permission denied\)"):
-        datasets.load("folder", folder_data(tmp_path), "train")
+        load(folder_data(tmp_path))
 
 
 def test_images_at_any_depth_are_those_that_torchvision_finds(tmp_path):
@@ -90,7 +78,7 @@ def test_images_at_any_depth_are_those_that_torchvision_finds(tmp_path):
         paint(root / "train", name, colour=(200, number, 0))
     paint(tmp_path, "elsewhere/1.png", colour=(210, 0, 0))
     (root / "train/cat/linked").symlink_to(tmp_path / "elsewhere")
-    split = datasets.load("folder", root, "train", image_size=8)
+    split = load(root)
     expected = torchvision.datasets.ImageFolder(root / "train")
     assert (split.notes, split.classes) == ((), tuple(expected.classes))
     there = sorted((target, *image.getpixel((4, 4))[:2]) for image, target in expected)
@@ -104,7 +92,7 @@ def test_links_in_a_circle_neither_hang_nor_give_an_image_twice(tmp_path, goal):
     paint(root, "train/cat/sub/x.png")
     (root / "train/cat/sub/link").symlink_to(root / "train/cat" / goal)
     (root / "train/dog/back").symlink_to(root / "train/cat")
-    split = datasets.load("folder", root, "train", image_size=8)
+    split = load(root)
     assert split.targets.bincount().tolist() == [4 + 3 * (goal == "../dog"), 7]
     assert "cat/sub/link" in split.notes[-1]
 
@@ -112,10 +100,7 @@ def test_links_in_a_circle_neither_hang_nor_give_an_image_twice(tmp_path, goal):
 @pytest.mark.parametrize(
     ("names", "line"),
     [
-        (
-            ["cat/Thumbs.db", "dog/desktop.ini"],
-            "2 entries that are not images in a class folder: cat/Thumbs.db, dog/desk",
-        ),
+        (["cat/Thumbs.db", "dog/desktop.ini"], "2 entries that are not images in a class folder: cat/Thumbs.db, dog/d"),
         (["cat/._0.png"], "1 entry that is not an image in a class folder: cat/._0.png"),
         (["__MACOSX/cat/x.png", "cat/@eaDir/0.png/SYNOFILE_THUMB_M.png"], "2 entries .*: __MACOSX, cat/@eaDir"),
         (["cat/.ipynb_checkpoints/0.png", ".cache/x.png"], "2 entries .*: .cache, cat/.ipynb_checkpoints"),
@@ -125,10 +110,10 @@ def test_links_in_a_circle_neither_hang_nor_give_an_image_twice(tmp_path, goal):
 )
 def test_litter_is_left_out_with_one_line(tmp_path, names, line):
     root = folder_data(tmp_path, size=(8, 8))
-    expected = datasets.load("folder", root, "train", image_size=8)
+    expected = load(root)
     paint(root / "train", *names)
     for _ in range(2):
-        split = datasets.load("folder", root, "train", image_size=8)
+        split = load(root)
         assert torch.equal(split.images, expected.images)
         (note,) = split.notes
         assert re.match(f"left out of {root}/train: {line}", note)
@@ -137,10 +122,10 @@ def test_litter_is_left_out_with_one_line(tmp_path, names, line):
 def test_images_without_a_suffix_are_read_where_a_class_has_no_others(tmp_path):
     root = folder_data(tmp_path, ("train",), size=(8, 8))
     paint(root / "train", "eel/0001", "eel/sub/img.0002", "eel/Thumbs.db")
-    assert datasets.load("folder", root, "train", image_size=8).targets.bincount().tolist() == [3, 3, 2]
+    assert load(root).targets.bincount().tolist() == [3, 3, 2]
     (root / "train/eel/0003").write_text("no image")
     with pytest.raises(InputError, match=r"eel/0003: cannot be read as an image"):
-        datasets.load("folder", root, "train")
+        load(root)
 
 
 def tree(root, *folders):
@@ -169,14 +154,14 @@ HINT = "--skip-test --holdout-fraction 0.1 measures .*, and --test-fraction 0.2,
 )
 def test_it_is_said_which_folder_serves_as_what(tmp_path, folders, note, test):
     tree(tmp_path, *folders)
-    split = datasets.load("folder", tmp_path, "train", image_size=8)
+    split = load(tmp_path)
     assert colours(split) == [(0, 0)] * 4
     assert re.search(note, str(split.notes))
     if isinstance(test, int):
-        assert colours(datasets.load("folder", tmp_path, "test", image_size=8)) == [(test, 0)] * 4
+        assert colours(load(tmp_path, "test")) == [(test, 0)] * 4
     else:
         with pytest.raises(InputError, match=test):
-            datasets.load("folder", tmp_path, "test")
+            load(tmp_path, "test")
 
 
 @pytest.mark.parametrize(
@@ -186,11 +171,7 @@ def test_it_is_said_which_folder_serves_as_what(tmp_path, folders, note, test):
         (["train", "test", "Testing"], 0, "Testing and test may each be the test images"),
         (["train", "training", "test"], 0, "train and training may each be the training images"),
         (["."], 0, "no folder .*/train; .*/CLASS/IMAGE, --test-fraction 0.2 holds back a fifth of each class"),
-        (
-            ["train", "test"],
-            0.5,
-            "--test-fraction 0.5: .*/test is already a test set; leave the flag out, or move that ",
-        ),
+        (["train", "test"], 0.5, "--test-fraction 0.5: .*/test is already a test set; leave the flag out, or move"),
         (["train", "val"], 0.5, "/val is already a test set; .* With --evaluate, add --test-fraction 0 to measure on"),
         (["!test", "."], 0.5, "no folder .*/train"),
         (["!cat", "!dog"], 0.5, "--test-fraction 0.5: no class in .* has the two images that it needs"),
@@ -200,7 +181,7 @@ def test_it_is_said_which_folder_serves_as_what(tmp_path, folders, note, test):
 def test_folders_that_nobody_can_tell_apart_are_refused(tmp_path, folders, fraction, sentence, part):
     tree(tmp_path, *folders)
     with pytest.raises(InputError, match=sentence):
-        datasets.load("folder", tmp_path, part, test_fraction=fraction)
+        load(tmp_path, part, test_fraction=fraction)
 
 
 @pytest.mark.parametrize("place", ["train", "."])
@@ -211,21 +192,21 @@ def test_a_share_of_each_class_is_held_back_and_never_read_by_a_search(tmp_path,
         for green in range(count):
             paint(root, f"{name}/sub/{green}.png", colour=(red, green, 0))
     paint(tmp_path, "test/unknown.png") if place == "train" else None
-    test = datasets.load("folder", tmp_path, "test", image_size=8, test_fraction=fraction)
+    test = load(tmp_path, "test", test_fraction=fraction)
     assert test.targets.bincount(minlength=3).tolist() == held_back
     for red, green in colours(test):
         (root / ("ant", "bee", "cat")[red] / f"sub/{green}.png").write_bytes(b"damaged")
-    train = datasets.load("folder", tmp_path, "train", image_size=8, test_fraction=fraction)
+    train = load(tmp_path, test_fraction=fraction)
     assert sorted(colours(test) + colours(train)) == [(0, n) for n in range(10)] + [(1, n) for n in range(5)] + [(2, 0)]
     assert f"{sum(held_back)} of 16 images are held back as the test set (--test-fraction {fraction}" in train.notes[0]
-    few = datasets.load("folder", tmp_path, "train", image_size=8, limit=4, seed=5, test_fraction=fraction)
+    few = load(tmp_path, limit=4, seed=5, test_fraction=fraction)
     assert {*colours(few)} <= {*colours(train)}
 
 
 def test_the_images_held_back_stay_nearly_the_same_when_images_are_added(tmp_path):
     root = folder_data(tmp_path, ("train",), num_images=20, size=(8, 8))
-    before = datasets.load("folder", root, "test", image_size=8, test_fraction=0.25)
+    before = load(root, "test", test_fraction=0.25)
     paint(root / "train", *(f"cat/!{number}.png" for number in range(4)), colour=(50, 250, 0))
-    after = datasets.load("folder", root, "test", image_size=8, test_fraction=0.25)
+    after = load(root, "test", test_fraction=0.25)
     assert (len(before.targets), len(after.targets)) == (10, 11)
     assert len({*colours(before)} & {*colours(after)}) >= 8

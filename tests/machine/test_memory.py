@@ -17,11 +17,7 @@ from nas.machine import memory
         ({"max": "10000\n", "current": "9000\n"}, 4000, 1000),
         ({"max": "2000\n", "current": "1900\n"}, 2000, 100),
         # What was read of files is no use of it.
-        (
-            {"max": "2000\n", "current": "1900\n", "stat": "anon 7\nfile 9\ninactive_file 400\nactive_file 150\n"},
-            2000,
-            650,
-        ),
+        ({"max": "2000", "current": "1900", "stat": "anon 7\nfile 9\ninactive_file 400\nactive_file 150\n"}, 2000, 650),
     ],
 )
 def test_in_a_container_its_limit_counts(tmp_path, monkeypatch, files, total, free):

@@ -1,25 +1,28 @@
 """The number of threads: its choice by made-up figures, what is asked of this machine, and what runs keep of it."""
 
 import contextlib
-import json
 import os
 import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
+from nas.config.cli import parse
+from nas.config.file import read_config
+from nas.config.flags import SearchConfig
+from nas.distributed import SINGLE
 from nas.errors import InputError
 from nas.machine import threads
 from nas.machine.threads import Pace, advice, choose, hold, threads_told, unused_of
+from nas.runs.checkpoint import LoopState
 from nas.runs.progress_bar import progress_bar
-from tests.in_process import TWO, call
+from nas.training.run import Run
+from tests.in_process import call
 
-ROOT = Path(__file__).parents[2]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="holds and pins cores as Linux does")
 
 
@@ -30,7 +33,6 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="holds and pins cores
         ((None, None, None), 1, 1, 1, "1 thread: 1 of 4 cores is free; --threads N sets another number"),
         ((None, None, None), 0, 1, 1, "1 thread: 0 of 4 cores are free; --threads N sets another number"),
         ((None, None, None), 3, 2, 1, "1 thread in each of 2 processes: 3 of 4 cores are free; --threads N sets "),
-        ((None, None, None), 4, 2, 2, "2 threads in each of 2 processes: 4 of 4 cores are free; "),
         ((7, 3, 5), None, 1, 7, "7 threads: set by --threads"),
         ((None, 3, 5), None, 1, 3, "3 threads: as before in this run"),
         ((None, 9, 5), None, 1, 9, "9 threads: as before in this run, but only 4 cores can be used here; "),
@@ -51,10 +53,13 @@ def test_what_the_environment_says(variable, number):
     assert threads_told(variable) == number
 
 
-@pytest.mark.parametrize("variable", ["0", "-1", "two", "1025", "1.5", ",2", "²", 99 * "9"])
-def test_what_the_environment_cannot_say(variable):
+@pytest.mark.parametrize("number", ["0", "-1", "two", "1025", "1.5", ",2", "²", 99 * "9"])
+def test_what_is_no_number_of_threads(number):
     with pytest.raises(InputError, match=r"OMP_NUM_THREADS: must be a whole number from 1 to 1024, got '"):
-        threads_told(variable)
+        threads_told(number)
+    if number in ("0", "1025"):
+        with pytest.raises(InputError, match=r"--threads: must be (greater|less) than or equal to 1"):
+            parse(SearchConfig, [f"--threads={number}"])
 
 
 @pytest.mark.parametrize(
@@ -65,63 +70,57 @@ def test_cores_count_as_far_as_they_are_unused_and_allowed(percent, allowed, unu
     assert unused_of(percent, allowed) == unused
 
 
-# This machine
-
 BUSY = "print(flush=True)\nwhile True: pass"
 
 
 @contextlib.contextmanager
 def process(code, core=None):
     """Another process that has begun; all that it does is done on one core, where one is given."""
-    command = [sys.executable, "-c", code]
     pin = None if core is None else (lambda: os.sched_setaffinity(0, [core]))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    other = subprocess.Popen(command, cwd=ROOT, preexec_fn=pin, **pipes)
+    other = subprocess.Popen([sys.executable, "-c", code], preexec_fn=pin, **pipes)
     try:
-        yield other.stdout.readline().strip()
+        other.stdout.readline()
+        yield
     finally:
         other.kill()
         other.communicate()
 
 
-@pytest.fixture
-def core():
-    """The one core that this process may use for the time of a test."""
+@linux
+def test_a_busy_core_is_not_free(monkeypatch):
+    monkeypatch.setattr(threads, "SAMPLES", 1)
     before = os.sched_getaffinity(0)
     core = min(before)
     os.sched_setaffinity(0, [core])
-    yield core
-    os.sched_setaffinity(0, before)
-
-
-@linux
-def test_a_busy_core_is_not_free(core):
-    with process(BUSY, core):
-        assert threads.usable_cores() == 1
-        assert threads.unused_cores() == 0
-        assert threads.free_cores() == 0
+    try:
+        with process(BUSY, core):
+            assert (threads.usable_cores(), threads.unused_cores(), threads.free_cores()) == (1, 0, 0)
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @linux
 @pytest.mark.parametrize(
     ("files", "usable"),
     [
-        ({"CPU_MAX": "max 100000\n"}, None),
+        ({"CPU_MAX": "max 100000\n"}, 64),
         ({"CPU_MAX": "60000 100000\n"}, 1),  # a part of a core is one that can be used
-        ({"CFS_QUOTA": "-1\n", "CFS_PERIOD": "100000\n"}, None),
+        ({"CFS_QUOTA": "-1\n", "CFS_PERIOD": "100000\n"}, 64),
         ({"CFS_QUOTA": "60000\n", "CFS_PERIOD": "100000\n"}, 1),
-        ({"CFS_QUOTA": "60000\n"}, None),
+        ({"CFS_QUOTA": "60000\n"}, 64),
     ],
 )
 def test_in_a_container_all_that_runs_there_shares_its_quota(files, usable, monkeypatch, tmp_path):
+    monkeypatch.setattr(threads, "SAMPLES", 1)
     monkeypatch.setattr("psutil.cpu_count", lambda **_: 64)
     monkeypatch.setattr(threads, "allowed_cores", lambda: range(64))
     for name in ("CPU_MAX", "CFS_QUOTA", "CFS_PERIOD"):
         monkeypatch.setattr(threads, name, tmp_path / name)
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    assert threads.usable_cores() == (usable or 64)
-    if usable:
+    assert threads.usable_cores() == usable
+    if "CPU_MAX" in files and usable == 1:
         idle = 64 * [0.0]  # percent of each core of the whole machine
         monkeypatch.setattr("psutil.cpu_percent", lambda interval, **_: [time.sleep(interval), idle][1])
         with process(BUSY):
@@ -131,21 +130,18 @@ def test_in_a_container_all_that_runs_there_shares_its_quota(files, usable, monk
 @linux
 def test_runs_that_start_together_share_the_cores():
     cores = [f"of a test {number}" for number in range(4)]
+    name = f"\0nas core {cores[1]}"
     try:
         assert hold(1, cores) == 1
-        with process(f"from nas.machine.threads import hold; print(hold(9, {cores})); input()") as held:
-            assert held == "3"
-            assert hold(4, cores) == 1
-        assert hold(3, cores) == 3
+        with process(f"import socket; run = socket.socket(socket.AF_UNIX); run.bind({name!r}); print(); input()"):
+            assert hold(9, cores) == 3
+        assert hold(9, cores) == 4
         assert hold(2, cores) == 2
     finally:
         hold(0, ())
 
 
-# Runs
-
 SMALL = ["--dataset=digits", "--train-limit=32", "--init-channels=2", "--num-cells=3", "--batch-size=16", "--name=run"]
-FLAGS = {"search": [*SMALL, "--num-nodes=1", *TWO], "train_final": ["--genotype=DARTS_V2", *SMALL]}
 CHOSEN = re.compile(r"^(\d+) threads?: (\d+) of (\d+) cores? (?:is|are) free; --threads N sets another number$", re.M)
 
 
@@ -157,72 +153,45 @@ def computes_with_one_thread(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: numbers[-1])
 
 
-def numbers(folder):
-    """The flag of the run in a folder, and the number at its start and each time that it went on."""
-    content = json.loads((folder / "runs" / "run" / "config.json").read_text())
-    times = [content["environment"], *content.get("resumed", [])]
-    return content["config"]["run"]["threads"], [environment["num_threads"] for environment in times]
-
-
-@pytest.mark.parametrize("script", FLAGS)
-def test_a_run_takes_the_free_cores_and_a_dry_one_says_the_same(script, tmp_path, monkeypatch, capsys):
+def test_a_run_takes_the_free_cores_as_a_dry_one_says_and_its_measurement_what_is_given(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("OMP_NUM_THREADS")
-    for more in (["--dry-run", "--epochs=1"], ["--epochs=1"]):
-        assert call(script, tmp_path, *FLAGS[script], *more) == 0
+    for more in (["--dry-run"], []):
+        assert call("train_final", tmp_path, *SMALL, "--genotype=DARTS_V2", "--epochs=1", *more) == 0
         number, free, usable = map(int, CHOSEN.search(capsys.readouterr().out).groups())
         assert number == torch.get_num_threads() == max(1, free) <= usable
-    assert numbers(tmp_path) == (None, [number])
-
-
-@pytest.mark.parametrize("script", FLAGS)
-def test_the_number_is_kept_until_another_one_is_given(script, tmp_path, capsys):
-    def go_on(*flags):
-        assert call(script, tmp_path, "--resume=runs/run", *flags) == 0
-        return capsys.readouterr().out
-
-    assert call(script, tmp_path, *FLAGS[script], "--epochs=1", "--threads=3") == 0
-    assert "3 threads: set by --threads\n" in capsys.readouterr().out
-    said = go_on("--epochs=2")
-    assert "3 threads: " in said
-    assert "bits may differ" not in said
-    said = go_on("--epochs=3", "--threads=2")
-    assert "2 threads: " in said
-    assert "num_threads were 3, are 2: bits may differ" in said
-    assert "before, 2 from here on" not in said
-    go_on("--epochs=4")
-    assert numbers(tmp_path) == (2, [3, 3, 2, 2])
-
-
-def test_a_number_that_was_chosen_is_kept_and_one_that_is_none_is_refused(tmp_path, capsys):
-    assert call("search", tmp_path, *FLAGS["search"], "--epochs=1") == 0  # by OMP_NUM_THREADS
-    file = tmp_path / "runs" / "run" / "config.json"
-    for number, code, said in (
-        (3, 0, "3 threads: as before in this run"),
-        (0, 2, "environment: num_threads: must be a whole number from 1 to 1024"),
-        ("3", 2, "environment: num_threads: must be a whole number from 1 to 1024"),
-    ):
-        content = json.loads(file.read_text()) | {"resumed": []}
-        content["environment"]["num_threads"] = number
-        file.write_text(json.dumps(content))
-        assert call("search", tmp_path, "--resume=runs/run", "--epochs=2") == code
-        assert said in "".join(capsys.readouterr())
-
-
-@pytest.mark.parametrize("given", ["0", "1025"])
-def test_a_flag_that_is_no_number_of_threads(given, tmp_path, capsys):
-    assert call("search", tmp_path, "--dataset=digits", f"--threads={given}") == 2
-    assert re.match(r"error: --threads: must be (greater|less) than or equal to 10?2?4?, got ", capsys.readouterr().err)
-
-
-def test_a_trained_network_is_measured_with_the_number_that_is_given(tmp_path, capsys):
-    assert call("train_final", tmp_path, *FLAGS["train_final"], "--epochs=1", "--threads=3") == 0
-    for flags, said in ((["--threads=2"], "2 threads: set by --threads"), ([], "1 thread: set by OMP_NUM_THREADS")):
-        capsys.readouterr()
+    assert read_config(tmp_path / "runs/run").environment["num_threads"] == number
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for flags, said in ((["--threads=3"], "3 threads: set by --threads"), ([], "1 thread: set by OMP_NUM_THREADS")):
         assert call("train_final", tmp_path, "--evaluate=runs/run", *flags) == 0
         assert capsys.readouterr().out.startswith(said)
 
 
-# Steps that become slow
+def start(capsys, *flags):
+    """Begin a run, or go on with it, up to a checkpoint, and return what is said."""
+    run = Run.open(parse(SearchConfig, ["--dataset=digits", *flags]), SINGLE, 9, lambda: "")
+    with run.begin() as folder:
+        folder.restore({"w": torch.zeros(1)}, "0" * 32)
+        folder.save({"w": torch.zeros(1)}, "0" * 32, "a genotype", LoopState())
+    return run.notes[0] + capsys.readouterr().out
+
+
+def test_the_number_is_kept_until_another_one_is_given(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    start(capsys, "--name=run")  # by OMP_NUM_THREADS
+    file = tmp_path / "runs" / "run" / "config.json"
+    file.write_text(file.read_text().replace('"num_threads": 1', '"num_threads": 3'))
+    said = start(capsys, "--resume=runs/run")
+    assert said.startswith("3 threads: as before in this run")
+    assert "bits may differ" not in said
+    said = start(capsys, "--resume=runs/run", "--threads=2", "--epochs=60")
+    assert said.startswith("2 threads: set by --threads")
+    assert "num_threads were 3, are 2: bits may differ" in said
+    assert "epochs: 50 before, 60 from here on" in said
+    assert "before, 2 from here on" not in said
+    start(capsys, "--resume=runs/run")
+    content = read_config(file)
+    assert [again["num_threads"] for again in content.resumed] == [3, 2, 2]
+    assert content.config["run"]["threads"] == 2
 
 
 @pytest.mark.parametrize(

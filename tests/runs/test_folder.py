@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nas.config.cli import parse
 from nas.config.file import read_config
 from nas.config.flags import FinalConfig, Run, SearchConfig, TrainedOn
 from nas.errors import InputError, Stopped
@@ -24,17 +23,25 @@ from nas.runs.lock import is_at_work
 
 IMAGES = "0" * 32  # a fingerprint
 CONFIG = SearchConfig(run=Run(seed=3))
+ZERO = torch.zeros(1)
+THREADS = '{"format_version": 1, "config": {}, "environment": {"date": "2026-01-01", "num_threads": N}}'
 
 
-def begun(path, config=CONFIG):
+def begun(path):
     """A new run, as a script begins it."""
-    run = RunFolder.create(path, config)
+    run = RunFolder.create(path, CONFIG)
     run.restore({}, IMAGES)
     return run
 
 
-def save(run, steps, tensor, **more):
+def save(run, steps, tensor=ZERO, **more):
     run.save({"w": tensor}, IMAGES, "a genotype", LoopState(steps=steps, **more))
+
+
+def resumed(path, tensor=ZERO):
+    """The run in a folder, as a script goes on with it, and its progress."""
+    run = RunFolder.reopen(path, CONFIG)
+    return run, run.restore({"w": tensor}, IMAGES)
 
 
 def curves(path, name):
@@ -70,13 +77,10 @@ def test_a_run_leaves_its_config_metrics_log_and_curves(tmp_path, capsys):
 
 
 def test_a_final_network_knows_what_it_is_trained_on(tmp_path):
-    trained_on = TrainedOn(("ant", "bee"), 1, 8, (0.5,), (0.25,))
-    run = RunFolder.create(tmp_path / "a", FinalConfig(), trained_on)
-    run.restore({}, IMAGES)
-    run.close()
-    assert read_config(tmp_path / "a").script == "train_final.py"
-    assert read_config(tmp_path / "a").trained_on["classes"] == ["ant", "bee"]
-    assert run.go_on == f"python train_final.py --resume {tmp_path / 'a'}"
+    with RunFolder.create(tmp_path / "a", FinalConfig(), TrainedOn(("ant", "bee"), 1, 8, (0.5,), (0.25,))) as run:
+        assert run.go_on == f"python train_final.py --resume {tmp_path / 'a'}"
+    file = read_config(tmp_path / "a")
+    assert (file.script, file.trained_on["classes"]) == ("train_final.py", ["ant", "bee"])
 
 
 @pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.symlink_to("nowhere")])
@@ -86,34 +90,34 @@ def test_a_folder_that_exists_is_refused(tmp_path, make):
         RunFolder.create(tmp_path / "a", CONFIG)
     assert os.listdir(tmp_path) == ["a"]
     assert not (tmp_path / "a").exists() or os.listdir(tmp_path / "a") == []
-
-
-def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"--run-dir: .*cannot be made"):
         RunFolder.create(tmp_path / "file" / "a", CONFIG)
 
 
 def test_where_a_run_writes(tmp_path):
-    assert str(folder_of_run(Run(name="mine", run_dir="elsewhere"), lambda: "search-digits")) == "elsewhere/mine"
-    assert re.fullmatch(
-        r"runs/search-digits-seed7-\d{8}-\d{6}", str(folder_of_run(Run(seed=7), lambda: "search-digits"))
-    )
-    assert folder_of_run(Run(resume=str(tmp_path)), lambda: "search-digits") == tmp_path
+    def folder(**flags):
+        return str(folder_of_run(Run(**flags), lambda: "search-digits"))
+
+    assert folder(name="mine", run_dir="elsewhere") == "elsewhere/mine"
+    assert re.fullmatch(r"runs/search-digits-seed7-\d{8}-\d{6}", folder(seed=7))
+    assert folder(resume=str(tmp_path)) == str(tmp_path)
 
 
-BAD_CONFIGS = [
-    (None, "not a run folder, because it has no config.json"),
-    ("{", "config .*: not JSON"),
-    ("[]", "config .*: '?.*must be an object"),
-    ('{"format_version": 1}', "config .*: config: missing"),
-    ('{"format_version": 99, "config": {}}', "format_version is 99, this nas reads 1: install a newer nas"),
-    ('{"format_version": 1, "config": {}, "environment": {"date": "x\\n"}}', "environment: date: must be a date"),
-    ('{"format_version": 1, "config": {}, "environment": {"date": "2026-01-01"}, "surplus": 1}', "surplus: "),
-]
-
-
-@pytest.mark.parametrize(("content", "sentence"), BAD_CONFIGS)
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "not a run folder, because it has no config.json"),
+        ("{", "config .*: not JSON"),
+        ("[]", "config .*: '?.*must be an object"),
+        ('{"format_version": 1}', "config .*: config: missing"),
+        ('{"format_version": 1, "config": [], "environment": {}}', "config .*: config: must be an object"),
+        ('{"format_version": 99, "config": {}}', "format_version is 99, this nas reads 1: install a newer nas"),
+        ('{"format_version": 1, "config": {}, "environment": {"date": "x\\n"}}', "environment: date: must be a date"),
+        ('{"format_version": 1, "config": {}, "environment": {"date": "2026-01-01"}, "surplus": 1}', "surplus: "),
+        *((THREADS.replace("N", number), "num_threads: must be a whole .* 1024") for number in ("0", '"3"')),
+    ],
+)
 def test_a_bad_config_file(tmp_path, content, sentence):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
@@ -130,9 +134,8 @@ def test_what_was_recorded_after_the_checkpoint_is_forgotten(tmp_path):
     run.record(1, 2, {"loss": 2.0})
     run.close()
 
-    again = RunFolder.reopen(path, CONFIG)
     read = torch.zeros(3)
-    progress = again.restore({"w": read}, IMAGES)
+    again, progress = resumed(path, read)
     assert (progress.steps, progress.peaks) == (1, {"loss": 3.5})
     assert torch.equal(read, tensor)
     again.record(1, 2, {"loss": 1.0})
@@ -146,43 +149,32 @@ def test_what_was_recorded_after_the_checkpoint_is_forgotten(tmp_path):
 def test_time_goes_on_without_the_pause(tmp_path, monkeypatch):
     now = 100.0
     monkeypatch.setattr(folder.time, "monotonic", lambda: now)
-    run = begun(tmp_path / "a")
-    now = 130.0
-    save(run, 1, torch.zeros(1))
-    run.close()
+    with begun(tmp_path / "a") as run:
+        now = 130.0
+        save(run, 1)
     now = 5000.0
-    again = RunFolder.reopen(tmp_path / "a", CONFIG)
-    again.restore({"w": torch.zeros(1)}, IMAGES)
+    again, _ = resumed(tmp_path / "a")
     now = 5001.0
     assert again.elapsed_s() == 31.0
     again.close()
 
 
-def test_two_do_not_write_in_one_folder(tmp_path):
-    run = begun(tmp_path / "a")
-    with pytest.raises(InputError, match=rf"process {os.getpid()} is writing to it"):
-        RunFolder.reopen(tmp_path / "a", CONFIG)
+def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
+    run = RunFolder.create(tmp_path / "a", CONFIG)
     assert is_at_work(tmp_path / "a")
     run.close()
     assert not is_at_work(tmp_path / "a")
-    RunFolder.reopen(tmp_path / "a", CONFIG).close()
-
-
-def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
-    RunFolder.create(tmp_path / "a", CONFIG).close()
     code = (
-        "import sys, time; from pathlib import Path\n"
-        "from nas.config.flags import *; from nas.runs.folder import RunFolder\n"
-        "run = RunFolder.reopen(Path('a'), SearchConfig(run=Run(seed=3)))\n"
-        "print('at work', flush=True); time.sleep(600)"
+        "from pathlib import Path; from nas.runs.lock import take_lock\n"
+        "lock = take_lock(Path('a')); print('at work', flush=True); input()"
     )
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, **pipes) as process:
         assert process.stdout.readline() == "at work\n"
-        assert is_at_work(tmp_path / "a")
-        with pytest.raises(InputError, match=rf"process {process.pid} is writing to it"):
-            RunFolder.reopen(tmp_path / "a", CONFIG)
-        assert is_at_work(tmp_path / "a")
+        for _ in range(2):
+            assert is_at_work(tmp_path / "a")
+            with pytest.raises(InputError, match=rf"process {process.pid} is writing to it"):
+                RunFolder.reopen(tmp_path / "a", CONFIG)
         process.kill()
     assert not is_at_work(tmp_path / "a")
     RunFolder.reopen(tmp_path / "a", CONFIG).close()
@@ -218,91 +210,68 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 
 def test_a_folder_whose_resumption_is_refused_is_as_it_was_and_free_again(tmp_path):
     path = tmp_path / "a"
-    run = begun(path)
-    save(run, 1, torch.zeros(1))
-    run.close()
+    with begun(path) as run:
+        save(run, 1)
     before = (path / "config.json").read_bytes()
-    for tensors, images, config, sentence in (
-        ({"w": torch.zeros(1)}, "1" * 32, CONFIG, "the images are not those of the run"),
-        ({"w": torch.zeros(2)}, IMAGES, CONFIG, "w has the shape"),
-        ({"w": torch.zeros(1)}, IMAGES, SearchConfig(run=Run(seed=4)), "seed is 4 in config.json, 3 in the checkpoint"),
+    for tensor, images, config, sentence in (
+        (ZERO, "1" * 32, CONFIG, "the images are not those of the run"),
+        (torch.zeros(2), IMAGES, CONFIG, "w has the shape"),
+        (ZERO, IMAGES, SearchConfig(run=Run(seed=4)), "seed is 4 in config.json, 3 in the checkpoint"),
     ):
         with pytest.raises(InputError, match=sentence), RunFolder.reopen(path, config) as again:
-            again.restore(tensors, images)
+            again.restore({"w": tensor}, images)
         assert (path / "config.json").read_bytes() == before
-    again = RunFolder.reopen(path, CONFIG)
-    again.restore({"w": torch.zeros(1)}, IMAGES)
-    again.close()
+    resumed(path)[0].close()
 
 
 @pytest.mark.parametrize("when", ["before a record", "before a picture", "before a checkpoint", "after the end"])
 def test_curves_come_again_from_the_metrics_after_tensorboards_folder_was_deleted(tmp_path, when):
     path = tmp_path / "a"
-    run = begun(path)
-    run.record(1, 1, {"loss": 3.0})
-    save(run, 1, torch.zeros(1))
-    run.record(1, 2, {"loss": 2.0})
-    if when != "after the end":
-        shutil.rmtree(path / "tensorboard")
-    if when == "before a picture":
-        run.picture("cells/normal", Image.new("L", (9, 7)), 2)
-    elif when == "before a record":
-        run.record(1, 3, {"loss": 1.0})
-    save(run, 3, torch.zeros(1))
-    run.close()
+    with begun(path) as run:
+        run.record(1, 1, {"loss": 3.0})
+        save(run, 1)
+        run.record(1, 2, {"loss": 2.0})
+        if when != "after the end":
+            shutil.rmtree(path / "tensorboard")
+        if when == "before a picture":
+            run.picture("cells/normal", Image.new("L", (9, 7)), 2)
+        elif when == "before a record":
+            run.record(1, 3, {"loss": 1.0})
+        save(run, 3)
     if when == "after the end":
         shutil.rmtree(path / "tensorboard")
-    again = RunFolder.reopen(path, CONFIG)
-    again.restore({"w": torch.zeros(1)}, IMAGES)
-    again.close()
+    resumed(path)[0].close()
     assert curves(path, "loss") == [(1, 3.0), (2, 2.0)] + [(3, 1.0)] * (when == "before a record")
     assert (path / "log.txt").read_text().count("tensorboard was removed: its curves are those of metrics.jsonl") == 1
 
 
 def test_metrics_that_were_cut_are_said(tmp_path):
-    run = begun(tmp_path / "a")
-    run.record(1, 1, {"loss": 3.0})
-    save(run, 1, torch.zeros(1))
-    run.close()
+    with begun(tmp_path / "a") as run:
+        run.record(1, 1, {"loss": 3.0})
+        save(run, 1)
     (tmp_path / "a" / "metrics.jsonl").unlink()
-    again = RunFolder.reopen(tmp_path / "a", CONFIG)
-    again.restore({"w": torch.zeros(1)}, IMAGES)
-    again.close()
+    resumed(tmp_path / "a")[0].close()
     assert "metrics.jsonl was cut or removed" in (tmp_path / "a" / "log.txt").read_text()
 
 
 def test_a_run_is_finished_only_with_all_its_epochs(tmp_path, capsys):
     run = begun(tmp_path / "a")
     assert not is_finished(tmp_path / "a", 2)
-    save(run, 6, torch.zeros(1), epochs=2)
+    save(run, 6, epochs=2)
     assert not is_finished(tmp_path / "a", 2)  # something follows the last epoch
-    run.save({"w": torch.zeros(1)}, IMAGES, "a genotype", LoopState(steps=6, epochs=2), finished=True)
+    run.save({"w": ZERO}, IMAGES, "a genotype", LoopState(steps=6, epochs=2), finished=True)
     run.close()
     assert is_finished(tmp_path / "a", 2)
     assert "finished after 2 epochs; resume it with a larger --epochs to train further" in capsys.readouterr().out
     assert not is_finished(tmp_path / "a", 3)
 
 
-def test_a_disk_that_fails_is_one_sentence_with_the_command_to_go_on(tmp_path):
+def test_a_disk_that_fails_is_one_sentence_with_the_command_to_go_on_and_a_bug_of_ours_passes(tmp_path):
+    kept = r"metrics: No space left; the checkpoint of step 4 is kept; resume with: python"
     run = begun(tmp_path / "a")
-    save(run, 4, torch.zeros(1))
-    with (
-        pytest.raises(
-            Stopped, match=r"metrics: No space left; the checkpoint of step 4 is kept; resume with: python"
-        ) as error,
-        run,
-    ):
+    save(run, 4)
+    with pytest.raises(Stopped, match=kept) as error, run:
         raise OSError(28, "No space left", "metrics")
     assert error.value.code == 1
-
-
-def test_a_bug_of_ours_passes_through(tmp_path):
-    with pytest.raises(RuntimeError, match="a bug"), begun(tmp_path / "a"):
+    with pytest.raises(RuntimeError, match="a bug"), RunFolder.reopen(tmp_path / "a", CONFIG):
         raise RuntimeError("a bug")
-
-
-def test_what_is_resumed_is_the_config_of_the_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    begun(tmp_path / "a", parse(SearchConfig, ["--seed=3", "--epochs=7"])).close()
-    config = parse(SearchConfig, ["--resume=a", "--epochs=9"])
-    assert (config.run.seed, config.lower.epochs, config.run.resume) == (3, 9, "a")

@@ -9,48 +9,34 @@ from rich.console import Console
 from nas.runs import progress_bar
 
 
-@pytest.fixture(autouse=True)
-def _no_notebook(monkeypatch):
-    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
-
-
-def steps(terminal: bool, num: int = 5) -> tuple[list[str], str]:
+def steps(monkeypatch, terminal, notebook=False, num=5):
     """Lines that were logged, and what was drawn."""
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
-    lines: list[str] = []
+    monkeypatch.setenv("JPY_PARENT_PID", "1") if notebook else monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+    console, lines = Console(file=io.StringIO(), force_terminal=terminal, width=100), []
     with progress_bar.progress_bar(console, lines.append, num + 1, done=1, images_per_step=8, go_on="") as advance:
         for step in range(num):
             advance(f"lower {step}.0%; skips 2 + 1")
     return lines, console.file.getvalue()
 
 
-def test_on_a_pipe_a_line_now_and_then_says_what_is_left(monkeypatch):
+@pytest.mark.parametrize("notebook", [False, True])  # which has a terminal
+def test_on_a_pipe_or_in_a_notebook_a_line_now_and_then_says_what_is_left(notebook, monkeypatch):
     monkeypatch.setattr(progress_bar, "PLAIN_LINE_EVERY_S", 0.0)
     monkeypatch.setattr(progress_bar, "TIMED_STEPS", 2)
-    lines, drawn = steps(terminal=False)
+    lines, drawn = steps(monkeypatch, notebook, notebook)
     assert lines[0] == "step 3 of 6, 0:00:00 left; lower 1.0%; skips 2 + 1"
     assert re.search(r"images per second, \S+ s per step: 0:00:00 for 2 steps, until ", lines[1])
     assert lines[3:] == ["step 6 of 6, 0:00:00 left; lower 4.0%; skips 2 + 1"]
     assert drawn == ""
 
 
-def test_on_a_terminal_one_line_has_steps_time_accuracies_and_skips():
-    _, drawn = steps(terminal=True)
+def test_on_a_terminal_one_line_has_steps_time_accuracies_and_skips(monkeypatch):
+    _, drawn = steps(monkeypatch, terminal=True)
     last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn).rstrip().splitlines()[-1].split("\r")[-1]
     assert re.search(r"step 6/6 .*left; lower 4\.0%; skips 2 \+ 1", last), last
 
 
-def test_a_command_of_a_notebook_gets_lines_though_it_has_a_terminal(monkeypatch):
-    monkeypatch.setenv("JPY_PARENT_PID", "1")
-    monkeypatch.setattr(progress_bar, "PLAIN_LINE_EVERY_S", 0.0)
-    lines, drawn = steps(terminal=True)
-    assert len(lines) == 4
-    assert drawn == ""
-
-
 def test_speed_and_end_of_a_run():
-    text = progress_bar.outlook(0.5, 7200, 64)
-    assert re.fullmatch(
-        r"128\.0 images per second, 0\.5 s per step: 1:00:00 for 7,200 steps, until \d{4}-\d\d-\d\d \d\d:\d\d", text
-    )
+    pattern = r"128\.0 images per second, 0\.5 s per step: 1:00:00 for 7,200 steps, until \d{4}-\d\d-\d\d \d\d:\d\d"
+    assert re.fullmatch(pattern, progress_bar.outlook(0.5, 7200, 64))
     assert [progress_bar.duration(seconds) for seconds in (0.4, 59.6, 3723)] == ["0:00:00", "0:01:00", "1:02:03"]
