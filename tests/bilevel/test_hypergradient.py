@@ -13,8 +13,6 @@ from torch import nn
 from nas import Exact, FirstOrder, Onestage, State
 
 XI = 0.3
-
-
 pytestmark = pytest.mark.usefixtures("float64_and_seed")
 of_each_method = pytest.mark.parametrize("method", [Onestage, Exact, FirstOrder])
 
@@ -494,7 +492,6 @@ EXCHANGED = {
     "frozen, old weight norm": (lambda model: [old.weight_norm(model.first).requires_grad_(False), run(model)],),
     "list": (holding(weights=lambda model: nn.ParameterList([torch.eye(3)])), lambda model, x: x @ model.weights[0]),
     "recurrent": (holding(lstm=lambda model: nn.LSTM(3, 3)), lambda model, x: model.lstm(x)[0]),
-    "lazy": (lambda model: [setattr(model, "first", nn.LazyLinear(3)), run(model)],),
     "unused": (lambda model: add(model, "scale"),),
     "used without gradient": (lambda model: add(model, "scale"), without_gradient),
     "buffer that a pass rebinds": (lambda model: model.register_buffer("total", torch.zeros(())), rebinding),

@@ -16,8 +16,8 @@ from nas.errors import InputError
 from nas.training.steps import cosine
 from tests.in_process import TWO, call
 
-ARGUMENTS = ["--dataset=digits", "--train-limit=40", "--batch-size=10", "--epochs=3", "--init-channels=2"]
-ARGUMENTS += ["--num-cells=3", "--num-nodes=1", "--lower-lr=0.1", "--name=recorded", *TWO]
+ARGUMENTS = ["--dataset=digits", "--train-limit=40", "--batch-size=10", "--epochs=2", "--init-channels=2"]
+ARGUMENTS += ["--num-cells=1", "--num-nodes=1", "--lower-lr=0.1", "--name=recorded", *TWO]
 
 
 def test_an_epoch_moves_weights_and_alphas_in_each_of_its_steps_at_its_learning_rate(tmp_path, monkeypatch):
@@ -33,7 +33,7 @@ def test_an_epoch_moves_weights_and_alphas_in_each_of_its_steps_at_its_learning_
 
     monkeypatch.setattr(bilevel_step, "Onestage", Recording)
     assert call("search", tmp_path, *ARGUMENTS) == 0
-    assert rates == [cosine(epoch, 3, 0.1, 0.001) for epoch in (0, 0, 1, 1, 2, 2)]
+    assert rates == [cosine(epoch, 2, 0.1, 0.001) for epoch in (0, 0, 1, 1)]
     for before, after in itertools.pairwise(weights):
         assert not torch.equal(before, after)
     for before, after in itertools.pairwise(alphas):
@@ -78,7 +78,7 @@ def test_steps_are_those_of_the_textbook_form():
 
 
 def test_a_step_holds_less_memory_than_the_textbook_form():
-    bilevel, textbook = both_forms("--num-nodes=4")
+    bilevel, textbook = both_forms("--num-nodes=2")
     train, validate = batches(8, 16)
     cpu = torch.device("cpu")
     product = peak_bytes(lambda: take_step(bilevel, train, validate), cpu)
