@@ -41,9 +41,6 @@ def test_an_epoch_moves_weights_and_alphas_in_each_of_its_steps_at_its_learning_
         assert 1e-5 < (after - before).abs().max() < 1e-3
 
 
-# Against the textbook form
-
-
 def both_forms(*flags):
     """The product's bilevel, and arguments for the textbook's step from the same weights and alphas."""
     config = parse(SearchConfig, ["--init-channels=2", "--num-cells=3", "--num-nodes=1", *flags])
