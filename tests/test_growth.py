@@ -1,5 +1,3 @@
-import pytest
-
 from benchmarks import growth
 
 
@@ -19,20 +17,14 @@ def results(seconds, peak):
 ROWS = results(lambda c, n, b: 1e-4 * c**1.5 * n * b**0.9, lambda c, n, b: 1e6 * c * n**1.2 * b)
 
 
-@pytest.mark.parametrize(
-    ("axis", "seconds", "peak"), [("init_channels", 1.5, 1), ("num_cells", 1, 1.2), ("batch_size", 0.9, 1)]
-)
-def test_exponents_are_those_of_the_law(axis, seconds, peak):
-    for form in growth.FORMS:
-        assert growth.exponent(axis, form, "median_s", ROWS) == pytest.approx(seconds)
-        assert growth.exponent(axis, form, "peak_bytes", ROWS) == pytest.approx(peak)
-
-
-def test_table_has_a_row_a_size_and_an_exponent_an_axis():
+def test_table_has_a_row_a_size_and_the_exponents_of_the_law():
     sizes, exponents = (part.splitlines()[2:] for part in growth.table(ROWS).split("\n\n"))
     assert len(sizes) == len(ROWS) == 8
-    assert exponents[0] == "| init channels | 1.50 | 1.50 | 1.00 | 1.00 |"
-    assert exponents[2] == "| batch size | 0.90 | 0.90 | 1.00 | 1.00 |"
+    assert exponents == [
+        "| init channels | 1.50 | 1.50 | 1.00 | 1.00 |",
+        "| num cells | 1.00 | 1.00 | 1.20 | 1.20 |",
+        "| batch size | 0.90 | 0.90 | 1.00 | 1.00 |",
+    ]
 
 
 def test_the_figure_is_the_same_for_the_same_results(tmp_path):

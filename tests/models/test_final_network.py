@@ -5,12 +5,10 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from benchmarks.final_step import TextbookFinalNetwork, copy_weights
 from nas import FinalNetwork, Genotype
 from nas.models.final_network import FinalCell, pool_to_2x2
-from nas.search_space.darts import DARTS
 
 CHANNELS = 4
 
@@ -36,10 +34,6 @@ def preprocessed(cell, x):
 # Drop path
 
 
-def same_images(batch):
-    return torch.randn(1, CHANNELS, 6, 6).expand(batch, -1, -1, -1).contiguous()
-
-
 def draw(num_images):
     return functools.partial(torch.rand, num_images, 1, 1, 1, generator=torch.Generator().manual_seed(1))
 
@@ -48,7 +42,7 @@ def draw(num_images):
 def test_drop_path_is_per_image_and_keeps_the_expectation(probability):
     batch = 4000
     cell = one_node_cell(("max_pool_3x3", 0), ("avg_pool_3x3", 1))
-    x = same_images(batch)
+    x = torch.randn(1, CHANNELS, 6, 6).expand(batch, -1, -1, -1).contiguous()
     output = cell((x, x), probability, draw(batch))
     s0, s1 = preprocessed(cell, x)
     first, second = F.max_pool2d(s0, 3, 1, 1)[0], F.avg_pool2d(s1, 3, 1, 1, count_include_pad=False)[0]
@@ -58,9 +52,9 @@ def test_drop_path_is_per_image_and_keeps_the_expectation(probability):
     distances = (output[:, None] - outcomes).abs().amax(dim=(2, 3, 4))
     nearest = distances.min(dim=1)
     assert nearest.values.max() < 1e-5
-    p = probability
     shares = nearest.indices.bincount(minlength=4) / batch
-    torch.testing.assert_close(shares, torch.tensor([p * p, (1 - p) * p, p * (1 - p), (1 - p) ** 2]), atol=0.03, rtol=0)
+    p, q = probability, 1 - probability
+    torch.testing.assert_close(shares, torch.tensor([p * p, q * p, p * q, q * q]), atol=0.03, rtol=0)
     torch.testing.assert_close(output.mean(dim=0), first + second, atol=0.15, rtol=0)
 
 
@@ -73,15 +67,7 @@ def test_drop_path_spares_identity_alone(reduction, dropped):
     assert torch.equal(with_drop_path, cell((x, x), 0.0, draw(len(x)))) != dropped
 
 
-def test_drop_path_only_in_training():
-    images = torch.randn(4, 3, 8, 8)
-    final = network(auxiliary=False)
-    assert not torch.equal(final(images, 0.5)[0], final(images)[0])
-    final.eval()
-    assert torch.equal(final(images, 0.5)[0], final(images)[0])
-
-
-def test_drop_path_is_drawn_from_the_generator():
+def test_drop_path_is_drawn_from_the_generator_in_training_alone():
     images = torch.randn(8, 3, 8, 8)
     final = network(auxiliary=False)
     state = torch.get_rng_state()
@@ -90,19 +76,17 @@ def test_drop_path_is_drawn_from_the_generator():
     assert not torch.equal(logits[0], logits[2])
     assert torch.equal(torch.get_rng_state(), state)
     final(images, 0.0, generator := torch.Generator().manual_seed(1))
+    final.eval()
+    assert torch.equal(final(images, 0.3, generator)[0], final(images)[0])
     assert torch.equal(generator.get_state(), torch.Generator().manual_seed(1).get_state())
 
 
-# Against the textbook form
-
-
-@pytest.mark.parametrize("drop_path", [0.0, 0.3])
-@pytest.mark.parametrize("name", ["DARTS_V1", "DARTS_V2"])
+@pytest.mark.parametrize(("name", "drop_path"), [("DARTS_V1", 0.3), ("DARTS_V2", 0.0)])
 def test_same_logits_and_gradients_as_the_textbook_form(name, drop_path):
     final = network(name, num_cells=4).double()
     textbook = TextbookFinalNetwork(Genotype.load(name), CHANNELS, 4).double()
     copy_weights(final, textbook)
-    images = torch.randn(4, 3, 16, 16).double()
+    images = torch.randn(4, 3, 8, 8).double()
     logits = [model(images, drop_path, torch.Generator().manual_seed(3)) for model in (final, textbook)]
     gradients = []
     for (main, auxiliary), model in zip(logits, (final, textbook), strict=True):
@@ -115,22 +99,20 @@ def test_same_logits_and_gradients_as_the_textbook_form(name, drop_path):
 # The auxiliary head
 
 
-@pytest.mark.parametrize("num_cells", [1, 2, 3, 4, 5, 8, 20])
+@pytest.mark.parametrize("num_cells", [1, 2, 3, 4, 8])
 def test_auxiliary_head_reads_the_second_reduction_cell(num_cells):
     final = network(num_cells=num_cells, num_classes=7)
     outputs, inputs = [], []
     for cell in final.cells:
         cell.register_forward_hook(lambda module, args, output: outputs.append(output))
     final.auxiliary_head.register_forward_hook(lambda module, args, output: inputs.append(args[0]))
-    logits, auxiliary_logits = final(torch.randn(2, 3, 32, 32))
+    logits, auxiliary_logits = final(torch.randn(2, 3, 8, 8))
     assert logits.shape == auxiliary_logits.shape == (2, 7)
     assert len(inputs) == 1
     assert inputs[0] is outputs[2 * num_cells // 3]
     assert len(outputs) == num_cells
-
-    inputs.clear()
-    assert final.eval()(torch.randn(2, 3, 32, 32))[1] is None
-    assert not inputs
+    assert final.eval()(torch.randn(2, 3, 8, 8))[1] is None
+    assert len(inputs) == 1
 
 
 def test_without_an_auxiliary_head():
@@ -152,44 +134,6 @@ def test_auxiliary_head_pools_8_by_8_features_as_published():
     torch.testing.assert_close(head(x), head.classifier(head.features(pooled).flatten(1)))
 
 
-# Cells
-
-
-@pytest.mark.parametrize("reduction", [False, True])
-def test_no_batch_norm_behind_pools(reduction):
-    cell = one_node_cell(("max_pool_3x3", 0), ("avg_pool_3x3", 1), reduction=reduction)
-    x = torch.randn(3, CHANNELS, 7, 7)
-    s0, s1 = preprocessed(cell, x)
-    stride = 2 if reduction else 1
-    expected = F.max_pool2d(s0, 3, stride, 1) + F.avg_pool2d(s1, 3, stride, 1, count_include_pad=False)
-    assert torch.equal(cell((x, x), 0.0, draw(len(x))), expected)
-
-
-@pytest.mark.parametrize("name", ["DARTS_V2", "NASNet", "AmoebaNet"])
-def test_batch_norms_are_affine(name):
-    norms = [module for module in network(name).modules() if isinstance(module, nn.BatchNorm2d)]
-    assert norms
-    assert all(norm.affine and norm.track_running_stats for norm in norms)
-
-
-@pytest.mark.parametrize("name", ["NASNet", "AmoebaNet"])
-def test_cells_of_five_nodes(name):
-    genotype = Genotype.load(name)
-    assert len(genotype.normal) == len(genotype.reduce) == 10
-    final = network(name, num_cells=6)
-    outputs = []
-    for cell in final.cells:
-        cell.register_forward_hook(lambda module, args, output: outputs.append(output))
-    final(torch.randn(2, 3, 16, 16))
-    channels, size = CHANNELS, 16
-    for index, output in enumerate(outputs):
-        concat = genotype.normal_concat
-        if index in DARTS.reduction_cells(6):
-            channels, size, concat = 2 * channels, size // 2, genotype.reduce_concat
-        assert output.shape == (2, len(concat) * channels, size, size)
-    assert final.classifier.in_features == len(genotype.normal_concat) * 4 * CHANNELS
-
-
 def test_a_cell_concatenates_the_nodes_of_its_genotype():
     first, second = [("skip_connect", 0), ("skip_connect", 1)], [("skip_connect", 2), ("skip_connect", 1)]
     edges = (*first, *second, ("max_pool_3x3", 3), ("skip_connect", 0))
@@ -202,18 +146,14 @@ def test_a_cell_concatenates_the_nodes_of_its_genotype():
     assert torch.equal(cell((x, x), 0.0, draw(len(x))), torch.cat([node_3, node_4], dim=1))
 
 
-# Images of any size
-
-
-@pytest.mark.parametrize("image_size", range(8, 41))
+@pytest.mark.parametrize("image_size", range(8, 16))
 def test_square_images_of_any_size(image_size):
-    for name in ("DARTS_V1", "NASNet", "AmoebaNet"):
-        in_channels = 1 if image_size % 3 else 3
-        final = network(name, in_channels=in_channels, num_classes=5)
-        logits, auxiliary_logits = final(torch.randn(2, in_channels, image_size, image_size), 0.2)
-        assert logits.shape == auxiliary_logits.shape == (2, 5)
-        assert logits.isfinite().all()
-        assert auxiliary_logits.isfinite().all()
+    in_channels = 1 if image_size % 3 else 3
+    final = network(("NASNet", "AmoebaNet")[image_size % 2], in_channels=in_channels, num_classes=5)
+    logits, auxiliary_logits = final(torch.randn(2, in_channels, image_size, image_size), 0.2)
+    assert logits.shape == auxiliary_logits.shape == (2, 5)
+    assert logits.isfinite().all()
+    assert auxiliary_logits.isfinite().all()
     (logits.sum() + auxiliary_logits.sum()).backward()
     assert all(parameter.grad is not None for parameter in final.parameters())
 

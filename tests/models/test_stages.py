@@ -21,16 +21,16 @@ def test_sizes_are_those_of_the_benchmarks_formula():
         weights = 73_306 + 5 * n3 * (9 * 5376 + 224) + 5 * n1 * (5376 + 224)
         multiply_adds = 7_783_050 + 15 * n3 * 2_359_296 + 15 * n1 * 262_144 - 10
         assert network_size(genotype) == (weights, weights, multiply_adds)
-        with torch.device("meta"):
-            network = FinalNetwork(genotype).eval()
-            with FlopCounterMode(display=False) as counter:
-                network(torch.empty(1, 3, 32, 32))
-        assert network.auxiliary_head is None
-        assert sum(weight.numel() for weight in network.parameters()) == weights
-        assert counter.get_total_flops() // 2 == multiply_adds
+    with torch.device("meta"):
+        network = FinalNetwork(genotype).eval()
+        with FlopCounterMode(display=False) as counter:
+            network(torch.empty(1, 3, 32, 32))
+    assert network.auxiliary_head is None
+    assert sum(weight.numel() for weight in network.parameters()) == weights
+    assert counter.get_total_flops() // 2 == multiply_adds
 
 
-@pytest.mark.parametrize("genotype", CELLS[:10], ids=Genotype.to_text)
+@pytest.mark.parametrize("genotype", CELLS[:6], ids=Genotype.to_text)
 def test_one_hot_edge_weights_compute_the_final_networks_cell(genotype):
     channels, primitives = 4, NAS_BENCH_201.primitives
     searched = Cell([channels], channels, 3, False, False, NAS_BENCH_201).double()
