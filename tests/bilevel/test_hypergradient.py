@@ -25,7 +25,7 @@ class Problem:
         self.optimizer = torch.optim.SGD(lower.parameters(), lr=XI, **sgd)
 
     def virtual_step(self, track_higher_grads=False):
-        auxiliary = wrapped(self.lower)
+        auxiliary = wrapped(self.lower, track_higher_grads)
         optimizer = higher.get_diff_optim(
             self.optimizer, self.lower.parameters(), fmodel=auxiliary, track_higher_grads=track_higher_grads
         )
@@ -82,7 +82,9 @@ def quadratic_problem():
         w, alpha = state.lower_model(), state.upper_model()
         return w @ q @ w + alpha @ s @ alpha + w @ mixed @ alpha + w @ state.data + alpha @ state.target
 
-    return Problem(Vector(), Vector(), objective, *((torch.randn(5), torch.randn(5)) for _ in range(2)))
+    problem = Problem(Vector(), Vector(), objective, *((torch.randn(5), torch.randn(5)) for _ in range(2)))
+    problem.matrices = mixed, q + q.T, s + s.T
+    return problem
 
 
 class SmoothNetwork(nn.Module):
@@ -150,15 +152,29 @@ def numerical(problem, step=1e-5):
 # The value
 
 
+@pytest.mark.parametrize("r", [1e-3, 1e-2, 1.0])
+def test_closed_form_of_a_quadratic_problem(r):
+    problem = quadratic_problem()
+    (mixed, q, s), (y, z) = problem.matrices, problem.validate
+    w, alpha = problem.lower().detach(), problem.upper().detach()
+    w_prime = w - XI * (q @ w + mixed @ alpha + problem.train[0])
+    v = q @ w_prime + mixed @ alpha + y
+    expected = mixed.T @ w_prime + s @ alpha + z - XI * mixed.T @ v
+    assert relative_error(problem.hypergradient(r=r), expected) <= 1e-9
+    assert relative_error(problem.hypergradient(FirstOrder), expected) > 0.1
+
+
 @pytest.mark.parametrize("sgd", [{}, {"momentum": 0.9, "weight_decay": 0.05}], ids=["plain", "momentum"])
 @pytest.mark.parametrize("seed", [0, 3])
 def test_the_gradient_through_a_real_step(seed, sgd):
     torch.manual_seed(seed)
     problem = image_problem(**sgd)
-    expected = numerical(problem)
+    unrolled = cross_entropy(State(*problem.validate, problem.upper, problem.virtual_step(track_higher_grads=True)))
+    expected = flat(torch.autograd.grad(unrolled, list(problem.upper.parameters())))
+    assert relative_error(numerical(problem), expected) <= 1e-8
     error = relative_error(problem.hypergradient(), expected)
     assert error <= 1e-4
-    assert relative_error(problem.hypergradient(Exact), expected) <= 1e-8
+    assert relative_error(problem.hypergradient(Exact), expected) <= 1e-12
     # What is left is the error of central differences, of order r².
     assert error / relative_error(problem.hypergradient(r=1e-3), expected) == pytest.approx(100, rel=0.1)
 
