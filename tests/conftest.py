@@ -33,3 +33,9 @@ def no_pictures():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "_render", lambda source, suffix: None)
         yield
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    """The test runs in an empty folder, where the published cells are known by name."""
+    monkeypatch.chdir(tmp_path)

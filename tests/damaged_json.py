@@ -36,13 +36,8 @@ def junk(words: tuple[str, ...]) -> SearchStrategy[Any]:
 
 
 @st.composite
-def damaged(
-    draw: Callable, content: Any, words: tuple[str, ...], nudged: Callable[[Any], SearchStrategy] | None = None
-) -> Any:
-    """Objects and lists in which up to three values were replaced, added or left out, at any depth.
-
-    The words are those of the file in question; `nudged` may stand in the place of a value and is likely as good.
-    """
+def damaged(draw: Callable, content: Any, words: tuple[str, ...]) -> Any:
+    """Objects and lists with up to three values replaced, added or left out, at any depth; words as in the file."""
     content = copy.deepcopy(content)
     names, values = scraps(words), junk(words)
     for _ in range(draw(st.integers(1, 3))):
@@ -52,11 +47,9 @@ def damaged(
             if not (isinstance(item[key], dict | list) and item[key] and draw(st.integers(0, 3))):
                 break
             item = item[key]
-        match draw(st.sampled_from(["replace", "add", "delete"] + ["nudge"] * (nudged is not None))):
+        match draw(st.sampled_from(["replace", "add", "delete"])):
             case "replace":
                 item[key] = draw(values)
-            case "nudge":
-                item[key] = draw(nudged(item[key]))
             case "add" if isinstance(item, dict):
                 item[draw(names)] = draw(values)
             case "add":

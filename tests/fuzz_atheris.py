@@ -35,9 +35,7 @@ with atheris.instrument_imports(include=["nas"], enable_loader_override=False):
     from nas.runs import checkpoint
     from nas.search_space import conversions, darts, genotype, genotype_file, reader
 
-ROOT = Path(__file__).parent.parent
-PUBLISHED = sorted((ROOT / "genotypes").glob("*.json"))
-IN_MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+PUBLISHED = sorted((Path(__file__).parents[1] / "genotypes").glob("*.json"))
 WORDS = [
     *["normal", "reduce", "normal_concat=", "reduce_concat=", "edges", "concat", "range(", "list(", "Genotype("],
     *["np.int64(", "array([", "reduction", "normal/op_2_0", "normal_n2_switch", "'''", "# ", "\xff\xfe", "FOUND = "],
@@ -282,7 +280,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     files.sync = lambda path: None  # no power cut here, and a sync takes a thousand times what a parser takes
-    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=IN_MEMORY) as temporary:
+    in_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=in_memory) as temporary:
         target = TARGETS[options.target](Path(temporary))
         if options.replay:
             target(options.replay.read_bytes())

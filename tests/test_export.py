@@ -26,12 +26,10 @@ from tests.in_process import call
 DOCS = Path(__file__).parent.parent / "docs"
 USES = re.compile(r"```python\n([^`]*onnxruntime[^`]*)```")
 EXAMPLE, OF_TUTORIAL = (USES.search((DOCS / name).read_text())[1] for name in ("export.md", "tutorial.md"))
-SMALL = Genotype(
-    normal=(("sep_conv_3x3", 0), ("max_pool_3x3", 1)),
-    reduce=(("skip_connect", 0), ("dil_conv_3x3", 1)),
-    **dict.fromkeys(("normal_concat", "reduce_concat"), (2,)),
-)
-TRAIN = ["--dataset=folder", "--data-dir=images", "--batch-size=6", "--init-channels=4", "--num-cells=3"]
+# A network of one cell, which is a reduction cell.
+CELL = (("sep_conv_3x3", 0), ("skip_connect", 1), ("dil_conv_3x3", 0), ("max_pool_3x3", 2))
+SMALL = Genotype(normal=CELL, reduce=CELL, normal_concat=(2, 3), reduce_concat=(2, 3))
+TRAIN = ["--dataset=folder", "--data-dir=images", "--batch-size=6", "--init-channels=4", "--num-cells=1"]
 TRAIN += ["--genotype=small", "--cutout=0", "--drop-path=0"]
 
 

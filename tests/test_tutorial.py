@@ -35,8 +35,6 @@ def test_every_step_of_the_tutorial_works(num_steps, tmp_path, monkeypatch, capf
             assert run[words[1]](words[2:]) == 0, command
         else:
             assert call(words[0].removesuffix(".py"), tmp_path, *words[1:], *SMALLEST[words[0]]) == 0, command
-    written = ["genotypes/tiles.json", "runs/tiles/report.html", "compared.html"]
+    assert all(Path(path).stat().st_size > 100 for path in ("runs/tiles/report.html", "compared.html"))
     if num_steps == 10:
         assert capfd.readouterr().out.splitlines()[-1] in ("temple", "flower")
-        written.append("runs/tiles-final/network.onnx")
-    assert all(Path(path).stat().st_size > 100 for path in written)

@@ -253,8 +253,6 @@ METRICS = "runs/a/metrics.jsonl"
 WRONG = [
     ("", None, "RUN_DIR: missing"),
     ("nowhere", None, "nowhere: not a run folder, because it has no config.json"),
-    ("runs", None, "runs: not a run folder"),
-    ("runs/a --out=x", None, "Unrecognized options: --out=x"),
     ("runs/a runs/final", None, "compare runs of one script only"),
     ("runs/a --output=runs/a/config.json", None, "runs/a/config.json: exists and is not a report"),
     ("runs/a --output=runs", None, "runs: exists and is not a report"),

@@ -16,11 +16,8 @@ from tests.damaged_json import damaged, genotype_or_sentence
 
 V1, V2, NASNET = map(Genotype.load, ("DARTS_V1", "DARTS_V2", "NASNet"))
 NB301 = "NetworkSelectorDatasetInfo:darts:"
-FORMS = {
-    "text": lambda genotype: genotype.to_text(),
-    "nni": lambda genotype: json.dumps(to_nni(genotype)),
-    "nasbench301": lambda genotype: json.dumps(to_nasbench301(genotype)),
-}
+FORMS = {"text": Genotype.to_text, "nni": lambda genotype: json.dumps(to_nni(genotype))}
+FORMS["nasbench301"] = lambda genotype: json.dumps(to_nasbench301(genotype))
 SPACES = {"nni": "NNI's DARTS space", "nasbench301": "NAS-Bench-301's space"}
 
 
@@ -129,14 +126,12 @@ def test_what_a_form_cannot_express_is_an_error(field, value, refused_by, expect
         ("nni", "normal/input_2_1", -1, "normal/input_2_1: must be one of 0, 1, got -1."),
         ("nni", "normal/input_2_1", True, "normal/input_2_1: must be one of 0, 1, got True."),
         ("nni", "normal/input_2_1", [0, 1], "normal/input_2_1: must be one of 0, 1, got [0, 1]."),
-        ("nni", "normal/input_2_1", [], "normal/input_2_1: must be one of 0, 1, got []."),
         ("nni", "normal/op_6_0", "skip_connect", "'normal/op_6_0': unknown field"),
         ("nni", f"{NB301}edge_normal_0", "skip_connect", "keys of more than one form."),
         ("nni_1", "normal_n2_switch", ..., "normal_n2_switch: must be two of normal_n2_p0, normal_n2_p1, got None."),
         ("nni_1", "normal_n2_switch", [0], "normal_n2_switch: must be two of"),
         ("nni_1", "normal_n3_switch", [True, True, True], "normal_n3_switch: must be two of"),
         ("nni_1", "normal_n2_switch", [0, 2], "normal_n2_switch: must be one of normal_n2_p0, normal_n2_p1, got 2."),
-        ("nni_1", "normal_n2_switch", [0, -1], "normal_n2_switch: must be one of"),
         ("nni_1", "normal_n2_switch", ["normal_n3_p0", 1], "normal_n2_switch: must be one of"),
         ("nni_1", "normal_n2_p0", ..., "normal_n2_p0: must be one of maxpool, avgpool"),
         ("nni_1", "normal_n2_p0", True, "normal_n2_p0: must be one of"),
@@ -147,7 +142,6 @@ def test_what_a_form_cannot_express_is_an_error(field, value, refused_by, expect
         ("nasbench301", f"{NB301}inputs_node_normal_3", "1_0", f"{NB301}inputs_node_normal_3: must be one of 0_1"),
         ("nasbench301", f"{NB301}inputs_node_normal_3", [0, 1], f"{NB301}inputs_node_normal_3: must be one of"),
         ("nasbench301", f"{NB301}inputs_node_normal_2", "0_1", f"'{NB301}inputs_node_normal_2': unknown field"),
-        ("nasbench301", f"{NB301}edge_normal_13", "skip_connect", f"'{NB301}edge_normal_13': unknown field, or"),
         ("nasbench301", f"{NB301}edge_normal_0", "none", f"{NB301}edge_normal_0: must be one of max_pool_3x3"),
         ("nasbench301", f"{NB301}edge_" + "x" * 9999, 1, f"'{NB301}edge_xxx"),
         ("nasbench301", f"{NB301}edge_\n", 1, rf"'{NB301}edge_\n': unknown field"),

@@ -24,6 +24,7 @@ from tests.damaged_json import damaged, genotype_or_sentence, spliced
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT.parent / "shared" / "published-genotypes.json"
 V1, V2 = Genotype.load("DARTS_V1"), Genotype.load("DARTS_V2")
+WORDS = (*DARTS.primitives, "range(2, 6)", "normal", "concat", "1e9")
 CONTENT = json.loads((ROOT / "genotypes" / "DARTS_V1.json").read_text(encoding="utf-8"))
 
 
@@ -78,22 +79,18 @@ def test_derive_refuses_alphas_of_other_shapes_or_not_finite(alphas, expected):
         derive(torch.zeros(14, 8), alphas)
 
 
-def test_equal_by_value_hashable_and_immutable():
-    lists = json.loads(json.dumps(V1.model_dump()))
-    same = Genotype(**{**lists, "normal_concat": range(2, 6)})
+def test_equal_by_value_hashable_immutable_and_checked():
+    fields = V1.model_dump()
+    same = Genotype(**json.loads(json.dumps(fields)) | {"normal_concat": range(2, 6)})
     assert same == V1 != V2
     assert {same, V1, V2} == {V1, V2}
     assert {type(same.normal), type(same.normal[0]), type(same.normal_concat)} == {tuple}
-    for field in ("normal", "reduce_concat"):
-        with pytest.raises(ValidationError):
-            setattr(same, field, getattr(V2, field))
-
-
-def test_the_constructor_refuses_what_is_no_cell():
+    with pytest.raises(ValidationError):
+        same.normal = V2.normal
     wrong = {"normal": V1.normal[:7], "normal_concat": range(2, 7), "reduce_concat": "2345", "depth": 3}
     for field, value in (wrong | {"reduce": (("skip_connect", 0), ("skip_connect", True))}).items():
         with pytest.raises(ValueError, match=field):
-            Genotype(**V1.model_dump() | {field: value})
+            Genotype(**fields | {field: value})
 
 
 def test_cells_of_the_repository_survive_file_and_text(tmp_path):
@@ -113,20 +110,6 @@ def test_published_cells_are_what_was_published():
         assert GenotypeFile.load(name).provenance.model_dump(exclude_none=True) == known, name
 
 
-def test_text_as_published_and_as_formatters_leave_it():
-    published = """
-DARTS_V1 = Genotype(normal=[('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('skip_connect', 0), ('sep_conv_3x3', 1),
-  ('skip_connect', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('skip_connect', 2)], normal_concat=[2, 3, 4, 5],
-  reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 0), ('max_pool_3x3', 0),
-  ('skip_connect', 2), ('skip_connect', 2), ('avg_pool_3x3', 0)], reduce_concat=[2, 3, 4, 5])
-"""
-    assert Genotype.from_text(published) == V1
-    formatted = published.replace("'", '"').replace("[(", "[\n    (").replace(")]", "),\n]").replace("5])", "5],\n)")
-    assert Genotype.from_text(formatted.replace("), ", "),\n    ")) == V1
-    assert Genotype.from_text(published.replace("('", "['").replace("),", "],").replace(")]", "]]")) == V1
-    assert Genotype.from_text(f"# found by hand\n{published}  # Genotype(…)\nDARTS = DARTS_V1") == V1
-
-
 def test_save_replaces_the_file_in_one_step(tmp_path, monkeypatch):
     V1.save(tmp_path / "new" / "cell.json")
     monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("the old file stands until now"))
@@ -135,8 +118,7 @@ def test_save_replaces_the_file_in_one_step(tmp_path, monkeypatch):
     assert Genotype.load(tmp_path / "new" / "cell.json") == V1
 
 
-def test_a_name_means_the_folder_here_then_the_shipped_one(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_name_means_the_folder_here_then_the_shipped_one(empty_folder):
     assert Genotype.load("DARTS_V1") == V1
     V2.save("genotypes/DARTS_V1.json")
     V2.save("genotypes/mine.v2.json")
@@ -162,8 +144,9 @@ def sentence(load, argument):
 def refusal(path, data):
     """The sentence about a file of these bytes or this content, less the file's name."""
     path.write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
-    beginning, place, text = sentence(Genotype.load, path).partition(f"genotype {path}: ")
-    assert (beginning, bool(place), len(text) < 300) == ("", True, True)
+    place, found, text = sentence(Genotype.load, path).partition(": ")
+    assert (place, found) == (f"genotype {path}", ": ")
+    assert len(text) < 300
     return text
 
 
@@ -244,7 +227,6 @@ BAD_TEXTS = [
     ("('sep_conv_3x3', 1)", "('sep_conv_3x3', 1]", "does not match"),
     ("'sep_conv_3x3'", "'sep_conv_3x3\"", "line 1: unterminated string"),
     ("range(2, 6)", "range(2, 7)", r"normal_concat: \[2, 3, 4, 5, 6\]"),
-    ("range(2, 6)", "range(0, 9999)", r"normal_concat: \[0, 1"),
     ("range(2, 6)", "range(2, 99999)", r"range of \[2, 99999\]"),
     ("range(2, 6)", "range()", r"range of \[\]"),
     ("range(2, 6)", "range(2, 6, 0)", "must not be zero"),
@@ -267,35 +249,24 @@ def test_a_bad_text_is_explained(old, new, expected):
     assert len(text) < 300
 
 
-WORDS = (*DARTS.primitives, "range(2, 6)", "normal", "concat", "1e9")
-
-
-def nudged(value):
-    """Likely another cell."""
-    return st.sampled_from(DARTS.primitives) if isinstance(value, str) else st.integers(0, 6)
-
-
 @pytest.mark.fuzz
-@given(text=damaged(CONTENT, WORDS, nudged).map(json.dumps) | spliced(json.dumps(CONTENT), WORDS))
+@given(text=damaged(CONTENT, WORDS).map(json.dumps) | spliced(json.dumps(CONTENT), WORDS))
 def test_any_file_gives_a_genotype_or_a_sentence(text, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "mutated.json"
     path.write_text(text, encoding="utf-8")
     genotype_or_sentence(Genotype.load, path)
 
 
-PAYLOAD = "__import__('os').system('touch x')"
-
-
-def test_a_text_is_never_run(tmp_path, monkeypatch):
+def test_a_text_is_never_run(empty_folder, tmp_path, monkeypatch):
     """A call of the shell is put before, after and in place of every word, string and sign of a text."""
-    monkeypatch.chdir(tmp_path)
+    payload = "__import__('os').system('touch x')"
     monkeypatch.setattr(os, "system", lambda command: pytest.fail("the text was run"))
     for token in re.finditer(r"'\w+'|\w+|[^\s\w]", TEXT):
         for start, end in ((token.start(), token.start()), (token.end(), token.end()), token.span()):
-            genotype_or_sentence(Genotype.from_text, TEXT[:start] + PAYLOAD + TEXT[end:])
+            genotype_or_sentence(Genotype.from_text, TEXT[:start] + payload + TEXT[end:])
     for place in ("format_version", "normal", "normal/edges/0/0", "normal/edges/0/1", "reduce/concat/0"):
-        refusal(tmp_path / "bad.json", changed(place, PAYLOAD))
-    sentence(Genotype.load, PAYLOAD)
+        refusal(tmp_path / "bad.json", changed(place, payload))
+    sentence(Genotype.load, payload)
     assert [path.name for path in tmp_path.iterdir()] == ["bad.json"]
 
 

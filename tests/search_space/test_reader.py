@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.errors import InputError
-from nas.genotypes import main
 from nas.search_space.conversions import to_nasbench301, to_nni
 from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
@@ -20,7 +19,7 @@ from nas.search_space.genotype_file import Provenance
 from nas.search_space.reader import read
 from tests.damaged_json import genotype_or_sentence, spliced
 
-CASES = Path(__file__).parents[3] / "shared" / "cases" / "genotypes"
+pytestmark = pytest.mark.usefixtures("empty_folder")
 V1, V2 = Genotype.load("DARTS_V1"), Genotype.load("DARTS_V2")
 T1, T2 = V1.to_text(), V2.to_text()
 FIELDS = V1.model_dump()
@@ -40,6 +39,7 @@ def written(normal=FIELDS["normal"], concat="range(2, 6)", reduce=FIELDS["reduce
 KEPT = {
     "line of a log": (f"[2026-10-01 13:25:46,378] it's epoch #3: genotype = {T1} (best)\n",),
     "print of a module": (f"self.best: Genotype = genotypes.{T1}\n",),
+    "formatted": (T1.replace("'", '"').replace("[(", "[\n    (").replace(")]", "),\n]").replace("))", "),\n)"),),
     "comment above": (f"# seed 3 of 'four\n{T1}",),
     "comment behind": (f"X = {T1}  # best (of four",),
     "comments within": (T1.replace("[(", "[  # it's here (\n (", 1).replace("), (", "),\n  ("),),
@@ -83,12 +83,6 @@ ENCODINGS = [
     lambda text: codecs.BOM_UTF16_BE + text.encode("utf-16-be"),
     str.encode,
 ]
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Each test runs in an empty folder, where the published cells are known by name."""
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("kept", KEPT)
@@ -165,7 +159,6 @@ def test_a_run_folder_a_name_a_genotype_file_and_names_with_a_colon(monkeypatch)
         (b"Genotype('', " + b"-" * 90_000 + b"1)", "line 1: nested too deeply."),
         (b"Genotype(''" + b".a" * 40_000 + b")", "line 1: "),
         (b'{"normal/op_2_0":' + b"[" * 900 + b"]" * 900 + b"}", "normal/op_2_0: must be one of"),
-        (b'{"normal/input_2_0": ' + b"1" * 5000 + b"}", "not JSON ("),
         (b'{"format_version": 1}', "normal: missing."),
         (b'{"format_version": 2}', "format_version is 2, this nas reads 1: install a newer nas."),
         (b'{"normal/op_2_0": "skip_connect", "normal/op_2_0": "skip_connect"}', "not JSON ('normal/op_2_0' is given"),
@@ -174,11 +167,9 @@ def test_a_run_folder_a_name_a_genotype_file_and_names_with_a_colon(monkeypatch)
         (f"'''{T1}'''".encode(), "there is no genotype in it."),
         (f"X = {T1}._replace(normal=[])".encode(), "line 1: names or calls where values are expected"),
         (f"{T1}\n12:00 {T2[:99]}".encode(), "line 2: the genotype is cut off."),
-        (f"{T1}\n12:00 {T2[:99]}\n12:00 x".encode(), "line 2: the genotype is cut off."),
         (written([V1.normal[:1], V1.normal[1:4], V1.normal[4:]]).encode(), "normal[0]: 1 edge, but a node has two."),
         (written([V1.normal[0], *PAIRS["normal"][1:], V1.normal[1]]).encode(), "normal["),
         (written([(*edge, 1) for edge in V1.normal]).encode(), "normal[0]: "),
-        (written([(kind, str(source)) for kind, source in V1.normal]).encode(), "normal[0][1]: "),
     ],
     ids=lambda value: repr(value[:20]),
 )  # fmt: skip
@@ -194,7 +185,7 @@ def test_what_is_no_genotype_is_told_in_a_sentence(data, expected):
 
 
 PARTS = ["Genotype(", "Genotype('')\n", "{", "{'normal'}", "'", "'\\", "\n", " ", "a=a\n", "f'{a}'", "[", "#\n"]
-SIZES = [(150_000, 2), pytest.param(1_000_000, 5, marks=pytest.mark.slow)]
+SIZES = [(120_000, 2), pytest.param(1_000_000, 5, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(("size", "seconds"), SIZES)
@@ -222,15 +213,3 @@ def test_any_file_is_a_genotype_or_a_sentence(text, encoding, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "spliced.txt"
     path.write_bytes(text.encode(encoding, errors="replace"))
     genotype_or_sentence(lambda source: read(source).genotype, str(path))
-
-
-@pytest.mark.skipif(not CASES.is_dir(), reason="the files that people keep are not on this machine")
-@pytest.mark.parametrize("path", sorted(CASES.glob("*")) if CASES.is_dir() else [], ids=lambda path: path.name)
-def test_kept_files_are_read_by_every_command(path, capsys):
-    """All hold one cell but that of another search space and our own line, which has two nodes."""
-    source = f"{path}:1" if path.name == "two.txt" else str(path)
-    differs = path.name in ("own_log_line.txt", "nb201.txt")
-    assert main(["validate", source]) == 0
-    assert main(["convert", source, "--to", "text"]) == 0
-    assert main(["diff", source, str(CASES / "flat.txt")]) == differs
-    assert capsys.readouterr().err.count("error: ") == 0
