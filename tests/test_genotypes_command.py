@@ -187,8 +187,11 @@ def test_random_is_the_same_each_time_and_writes_files(capsys):
 
 def test_validate_has_a_line_for_each_file(capsys):
     V1.save("good.json")
-    assert main(["validate", "good.json", "DARTS_V2"]) == 0
-    assert capsys.readouterr().out == "good.json: valid\nDARTS_V2: valid\n"
+    Path("log.txt").write_text(f"{V2.to_text()}\n{V1.to_text()}\n")
+    note = "the last of 2 genotypes is used, in line 2."
+    assert main(["validate", "good.json", "log.txt"]) == 0
+    assert capsys.readouterr().out == f"good.json: valid\nlog.txt: valid ({note})\n"
+    assert (main(["diff", "good.json", "log.txt"]), capsys.readouterr().err) == (0, f"log.txt: {note}\n")
     Path("bad\n.json").write_text(json.dumps({"format_version": 1, "\x1b": 2}))
     assert main(["validate", "bad\n.json", "good.json", "none.json"]) == 2
     lines = capsys.readouterr().out.splitlines()
@@ -200,6 +203,7 @@ WRONG = [
     ("foo", "Available subcommands: list, show, diff, convert, random, validate"),
     ("show", "SOURCE"),
     ("show DARTS_V3", "there is no file and no cell of this name; perhaps you meant DARTS_V2; known names: Am"),
+    ("show genotypes", "genotype genotypes: not a run folder: genotype.json is missing."),
     ("show genotypes/taken.json", "genotype genotypes/taken.json: there is no genotype in it. What can be read: a "),
     ("show a\nb\x1b[2J", r"genotype a\nb\x1b[2J: there is no file"),
     ("show DARTS_V1 --svg genotypes/taken.json", "genotypes/taken.json: File exists."),
