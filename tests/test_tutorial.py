@@ -13,8 +13,9 @@ from tests.in_process import TWO, call
 
 TUTORIAL = (Path(__file__).parent.parent / "docs" / "tutorial.md").read_text(encoding="utf-8")
 STEP = re.compile(r"^```python\n(.*?)^```|^    (python [^\n]*)$", flags=re.DOTALL | re.MULTILINE)
-SMALLER = ["--epochs=1", "--train-limit=40", "--init-channels=2", "--num-cells=3"]
-SMALLEST = {"search.py": [*SMALLER, "--num-nodes=1", *TWO], "train_final.py": SMALLER}
+SMALLER = ["--epochs=1", "--train-limit=40", "--init-channels=2"]
+SMALLEST = {"search.py": [*SMALLER, "--num-cells=3", "--num-nodes=1", *TWO]}
+SMALLEST["train_final.py"] = [*SMALLER, "--num-cells=1"]
 
 
 @pytest.mark.usefixtures("no_pictures")
