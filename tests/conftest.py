@@ -23,3 +23,19 @@ def float64_and_seed():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def no_pictures():
+    """A process for each picture of a cell takes longer than a small run."""
+    from nas.search_space import pictures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "_render", lambda source, suffix: None)
+        yield
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    """The test runs in an empty folder, where the published cells are known by name."""
+    monkeypatch.chdir(tmp_path)

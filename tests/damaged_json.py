@@ -1,4 +1,4 @@
-"""Strategies of hypothesis for what damage makes of JSON: values and pieces of text in the place of others."""
+"""What damage makes of JSON, as strategies of hypothesis: values and pieces of text in the place of others."""
 
 import copy
 import functools
@@ -8,6 +8,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+
+from nas.errors import InputError
+from nas.search_space.genotype import Genotype
 
 SIGNS = [*"[](){},:='\"\\\n\0²", *string.digits]
 ORDERS = "\x1b[31m\n"  # to a terminal
@@ -33,15 +36,8 @@ def junk(words: tuple[str, ...]) -> SearchStrategy[Any]:
 
 
 @st.composite
-def damaged(
-    draw: Callable, content: Any, words: tuple[str, ...], nudged: Callable[[Any], SearchStrategy] | None = None
-) -> Any:
-    """Objects and lists in which up to three values were replaced, added or left out, at any depth.
-
-    Args:
-        words: of the file in question.
-        nudged: what may stand in the place of a value and is likely as good.
-    """
+def damaged(draw: Callable, content: Any, words: tuple[str, ...]) -> Any:
+    """Objects and lists with up to three values replaced, added or left out, at any depth; words as in the file."""
     content = copy.deepcopy(content)
     names, values = scraps(words), junk(words)
     for _ in range(draw(st.integers(1, 3))):
@@ -51,11 +47,9 @@ def damaged(
             if not (isinstance(item[key], dict | list) and item[key] and draw(st.integers(0, 3))):
                 break
             item = item[key]
-        match draw(st.sampled_from(["replace", "add", "delete"] + ["nudge"] * (nudged is not None))):
+        match draw(st.sampled_from(["replace", "add", "delete"])):
             case "replace":
                 item[key] = draw(values)
-            case "nudge":
-                item[key] = draw(nudged(item[key]))
             case "add" if isinstance(item, dict):
                 item[draw(names)] = draw(values)
             case "add":
@@ -73,3 +67,14 @@ def spliced(draw: Callable, whole: str | bytes, words: tuple[str, ...]) -> str |
         start = draw(st.integers(0, len(whole)))
         whole = whole[:start] + draw(pieces) + whole[start + draw(st.integers(0, 12)) :]
     return whole
+
+
+def genotype_or_sentence(load: Callable[[Any], Genotype], damaged: Any) -> None:
+    """What is loaded is a genotype, or the one line that refuses it has no orders to a terminal."""
+    sentence, genotype = "", Genotype.random(0)
+    try:
+        genotype = load(damaged)
+    except InputError as error:
+        sentence = str(error)
+    assert sentence.isprintable()
+    assert Genotype.from_text(genotype.to_text()) == genotype

@@ -10,7 +10,6 @@ corpus, and `python -m tests.fuzz_atheris TARGET --replay FILE` shows it again. 
 its own.
 """
 
-import abc
 import argparse
 import contextlib
 import copy
@@ -22,7 +21,6 @@ import random
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +35,7 @@ with atheris.instrument_imports(include=["nas"], enable_loader_override=False):
     from nas.runs import checkpoint
     from nas.search_space import conversions, darts, genotype, genotype_file, reader
 
-ROOT = Path(__file__).parent.parent
-PUBLISHED = sorted((ROOT / "genotypes").glob("*.json"))
-IN_MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+PUBLISHED = sorted((Path(__file__).parents[1] / "genotypes").glob("*.json"))
 WORDS = [
     *["normal", "reduce", "normal_concat=", "reduce_concat=", "edges", "concat", "range(", "list(", "Genotype("],
     *["np.int64(", "array([", "reduction", "normal/op_2_0", "normal_n2_switch", "'''", "# ", "\xff\xfe", "FOUND = "],
@@ -49,51 +45,30 @@ WORDS = [
     *["__metadata__", "dtype", "shape", "data_offsets", "F32", "I64", "BF16", "NaN", "Infinity", "-Infinity", "1e999"],
     *["true", "false", "null", r"\ud800", r"\u0000", "9" * 400, "[" * 300, *darts.DARTS.primitives],
     *["PK\1\2", "PK\3\4", "PK\5\6", "PK\6\6", "PK\6\7", "\x93NUMPY\1\0", "images.npy", "labels.npy", "classes.npy"],
-    *[
-        "mirror.npy",
-        "'descr': '",
-        "'fortran_order': True",
-        "'shape': (3, 8, 8)",
-        "'|u1'",
-        "'<i8'",
-        "'>U1'",
-        "'|O'",
-        "(3,)",
-        "()",
-    ],
+    *["mirror.npy", "'descr': '", "'fortran_order': True", "'shape': (3, 8, 8)", "'|u1'", "'<i8'", "'>U1'", "'|O'"],
+    *["(3,)", "()"],
 ]
-
-VALUES = [
-    *[None, True, -1, 0, 2, 0.5, 1e300, math.inf, math.nan, 2**63, -(2**64), 10**400],
-    *["", "\0", "é", [], {}, [[]], {"": {}}],
-]
+VALUES = [None, True, -1, 0, 2, 0.5, 1e300, math.inf, math.nan, 2**63, -(2**64), 10**400]
+VALUES += ["", "\0", "é", [], {}, [[]], {"": {}}]
 
 # Of arrays: what is put among their bytes, and what their headers say.
-NUMBERS = [
-    *[b"\0", b"\1", b"\x80", b"\xff", b"\7\0\0\0", b"\x1b\0\0\0", b"\0\xd8\0\0", b"\0\0\x11\0"],
-    *[b"\2", bytes(8), b"\xff" * 8, b"\0\0\x80?", b"\0\0\0\0\0\0\xf0?", b"\0<"],  # ones among them
-]
+NUMBERS = [b"\0", b"\1", b"\x80", b"\xff", b"\7\0\0\0", b"\x1b\0\0\0", b"\0\xd8\0\0", b"\0\0\x11\0", b"\2", bytes(8)]
+NUMBERS += [b"\xff" * 8, b"\0\0\x80?", b"\0\0\0\0\0\0\xf0?", b"\0<"]  # ones among them
 DTYPES = ["|u1", "|i1", "<u2", ">i4", "<i8", ">u8", "<f2", "<f8", "|b1", "|O", "|S2", "<U1", ">U3", "<U999"]
 SHAPES = [(), (0,), (2,), (3,), (3, 1), (3, 2), (3, 8, 8), (2, 9, 9, 1), (3, 3, 8, 8), (3, 8, 8, 3), (2, 8, 8, 2)]
 SHAPES += [(0, 8, 8), (10**11, 8, 8)]
 
 
-def tensors() -> dict[str, torch.Tensor]:
-    """Those of a small run."""
-    return {"a.weight": torch.arange(6.0).reshape(2, 3), "a.steps": torch.tensor(7), "alphas.normal": torch.ones(2)}
-
-
-def manifest() -> checkpoint.Manifest:
-    """One of a run that is on its way."""
-    return checkpoint.Manifest(
-        config={"lower": {"epochs": 2, "lr": 0.1}, "run": {"name": None, "deterministic": False}},
-        data="0123456789abcdef" * 2,
-        genotype=genotype.Genotype.load(PUBLISHED[0]).to_text(),
-        progress=checkpoint.LoopState(epochs=1, steps=12, loss=3.5, num_images=8, peaks={"upper/loss": 1.25}),
-        elapsed_s=17.25,
-        sizes={"metrics.jsonl": 300, "tensorboard/events.out.tfevents.17.0": 20},
-        finished=False,
-    )
+TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.steps": torch.tensor(7), "alphas.normal": torch.ones(2)}
+MANIFEST = checkpoint.Manifest(
+    config={"lower": {"epochs": 2, "lr": 0.1}, "run": {"name": None, "deterministic": False}},
+    data="0123456789abcdef" * 2,
+    genotype=genotype.Genotype.load(PUBLISHED[0]).to_text(),
+    progress=checkpoint.LoopState(epochs=1, steps=12, loss=3.5, num_images=8, peaks={"upper/loss": 1.25}),
+    elapsed_s=17.25,
+    sizes={"metrics.jsonl": 300, "tensorboard/events.out.tfevents.17.0": 20},
+    finished=False,
+)
 
 
 def change(content: Any, chance: random.Random) -> Any:
@@ -107,51 +82,38 @@ def change(content: Any, chance: random.Random) -> Any:
     if not places:
         return chance.choice(VALUES)
     item, key = chance.choice(places)
+    other = item[key]
+    if isinstance(other, str):
+        nudged = other + chance.choice(["\n", "/../x", "\x1b[31m", "\0", other])
+    else:
+        nudged = other + chance.choice([-1, 1]) if type(other) in (int, float) else [other]
     match chance.randrange(5):
         case 0:
-            item[key] = copy.deepcopy(chance.choice(VALUES))
+            item[key] = copy.deepcopy(chance.choice([chance.choice(VALUES), chance.choice(found)]))
         case 1:
-            item[key] = copy.deepcopy(chance.choice(found))
+            item[key] = nudged
         case 2:
             del item[key]
-        case 3 if isinstance(item, dict):
+        case _ if isinstance(item, dict):
             item[chance.choice(WORDS)] = item.pop(key)
-        case 3:
-            item.insert(key, copy.deepcopy(item[key]))
-        case _ if type(item[key]) in (int, float):
-            item[key] += chance.choice([-1, 1])
-        case _ if isinstance(item[key], str):
-            item[key] += chance.choice(["\n", "/../x", "\x1b[31m", "\0", item[key]])
         case _:
-            item[key] = [item[key]]
+            item.insert(key, copy.deepcopy(other))
     return content
 
 
-class Target(abc.ABC):
-    """One parser: inputs to start from, and what is called with each."""
+class Target:
+    """One parser: `seeds` are inputs that are in order, and `read` parses one, where InputError alone is expected."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-
-    @abc.abstractmethod
-    def seeds(self) -> list[bytes]:
-        """Inputs that are in order."""
-
-    @abc.abstractmethod
-    def read(self, data: bytes) -> None:
-        """Parse one; InputError alone is expected."""
 
     def mutate(self, data: bytes, max_size: int, seed: int) -> bytes:
         """Half of the time the bytes, else a value of the JSON: a byte alone seldom leaves JSON behind."""
         chance = random.Random(seed)
         start = data.find(b"{")
         if start >= 0 and chance.random() < 0.5:
-            try:
-                content = json.loads(data[start:])
-            except (ValueError, RecursionError):
-                pass
-            else:
-                mutated = data[:start] + json.dumps(change(content, chance)).encode()
+            with contextlib.suppress(ValueError, RecursionError):
+                mutated = data[:start] + json.dumps(change(json.loads(data[start:]), chance)).encode()
                 if len(mutated) <= max_size:
                     return mutated
         return atheris.Mutate(data, max_size)
@@ -203,8 +165,7 @@ class Manifest(Target):
     def __init__(self, folder: Path):
         super().__init__(folder)
         self.path = folder / checkpoint.CURRENT
-        self.tensors = tensors()
-        checkpoint.save(folder, self.tensors, manifest())
+        checkpoint.save(folder, TENSORS, MANIFEST)
         self.whole = self.path.read_bytes()
         self.header_size = int.from_bytes(self.whole[:8], "little")
         self.header = json.loads(self.whole[8 : 8 + self.header_size])
@@ -218,20 +179,20 @@ class Manifest(Target):
             content = data[1:]
         else:  # its checksum is right, so that the values alone are to blame
             text = data[1:].decode(errors="replace")
-            metadata = {"manifest": text, "checksum": checkpoint._checksum(tensors(), text)}
+            metadata = {"manifest": text, "checksum": checkpoint._checksum(TENSORS, text)}
             header = json.dumps(self.header | {"__metadata__": metadata}).encode()
             header += b" " * (-len(header) % 8)
             content = len(header).to_bytes(8, "little") + header + self.whole[8 + self.header_size :]
         self.path.write_bytes(content)
         checkpoint.finished(self.folder)
-        before = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        loaded = {name: torch.zeros_like(tensor) for name, tensor in TENSORS.items()}
         try:
-            read = checkpoint.load(self.path, self.tensors)
+            read = checkpoint.load(self.path, loaded)
         except InputError:
-            assert all(torch.equal(self.tensors[name], tensor) for name, tensor in before.items())
+            assert not any(tensor.any() for tensor in loaded.values()), "none was changed"
             raise
         if data[:1] != b"f":  # the comparisons tell a checksum, so that a whole file may get other values and theirs
-            assert all(torch.equal(self.tensors[name], tensor) for name, tensor in tensors().items())
+            assert all(torch.equal(loaded[name], tensor) for name, tensor in TENSORS.items())
         assert all(not name.startswith(("/", "..")) and "/../" not in name for name in read.sizes)
 
 
@@ -301,7 +262,7 @@ class Npz(Target):
         assert len(targets.unique()) == len(classes)
 
 
-TARGETS: dict[str, Callable[[Path], Target]] = {"text": Text, "json": Json, "manifest": Manifest, "npz": Npz}
+TARGETS = {"text": Text, "json": Json, "manifest": Manifest, "npz": Npz}
 
 
 def quoted(word: str) -> str:
@@ -319,7 +280,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     files.sync = lambda path: None  # no power cut here, and a sync takes a thousand times what a parser takes
-    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=IN_MEMORY) as temporary:
+    in_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=in_memory) as temporary:
         target = TARGETS[options.target](Path(temporary))
         if options.replay:
             target(options.replay.read_bytes())
@@ -330,14 +292,8 @@ def main() -> None:
             (corpus / f"seed-{number}").write_bytes(seed)
         words = corpus.with_name(f"{corpus.name}.words")
         words.write_text("".join(f'"{quoted(word)}"\n' for word in dict.fromkeys(WORDS)))
-        arguments = [
-            f"-max_total_time={options.minutes * 60:.0f}",
-            f"-dict={words}",
-            f"-artifact_prefix={corpus}-",
-            "-max_len=8192",
-            "-timeout=20",
-            "-print_final_stats=1",
-        ]
+        limits = ["-max_len=8192", "-timeout=20", "-print_final_stats=1", f"-max_total_time={options.minutes * 60:.0f}"]
+        arguments = [*limits, f"-dict={words}", f"-artifact_prefix={corpus}-"]
         atheris.Setup([sys.argv[0], *arguments, str(corpus)], target, custom_mutator=target.mutate)
         atheris.Fuzz()  # prints number of executions and coverage, and does not return
 

@@ -23,9 +23,14 @@ from nas.runs.folder import RunFolder
 from nas.search_space.genotype import Genotype
 from tests.in_process import call
 
-PAGE = (Path(__file__).parent.parent / "docs" / "export.md").read_text(encoding="utf-8")
-EXAMPLE = next(block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "onnxruntime" in block)
-FORMATS = ["onnx", "torch-export", "safetensors"]
+DOCS = Path(__file__).parent.parent / "docs"
+USES = re.compile(r"```python\n([^`]*onnxruntime[^`]*)```")
+EXAMPLE, OF_TUTORIAL = (USES.search((DOCS / name).read_text())[1] for name in ("export.md", "tutorial.md"))
+# A network of one cell, which is a reduction cell.
+CELL = (("sep_conv_3x3", 0), ("skip_connect", 1), ("dil_conv_3x3", 0), ("max_pool_3x3", 2))
+SMALL = Genotype(normal=CELL, reduce=CELL, normal_concat=(2, 3), reduce_concat=(2, 3))
+TRAIN = ["--dataset=folder", "--data-dir=images", "--batch-size=6", "--init-channels=4", "--num-cells=1"]
+TRAIN += ["--genotype=small", "--cutout=0", "--drop-path=0"]
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +43,8 @@ def run(tmp_path_factory):
             for index in range(12):
                 image = Image.new("RGB", (8, 8), (shade + index, shade, index))
                 image.save(folder / "images" / part / name / f"{index}.png")
-    arguments = ["--dataset=folder", "--data-dir=images", "--image-size=8", "--batch-size=6", "--init-channels=4"]
-    arguments += ["--genotype=DARTS_V2", "--num-cells=3", "--epochs=6", "--name=mine", "--cutout=0", "--drop-path=0"]
-    assert call("train_final", folder, *arguments) == 0
+    SMALL.save(folder / "genotypes" / "small.json")
+    assert call("train_final", folder, *TRAIN, "--image-size=8", "--epochs=6", "--name=mine") == 0
     return folder / "runs" / "mine"
 
 
@@ -48,94 +52,74 @@ def run(tmp_path_factory):
 def exported(run, tmp_path_factory):
     """By format, the file and the difference that was measured."""
     folder = tmp_path_factory.mktemp("exported")
-    return {kind: export.export(str(run), kind, str(folder / kind)) for kind in FORMATS}
+    return {kind: export.export(str(run), kind, str(folder / kind)) for kind in export.SUFFIXES}
 
 
-def random_images(batch_size, generator):
-    return torch.randn(batch_size, 3, 8, 8, generator=torch.Generator().manual_seed(generator))
-
-
-@torch.no_grad()
-def logits_here(run, images):
-    return FinalNetwork.from_run(run)(images)[0]
-
-
-@torch.no_grad()
-def logits_there(kind, path, images):
-    """Of the file alone."""
+def written(kind, path):
+    """The texts and the function in a file, or its weights."""
     if kind == "onnx":
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
-    return torch.export.load(path).module()(images)
-
-
-@pytest.mark.parametrize(("kind", "tolerance"), [("onnx", 1e-4), ("torch-export", 0.0)])
-def test_the_file_gives_the_logits_of_the_network_for_batches_of_any_size(kind, tolerance, run, exported):
-    path, difference = exported[kind]
-    assert difference <= tolerance
-    for batch_size in (1, 2, 7):
-        images = random_images(batch_size, generator=batch_size)
-        here, there = logits_here(run, images), logits_there(kind, path, images)
-        assert there.shape == (batch_size, 2)
-        assert (here - there).abs().max() <= tolerance
-        assert here.abs().max() > 0.1
-
-
-def test_the_weights_are_those_of_the_network(run, exported):
-    weights = safetensors.torch.load_file(exported["safetensors"][0])
-    wanted = FinalNetwork.from_run(run).state_dict()
-    assert {name for name in wanted if not name.startswith("auxiliary_head.")} == set(weights)
-    assert all(torch.equal(wanted[name], tensor) for name, tensor in weights.items())
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_classes_normalisation_and_cells_are_in_the_file(kind, run, exported):
-    path, _ = exported[kind]
-    if kind == "onnx":
         texts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    elif kind == "torch-export":
-        texts = dict.fromkeys(("classes", "mean", "std", "image_size", "genotype"), "")
-        torch.export.load(path, extra_files=texts)
+        return texts, lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    if kind == "torch-export":
+        texts = dict.fromkeys(("classes", "mean", "std", "image_size", "resize", "bits", "genotype"), "")
+        return texts, torch.export.load(path, extra_files=texts).module()
+    with safe_open(path, framework="pt") as file:
+        return file.metadata(), safetensors.torch.load_file(path)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("onnx", 1e-4), ("torch-export", 0.0), ("safetensors", 0.0)])
+def test_the_file_computes_what_the_network_does_and_says_for_which_images(kind, tolerance, run, exported):
+    (path, difference), network = exported[kind], FinalNetwork.from_run(run)
+    texts, found = written(kind, path)
+    assert difference <= tolerance
+    if kind == "safetensors":
+        weights = network.state_dict()
+        assert {name for name in weights if not name.startswith("auxiliary_head.")} == set(found)
+        assert all(torch.equal(weights[name], tensor) for name, tensor in found.items())
     else:
-        with safe_open(path, framework="pt") as file:
-            texts = file.metadata()
-    network = FinalNetwork.from_run(run)
+        torch.manual_seed(0)
+        for batch_size in (1, 2, 7):
+            images = torch.randn(batch_size, 3, 8, 8)
+            with torch.no_grad():
+                logits = network(images)[0]
+            assert found(images).shape == (batch_size, 2)
+            assert (found(images) - logits).abs().max() <= tolerance
+            assert logits.abs().max() > 0.1
     content = {name: json.loads(text) for name, text in texts.items()}
     assert (content["classes"], content["image_size"]) == (["ant", "bee"], 8)
     assert content["mean"] == pytest.approx(network.trained_on.mean)
     assert content["std"] == pytest.approx(network.trained_on.std)
     assert (content["resize"], content["bits"]) == ("crop", 16)
-    assert content["genotype"] == network.genotype.to_text()
+    assert content["genotype"] == SMALL.to_text()
 
 
-def test_the_example_of_readme_classifies_images(run, exported, monkeypatch, capsys):
-    monkeypatch.chdir(run.parent.parent)
-    code = EXAMPLE.replace('"runs/mine-final/network.onnx"', repr(str(exported["onnx"][0])))
-    said = []
-    for name in ("ant", "bee"):
-        Path("example.py").write_text(code.replace('"image.png"', repr(f"images/test/{name}/3.png")))
-        runpy.run_path("example.py")
-        said.append(capsys.readouterr().out.strip())
-    assert said == ["ant", "bee"]
-
-
-@pytest.mark.parametrize("resize", ["crop", "squeeze", "pad"])
-def test_the_example_of_the_docs_makes_squares_as_the_training_does(resize, run, exported, tmp_path, monkeypatch):
-    model = onnx.load(exported["onnx"][0])
-    next(entry for entry in model.metadata_props if entry.key == "resize").value = json.dumps(resize)
-    onnx.save(model, tmp_path / "network.onnx")
+def test_the_example_of_the_docs_makes_squares_as_the_training_does(run, exported, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     pixels = torch.randint(256, (20, 50, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     for name in ("ant", "bee"):
-        (tmp_path / "train" / name).mkdir(parents=True)
-        Image.fromarray(pixels.numpy()).save(tmp_path / "train" / name / "image.png")
-    code = EXAMPLE.replace("runs/mine-final/network.onnx", "network.onnx")
-    (tmp_path / "example.py").write_text(code.replace("image.png", "train/ant/image.png"))
-    monkeypatch.chdir(tmp_path)
-    found = torch.from_numpy(runpy.run_path("example.py")["pixels"]).permute(2, 0, 1)
+        Path("train", name).mkdir(parents=True)
+        Image.fromarray(pixels.numpy()).save(Path("train", name, "image.png"))
+
+    def run_example(code, image):
+        code = re.sub(r'"[^"]*network.onnx"', '"network.onnx"', re.sub(r'"[^"]*\.png"', repr(str(image)), code))
+        Path("example.py").write_text(code)
+        return runpy.run_path("example.py")["pixels"]
+
     trained_on = FinalNetwork.from_run(run).trained_on
     mean, std = (torch.tensor(values)[:, None, None] for values in (trained_on.mean, trained_on.std))
-    expected = datasets.load("folder", tmp_path, "train", image_size=8, resize=resize).images[0]
-    torch.testing.assert_close(found.float(), (expected / 255 - mean) / std)
+    for resize in ("squeeze", "pad", "crop"):
+        model = onnx.load(exported["onnx"][0])
+        next(entry for entry in model.metadata_props if entry.key == "resize").value = json.dumps(resize)
+        onnx.save(model, "network.onnx")
+        found = torch.from_numpy(run_example(EXAMPLE, "train/ant/image.png")).permute(2, 0, 1)
+        expected = datasets.load("folder", tmp_path, "train", image_size=8, resize=resize).images[0]
+        torch.testing.assert_close(found.float(), (expected / 255 - mean) / std)
+    capsys.readouterr()
+    for code in (EXAMPLE, OF_TUTORIAL):
+        for name in ("ant", "bee"):
+            run_example(code, run.parents[1] / f"images/test/{name}/3.png")
+    assert capsys.readouterr().out == "ant\nbee\n" * 2
 
 
 @pytest.mark.parametrize("other", [1e-6, float("nan")])
@@ -152,7 +136,17 @@ def test_a_file_that_computes_something_else_is_not_left_behind(run, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_there_and_packages_that_are_missing(run, tmp_path, monkeypatch):
+def test_only_a_trained_network_can_be_exported_to_a_folder_and_with_the_packages(run, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="nowhere: not a run folder"):
+        export.export("nowhere", "onnx")
+    RunFolder.create(tmp_path / "found", SearchConfig()).close()
+    with pytest.raises(InputError, match=r"found: this is a run of search\.py; give a run of train_final\.py"):
+        FinalNetwork.from_run(tmp_path / "found")
+    trained_on = TrainedOn(("ant", "bee"), 1, 8, (0.5,), (0.25,))
+    RunFolder.create(tmp_path / "begun", FinalConfig(), trained_on).close()
+    SMALL.save(tmp_path / "begun" / "genotype.json")
+    with pytest.raises(InputError, match=r"begun/weights.safetensors: no such file; the run may not have been finish"):
+        FinalNetwork.from_run(tmp_path / "begun")
     with pytest.raises(InputError, match=r"--output .*: there is no folder"):
         export.export(str(run), "onnx", str(tmp_path / "nowhere" / "network"))
     find = importlib.util.find_spec
@@ -161,24 +155,9 @@ def test_a_folder_that_is_not_there_and_packages_that_are_missing(run, tmp_path,
         export.export(str(run), "onnx", str(tmp_path / "network"))
 
 
-def test_only_a_trained_network_can_be_exported(tmp_path):
-    with pytest.raises(InputError, match="nowhere: not a run folder"):
-        export.export("nowhere", "onnx")
-    RunFolder.create(tmp_path / "found", SearchConfig()).close()
-    with pytest.raises(InputError, match=r"found: this is a run of search\.py; give a run of train_final\.py"):
-        FinalNetwork.from_run(tmp_path / "found")
-    trained_on = TrainedOn(("ant", "bee"), 1, 8, (0.5,), (0.25,))
-    RunFolder.create(tmp_path / "begun", FinalConfig(), trained_on).close()
-    Genotype.load("DARTS_V2").save(tmp_path / "begun" / "genotype.json")
-    with pytest.raises(
-        InputError, match=r"begun/weights.safetensors: no such file; the run may not have been finished"
-    ):
-        FinalNetwork.from_run(tmp_path / "begun")
-
-
 def test_the_command_says_what_it_wrote(run, tmp_path, capsys):
-    path = tmp_path / "network.pt2"
-    arguments = [str(run), "--format=torch-export", f"--output={path}"]
+    path = tmp_path / "network.safetensors"
+    arguments = [str(run), "--format=safetensors", f"--output={path}"]
     assert export.main(arguments) == 0
     assert f"{path}: {path.stat().st_size:,} bytes; " in capsys.readouterr().out
     assert export.main(arguments) == 2
@@ -186,11 +165,9 @@ def test_the_command_says_what_it_wrote(run, tmp_path, capsys):
 
 
 def test_the_form_for_imagenet_is_trained_measured_again_and_exported(run, tmp_path, capfd):
-    folder = run.parent.parent
-    arguments = ["--dataset=folder", "--data-dir=images", "--image-size=32", "--batch-size=6", "--init-channels=4"]
-    arguments += ["--genotype=DARTS_V2", "--num-cells=3", "--epochs=1", "--stem=imagenet", "--name=large"]
-    assert call("train_final", folder, *arguments) == 0
+    folder = run.parents[1]
+    assert call("train_final", folder, *TRAIN, "--image-size=32", "--epochs=1", "--stem=imagenet", "--name=large") == 0
     accuracy = re.search(r"test accuracy after epoch 1: ([\d.]+)%", capfd.readouterr().out)[1]
     assert call("train_final", folder, "--evaluate=runs/large") == 0
     assert f"test accuracy {accuracy}% of 24 images" in capfd.readouterr().out
-    assert export.export(str(folder / "runs" / "large"), "torch-export", str(tmp_path / "network"))[1] == 0
+    assert export.export(str(folder / "runs" / "large"), "safetensors", str(tmp_path / "network"))[1] == 0

@@ -1,7 +1,6 @@
 """Cells in the forms of other libraries: there and back, and what each form refuses."""
 
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,22 +12,13 @@ from nas.search_space.darts import DARTS
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import Provenance
 from nas.search_space.reader import read
+from tests.damaged_json import damaged, genotype_or_sentence
 
-FILES = {path.stem: path for path in sorted((Path(__file__).parents[2] / "genotypes").glob("*.json"))}
-V1, V2 = Genotype.load(FILES["DARTS_V1"]), Genotype.load(FILES["DARTS_V2"])
+V1, V2, NASNET = map(Genotype.load, ("DARTS_V1", "DARTS_V2", "NASNet"))
 NB301 = "NetworkSelectorDatasetInfo:darts:"
-FORMS = {
-    "text": lambda genotype: genotype.to_text(),
-    "nni": lambda genotype: json.dumps(to_nni(genotype)),
-    "nasbench301": lambda genotype: json.dumps(to_nasbench301(genotype)),
-}
+FORMS = {"text": Genotype.to_text, "nni": lambda genotype: json.dumps(to_nni(genotype))}
+FORMS["nasbench301"] = lambda genotype: json.dumps(to_nasbench301(genotype))
 SPACES = {"nni": "NNI's DARTS space", "nasbench301": "NAS-Bench-301's space"}
-# All that the forms cannot express of what is published.
-CANNOT = {
-    (form, name): f"normal: 5 nodes, but cells of {space} have 4."
-    for form, space in SPACES.items()
-    for name in ("NASNet", "AmoebaNet")
-}
 
 
 def sorted_by_source(genotype):
@@ -40,42 +30,16 @@ def sorted_by_source(genotype):
     return Genotype(**fields)
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("form", FORMS)
-def test_published_cells_there_and_back(form, name):
-    genotype = Genotype.load(FILES[name])
-    if (form, name) in CANNOT:
-        with pytest.raises(InputError) as caught:
-            FORMS[form](genotype)
-        assert str(caught.value) == CANNOT[form, name]
-        return
-    back = read(FORMS[form](genotype))
-    assert back.genotype == (sorted_by_source(genotype) if form == "nasbench301" else genotype)
-    assert (back.file.provenance, back.notes) == (Provenance(), [])
-
-
 def test_nni_writes_what_it_publishes_for_darts_v2():
     """The keys and values of `load_searched_model("darts-v2")`, in which the order of a node's edges is that of V2."""
     content = to_nni(V2)
-    operations = {key: value for key, value in content.items() if "/op_" in key}
-    inputs = {key: value for key, value in content.items() if "/input_" in key}
-    assert len(content) == len(operations) + len(inputs) == 32
-    assert [inputs[f"normal/input_{node}_{edge}"] for node in (2, 3, 4, 5) for edge in (0, 1)] == [
-        *([0], [1], [0], [1], [1], [0], [0], [2]),
-    ]
-    assert [inputs[f"reduce/input_{node}_{edge}"] for node in (2, 3, 4, 5) for edge in (0, 1)] == [
-        *([0], [1], [2], [1], [0], [2], [2], [1]),
-    ]
-    assert [operations[f"normal/op_{edge}"] for edge in ("4_1", "5_0", "5_1")] == [
-        *("skip_connect", "skip_connect", "dil_conv_3x3"),
-    ]
-    assert set(operations.values()) == {"sep_conv_3x3", "skip_connect", "dil_conv_3x3", "max_pool_3x3"}
-
-
-def test_nni_version_2_wrote_bare_numbers_and_the_size_of_the_network():
-    content = {key: value[0] if "input" in key else value for key, value in to_nni(V1).items()}
-    found = read(json.dumps(content | {"width": 36, "depth": 20}))
-    assert (found.genotype, found.notes) == (V1, [])
+    for cell, sources in (("normal", [0, 1, 0, 1, 1, 0, 0, 2]), ("reduce", [0, 1, 2, 1, 0, 2, 2, 1])):
+        edges = [f"{node}_{edge}" for node in (2, 3, 4, 5) for edge in (0, 1)]
+        assert [content.pop(f"{cell}/input_{edge}") for edge in edges] == [[source] for source in sources]
+    kept = [content[f"normal/op_{edge}"] for edge in ("4_1", "5_0", "5_1")]
+    assert kept == ["skip_connect", "skip_connect", "dil_conv_3x3"]
+    assert set(content.values()) == {"sep_conv_3x3", "skip_connect", "dil_conv_3x3", "max_pool_3x3"}
+    assert len(content) == 16
 
 
 def nni_1(genotype, switch, operation):
@@ -118,28 +82,15 @@ def test_a_configuration_of_nasbench301():
     inputs = {"normal": {3: "0_1", 4: "0_2", 5: "1_2"}, "reduce": {3: "0_1", 4: "1_2", 5: "2_3"}}
     content = {f"{NB301}edge_{cell}_{i}": kind for cell in edges for i, kind in edges[cell].items()}
     content |= {f"{NB301}inputs_node_{cell}_{node}": pair for cell in inputs for node, pair in inputs[cell].items()}
-    training = {
-        "CreateImageDataLoader:batch_size": 96,
-        "ImageAugmentation:cutout": "True",
-        "LossModuleSelectorIndices:loss_module": "cross_entropy",
-        "NetworkSelectorDatasetInfo:network": "darts",
-        f"{NB301}auxiliary": "True",
-        f"{NB301}drop_path_prob": 0.2,
-        f"{NB301}init_channels": 50,
-        f"{NB301}layers": 20,
-        "OptimizerSelector:sgd:weight_decay": 0.0003974557149504894,
-        "SimpleLearningrateSchedulerSelector:cosine_annealing:T_max": 1500,
-        "SimpleTrainNode:mixup:alpha": 0.2,
-    }
-    found = read(json.dumps(content | training))
+    training = [f"{NB301}{name}" for name in ("auxiliary", "drop_path_prob", "init_channels", "layers")]
+    training += ["CreateImageDataLoader:batch_size", "ImageAugmentation:cutout", "NetworkSelectorDatasetInfo:network"]
+    training += ["LossModuleSelectorIndices:loss_module", "OptimizerSelector:sgd:weight_decay"]
+    training += ["SimpleLearningrateSchedulerSelector:cosine_annealing:T_max", "SimpleTrainNode:mixup:alpha"]
+    found = read(json.dumps(content | dict.fromkeys(training, 0.2)))
     assert found.notes == []
-    genotype = found.genotype
-    sources = {cell: [source for _, source in getattr(genotype, cell)] for cell in edges}
+    sources = {cell: [source for _, source in getattr(found.genotype, cell)] for cell in edges}
     assert sources == {"normal": [0, 1, 0, 1, 0, 2, 1, 2], "reduce": [0, 1, 0, 1, 1, 2, 2, 3]}
-    for cell in edges:
-        assert [kind for kind, _ in getattr(genotype, cell)] == list(edges[cell].values())
-    assert genotype.normal_concat == genotype.reduce_concat == (2, 3, 4, 5)
-    assert to_nasbench301(genotype) == content
+    assert to_nasbench301(found.genotype) == content
 
 
 TWICE = "both edges of node {} come from state {}, but {{}} has only one edge from a state to a node."
@@ -152,8 +103,8 @@ TWICE = "both edges of node {} come from state {}, but {{}} has only one edge fr
         ("normal_concat", (3, 4, 5), SPACES, "[3, 4, 5], but cells of {} concatenate all nodes."),
         ("reduce", (*V1.reduce[:4], *2 * [V1.normal[7]], *V1.reduce[6:]), ["nasbench301"], TWICE.format(4, 2)),
         ("normal", (*2 * [V1.normal[1]], *V1.normal[2:]), ["nasbench301"], TWICE.format(2, 0)),
+        ("normal", NASNET.normal, SPACES, "5 nodes, but cells of {} have 4."),
     ],
-    ids=["primitive", "concat", "two edges from one source", "first node"],
 )
 def test_what_a_form_cannot_express_is_an_error(field, value, refused_by, expected):
     genotype = Genotype(**{**V1.model_dump(), field: value})
@@ -170,38 +121,26 @@ def test_what_a_form_cannot_express_is_an_error(field, value, refused_by, expect
     ("form", "key", "value", "expected"),
     [
         ("nni", "normal/op_2_0", ..., "normal/op_2_0: missing."),
-        ("nni", "reduce/input_5_1", ..., "reduce/input_5_1: missing."),
         ("nni", "normal/op_2_0", "none", "normal/op_2_0: must be one of max_pool_3x3, avg"),
-        ("nni", "normal/op_2_0", ["skip_connect"], "normal/op_2_0: must be one of"),
         ("nni", "normal/input_2_1", [2], "normal/input_2_1: must be one of 0, 1, got 2."),
         ("nni", "normal/input_2_1", -1, "normal/input_2_1: must be one of 0, 1, got -1."),
         ("nni", "normal/input_2_1", True, "normal/input_2_1: must be one of 0, 1, got True."),
-        ("nni", "normal/input_2_1", [True], "normal/input_2_1: must be one of 0, 1, got True."),
-        ("nni", "normal/input_2_1", 1.0, "normal/input_2_1: must be one of 0, 1, got 1.0."),
         ("nni", "normal/input_2_1", [0, 1], "normal/input_2_1: must be one of 0, 1, got [0, 1]."),
-        ("nni", "normal/input_2_1", [], "normal/input_2_1: must be one of 0, 1, got []."),
-        ("nni", "normal/input_2_1", None, "normal/input_2_1: must be one of 0, 1, got None."),
         ("nni", "normal/op_6_0", "skip_connect", "'normal/op_6_0': unknown field"),
         ("nni", f"{NB301}edge_normal_0", "skip_connect", "keys of more than one form."),
         ("nni_1", "normal_n2_switch", ..., "normal_n2_switch: must be two of normal_n2_p0, normal_n2_p1, got None."),
         ("nni_1", "normal_n2_switch", [0], "normal_n2_switch: must be two of"),
         ("nni_1", "normal_n3_switch", [True, True, True], "normal_n3_switch: must be two of"),
         ("nni_1", "normal_n2_switch", [0, 2], "normal_n2_switch: must be one of normal_n2_p0, normal_n2_p1, got 2."),
-        ("nni_1", "normal_n2_switch", [0, -1], "normal_n2_switch: must be one of"),
         ("nni_1", "normal_n2_switch", ["normal_n3_p0", 1], "normal_n2_switch: must be one of"),
         ("nni_1", "normal_n2_p0", ..., "normal_n2_p0: must be one of maxpool, avgpool"),
-        ("nni_1", "normal_n2_p0", [], "normal_n2_p0: must be one of"),
-        ("nni_1", "normal_n2_p0", "none", "normal_n2_p0: must be one of"),
         ("nni_1", "normal_n2_p0", True, "normal_n2_p0: must be one of"),
         ("nni_1", "normal_n2_p0", [True] * 7, "normal_n2_p0: must be one of"),
         ("nni_1", "normal_n2_p2", "maxpool", "'normal_n2_p2': unknown field"),
         ("nasbench301", f"{NB301}edge_normal_0", ..., f"{NB301}edge_normal_0: missing."),
         ("nasbench301", f"{NB301}inputs_node_normal_4", ..., f"{NB301}inputs_node_normal_4: missing."),
         ("nasbench301", f"{NB301}inputs_node_normal_3", "1_0", f"{NB301}inputs_node_normal_3: must be one of 0_1"),
-        ("nasbench301", f"{NB301}inputs_node_normal_3", "1_1", f"{NB301}inputs_node_normal_3: must be one of"),
-        ("nasbench301", f"{NB301}inputs_node_normal_3", [0, 1], f"{NB301}inputs_node_normal_3: must be one of"),
         ("nasbench301", f"{NB301}inputs_node_normal_2", "0_1", f"'{NB301}inputs_node_normal_2': unknown field"),
-        ("nasbench301", f"{NB301}edge_normal_13", "skip_connect", f"'{NB301}edge_normal_13': unknown field, or"),
         ("nasbench301", f"{NB301}edge_normal_0", "none", f"{NB301}edge_normal_0: must be one of max_pool_3x3"),
         ("nasbench301", f"{NB301}edge_" + "x" * 9999, 1, f"'{NB301}edge_xxx"),
         ("nasbench301", f"{NB301}edge_\n", 1, rf"'{NB301}edge_\n': unknown field"),
@@ -210,7 +149,6 @@ def test_what_a_form_cannot_express_is_an_error(field, value, refused_by, expect
 )  # fmt: skip
 def test_a_bad_field_is_named(form, key, value, expected):
     content = nni_1(V1, names, one_hot) if form == "nni_1" else json.loads(FORMS[form](V1))
-    assert value is not ... or key in content
     if value is ...:
         del content[key]
     else:
@@ -224,16 +162,17 @@ def test_a_bad_field_is_named(form, key, value, expected):
         assert len(text) < 300
 
 
-def cells(num_nodes):
-    sources = [st.integers(0, 1 + index // 2) for index in range(2 * num_nodes)]
-    return st.tuples(*(st.tuples(st.sampled_from(DARTS.primitives[1:]), source) for source in sources))
+CELL = st.tuples(
+    *(st.tuples(st.sampled_from(DARTS.primitives[1:]), st.integers(0, 1 + index // 2)) for index in range(8))
+)
 
 
-@given(normal=cells(4), reduce=cells(4))
+@given(normal=CELL, reduce=CELL)
 def test_any_cells_there_and_back(normal, reduce):
     genotype = Genotype(normal=normal, normal_concat=range(2, 6), reduce=reduce, reduce_concat=range(2, 6))
     for form in ("text", "nni"):
-        assert read(FORMS[form](genotype)).genotype == genotype
+        back = read(FORMS[form](genotype))
+        assert (back.genotype, back.file.provenance, back.notes) == (genotype, Provenance(), [])
     if any(cell[i][1] == cell[i + 1][1] for cell in (normal, reduce) for i in range(0, 8, 2)):
         with pytest.raises(InputError, match="both edges of node"):
             to_nasbench301(genotype)
@@ -241,25 +180,11 @@ def test_any_cells_there_and_back(normal, reduce):
         assert read(FORMS["nasbench301"](genotype)).genotype == sorted_by_source(genotype)
 
 
-GOOD = [
-    to_nni(V1),
-    nni_1(V1, names, one_hot),
-    to_nasbench301(V1),
-    json.loads(FILES["DARTS_V1"].read_text(encoding="utf-8")),
-    {},
-]
-KEYS = sorted({key for content in GOOD for key in content} | {"width", "normal/op_6_0"})
-VALUES = (
-    st.none() | st.booleans() | st.integers(-1, 9) | st.floats() | st.text(max_size=3) | st.lists(st.integers(0, 3))
-)
-CHANGES = st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=3), VALUES, max_size=3)
+GOOD = st.sampled_from([to_nni(V1), nni_1(V1, names, one_hot), to_nasbench301(V1), V1.model_dump(mode="json")])
+DAMAGED = GOOD.flatmap(lambda content: damaged(content, ("width", "normal/op_6_0")))
 
 
 @pytest.mark.fuzz
-@given(content=st.sampled_from(GOOD), changes=CHANGES, write=st.sampled_from([json.dumps, repr]))
-def test_made_up_input_is_refused_or_is_a_genotype(content, changes, write):
-    try:
-        genotype = read(write(content | changes)).genotype
-    except InputError:
-        return
-    assert Genotype(**genotype.model_dump()) == genotype
+@given(content=DAMAGED, write=st.sampled_from([json.dumps, repr]))
+def test_made_up_input_is_refused_or_is_a_genotype(content, write):
+    genotype_or_sentence(lambda text: read(text).genotype, write(content))
