@@ -1,9 +1,9 @@
 """Jobs with a script that does nothing but what a file tells it: it lives, dies and goes on within a second."""
 
 import importlib.util
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +15,6 @@ from nas.runs.lock import take_lock
 from nas.selection import jobs
 from nas.selection.jobs import Job, in_turn, is_done, resources_of_job, run_job, runner
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -166,11 +165,11 @@ def test_a_run_folder_at_work_is_waited_for(make, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux for it")
 def test_a_script_does_not_outlive_whoever_started_it(make):
     job = make("zf")
-    code = f"from nas.selection.jobs import *; from pathlib import *; run_job({job!r})".replace("PosixPath", "Path")
-    driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    driver = multiprocessing.get_context("fork").Process(target=run_job, args=(job,))
+    driver.start()
     wait_until((job.path / "asleep").exists)
     driver.kill()
-    driver.wait()
+    driver.join()
     wait_until(lambda: job.output.read_text() == "stopped: after a step.\n")
     assert run_job(job) == (0, "")
 
