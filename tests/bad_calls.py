@@ -1,21 +1,13 @@
-"""Wrong calls of the two scripts, and what is said of each. The tests try them all in one process.
+"""Wrong calls of the two scripts, and what is said of each.
 
-    python -m tests.bad_calls
-
-tries the first one of each kind for real. A call may be made in a folder that holds `genotypes/taken.json` (not a
-genotype), the folder `runs/made` (not a run), `images/` with files that are not images and a `train.npz` that is
-damaged, and `own/` with a `train.npz` alone.
+A call may be made in a folder that holds `genotypes/taken.json` (not a genotype), the folder `runs/made` (not a run),
+`images/` with files that are not images and a `train.npz` that is damaged, and `own/` with a `train.npz` alone.
 """
 
-import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parent.parent
 AT_LEAST, AT_MOST = "must be greater than or equal to", "must be less than or equal to"
 
 TOO_SMALL_FOR_THE_STEM = "--stem imagenet: it divides the sides of the images by eight, so it needs at least 32 pixels"
@@ -202,26 +194,3 @@ def fault(code: int, error: str, sentence: str) -> str | None:
     if not of_tyro and not (error.startswith("error: ") and error.count("\n") == 1):
         return f"not one sentence: {error}"
     return None if sentence in error else f"{sentence!r} is not in {error!r}"
-
-
-def main() -> int:
-    num_faults = 0
-    environment = os.environ | {"NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_surroundings(folder)
-        before = content(folder)
-        for script, [(call, sentence), *_] in KINDS:
-            command = [sys.executable, str(ROOT / script), *call.split()]
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-            wrong = fault(done.returncode, done.stderr, sentence) or "something was written" * (
-                content(folder) != before
-            )
-            num_faults += bool(wrong)
-            print(f"{script} {call}\n    {wrong or done.stderr.strip()}", flush=True)
-    print(f"{len(KINDS)} wrong calls, {num_faults} badly answered")
-    return min(num_faults, 1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

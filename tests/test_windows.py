@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nas.machine import memory, threads
 from tests.in_process import TWO
 
 ROOT = Path(__file__).parent.parent
@@ -76,3 +77,13 @@ def test_both_scripts_and_the_commands_run_without_what_windows_lacks(tmp_path):
             code, said = second.run(*command)
             assert (code, sentence in said) == (0, True), said
         assert second.run(*SEARCH, "--layers=3")[0] == 2
+
+
+def test_without_psutil_every_core_counts_and_only_a_container_tells_of_memory(tmp_path, monkeypatch):
+    """Which lacks modules in an interpreter that was built without them."""
+    monkeypatch.setattr(memory, "psutil", None)
+    monkeypatch.setattr(threads, "psutil", None)
+    assert (memory.total_bytes(tmp_path), memory.free_bytes(tmp_path)) == (None, None)
+    assert memory.half_of_memory() > 0
+    assert threads.allowed_cores() == list(range(os.cpu_count()))
+    assert threads.unused_cores() == threads.usable_cores() >= 1

@@ -34,6 +34,7 @@ from tests.in_process import TWO, call
 SEARCH = [*torture.SMALL, *TWO, "--num-nodes=1", "--epochs=2", "--checkpoint-minutes=0"]
 SEVERAL = ["--searches=2", "--random-baseline=1", "--selection-epochs=1", "--selection-channels=2"]
 COMMAND = [*SEARCH, *SEVERAL, "--selection-cells=3", "--name=m"]
+RESUME_X = "resume with: python search.py --resume runs/x"
 RAY = ["--ray", "--devices-per-search=0.5"] if importlib.util.find_spec("ray") else []
 
 
@@ -135,27 +136,26 @@ def test_another_cell_in_the_place_of_one_is_refused(finished, tmp_path):
         ranking.candidates([(cell, tmp_path / f"retrained-{cell.name}") for cell in cells])
 
 
-def test_what_cannot_be_finished_is_one_sentence(tmp_path, monkeypatch, capfd):
-    endings = [Ending(1, "runs/x/x-seed0 ended 4 times in a row by SIGKILL: it printed nothing."), Ending(143, "")]
-    monkeypatch.setattr(protocol, "runner", lambda *_: contextlib.nullcontext(lambda jobs, tick: endings))
-    assert call("search", tmp_path, "--dataset=digits", "--searches=2", "--name=x") == 1
-    assert capfd.readouterr().err == (
-        "stopped: runs/x/x-seed0 ended 4 times in a row by SIGKILL: it printed nothing (and 1 more); then resume with: "
-        "python search.py --resume runs/x\n"
-    )
-
-
-@pytest.mark.parametrize("begun", [False, True])
-def test_wrong_input_that_a_search_notices_leaves_nothing_behind(tmp_path, monkeypatch, capfd, begun):
+@pytest.mark.parametrize(
+    ("begun", "endings", "code", "said"),
+    [
+        (True, [Ending(1, "x ended."), Ending(143, "")], 1, f"stopped: x ended (and 1 more); then {RESUME_X}\n"),
+        (True, [Ending(2, "--device cuda: no such device.")], 2, "error: --device cuda: no such device.\n"),
+        (False, [Ending(2, "--device cuda: no such device.")], 2, "error: --device cuda: no such device.\n"),
+    ],
+)
+def test_what_cannot_be_finished_is_one_sentence_and_leaves_what_was_begun(
+    tmp_path, monkeypatch, capfd, begun, endings, code, said
+):
     def run_all(jobs, tick):
         if begun:
             jobs[0].path.mkdir()
             (jobs[0].path / "config.json").touch()
-        return [Ending(2, "--device cuda: torch sees no such device here.")]
+        return endings
 
     monkeypatch.setattr(protocol, "runner", lambda *_: contextlib.nullcontext(run_all))
-    assert call("search", tmp_path, "--dataset=digits", "--searches=2", "--name=x") == 2
-    assert capfd.readouterr().err == "error: --device cuda: torch sees no such device here.\n"
+    assert call("search", tmp_path, "--dataset=digits", "--searches=2", "--name=x") == code
+    assert capfd.readouterr().err == said
     assert (tmp_path / "runs" / "x").exists() == begun
 
 
@@ -174,9 +174,9 @@ def test_torchrun_is_refused(monkeypatch):
         search.main(parse(SearchConfig, COMMAND))
 
 
-@pytest.mark.parametrize("given", [[], ["--threads=3", "--stem=imagenet", "--device=cpu", "--no-flip"]])
-def test_a_job_is_one_run_of_a_script_with_a_config_file(given, tmp_path, monkeypatch):
+def test_a_job_is_one_run_of_a_script_with_a_config_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    given = ["--threads=3", "--stem=imagenet", "--device=cpu", "--no-flip"]
     quick = ["--preset=quick", "--dataset=digits", "--run-dir=runs/x"]
     config = parse(SearchConfig, [*quick, "--searches=4", "--seed=5", "--name=x", "--ray", *given])
     search = search_job(config, Path("scripts"), Path("runs/x"), 7)
