@@ -11,30 +11,21 @@ from nas.search_space.genotype import Genotype
 from nas.selection.protocol import plan
 from tests.in_process import TWO, call
 
-ONE_EDGE = {"normal": [("skip_connect", 0)], "normal_concat": [2], "reduce": [], "reduce_concat": []}
 ONE_OF_SEVERAL = r"(?<![\d.,/] )(?<![\d.,/])\b1 (?!is|was|has|×)[a-z]+s\b"
 
 
 def test_count():
-    nouns = [
-        (0, "step"),
-        (1, "step"),
-        (2, "step"),
-        (1, "class"),
-        (2, "class"),
-        (3, "search"),
-        (2, "batch"),
-        (2, "epoch"),
-    ]
-    words = "0 steps, 1 step, 2 steps, 1 class, 2 classes, 3 searches, 2 batches, 2 epochs"
-    assert ", ".join(count(*noun) for noun in nouns) == words
+    nouns = ("step", "step", "step", "class", "class", "search", "batch", "epoch")
+    counted = ("0 steps", "1 step", "2 steps", "1 class", "2 classes", "3 searches", "2 batches", "2 epochs")
+    for noun, words in zip(nouns, counted, strict=True):
+        assert count(int(words[0]), noun) == words
     assert (count(1000, "step", ","), count(1000, "image")) == ("1,000 steps", "1000 images")
 
 
 def test_sentences_about_one():
     assert plan(SearchConfig())[0].startswith("1 search, seed 0")
     with pytest.raises(ValueError, match="1 edge, but a cell has"):
-        Genotype(**ONE_EDGE)
+        Genotype(normal=[("skip_connect", 0)], normal_concat=[2], reduce=[], reduce_concat=[])
     with pytest.raises(InputError, match="1 node, but cells of"):
         conversions.to_nni(Genotype.random(0, 1))
 

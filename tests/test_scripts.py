@@ -29,11 +29,8 @@ from tests.in_process import TWO, call
 
 ROOT = Path(__file__).parent.parent
 # Small, and yet two epochs have enough steps for a record on every tenth step in each.
-SMALL = ["--dataset=digits", "--train-limit=96", "--init-channels=2", "--num-cells=3", "--batch-size=8"]
-
-
-SEARCH = [*SMALL, "--num-nodes=1", *TWO]
-FINAL = [*SMALL, "--epochs=2", "--holdout-fraction=0.25"]
+SEARCH = [*torture.SMALL, "--num-nodes=1", *TWO]
+FINAL = [*torture.SMALL, "--epochs=2", "--holdout-fraction=0.25"]
 
 
 def called(script, folder, *arguments):

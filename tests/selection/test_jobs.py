@@ -82,17 +82,17 @@ def threads(job):
 
 
 def test_what_dies_is_gone_on_with_as_long_as_it_gets_on(make, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     job = make("kdddkf")
     assert run_job(job) == (0, "")
     assert starts(job) == ["--name a --config config.json"] + 5 * ["--resume runs/a --config config.json"]
     assert is_done(job)
     assert run_job(job) == (0, "")
     assert len(starts(job)) == 6
-    # A job alone may ask for cores, one beside others is told its share.
+    # A job alone begins as this process did, one beside others is told its share.
     beside_others = make("f", "b")
     assert run_job(beside_others, threads=2) == (0, "")
-    assert (threads(job), threads(beside_others)) == ("None", "2")
+    assert (threads(job), threads(beside_others)) == ("7", "2")
 
 
 @pytest.mark.parametrize(
