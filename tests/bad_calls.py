@@ -8,49 +8,39 @@ from pathlib import Path
 
 import numpy as np
 
-AT_LEAST, AT_MOST = "must be greater than or equal to", "must be less than or equal to"
-
 TOO_SMALL_FOR_THE_STEM = "--stem imagenet: it divides the sides of the images by eight, so it needs at least 32 pixels"
 TINY = "--num-cells 1 --num-nodes 1 --init-channels 2 --batch-size 8 --primitives skip_connect sep_conv_3x3"
-SMALLEST = {
-    0: "--seed --crop-padding --random-baseline",
-    1: "--epochs --init-channels --num-cells --num-nodes --threads --max-bad-steps --searches --selection-epochs",
-    2: "--batch-size",
-    4: "--train-limit",
-    8: "--image-size",
-}
-LARGEST = {
-    "--threads": 1024,
-    "--epochs": 100000,
-    "--init-channels": 1024,
-    "--num-cells": 200,
-    "--num-nodes": 8,
-    "--searches": 200,
-}
-POSITIVE = ("--lower-lr", "--grad-clip", "--alpha-lr", "--upper-fraction", "--r")
-NOT_NEGATIVE = ("--momentum", "--weight-decay", "--alpha-weight-decay", "--checkpoint-minutes")
-BELOW_ONE = ("--momentum", "--upper-fraction", "--test-fraction")
+AT_LEAST, AT_MOST = "greater than or equal to", "less than or equal to"
+
+
+def out_of_range(flags: str, value: float | str, allowed: str) -> list[tuple[str, str]]:
+    return [(f"{flag} {value}", f"{flag}: must be {allowed}, got {value}") for flag in flags.split()]
+
 
 SEARCH = {
     "a value out of range": [
-        *(
-            (f"{flag} {n - 1}", f"{flag}: {AT_LEAST} {n}, got {n - 1}")
-            for n in SMALLEST
-            for flag in SMALLEST[n].split()
-        ),
-        *((f"{flag} {n + 1}", f"{flag}: {AT_MOST} {n}, got {n + 1}") for flag, n in LARGEST.items()),
-        *((f"{flag} 0", f"{flag}: must be greater than 0, got 0.0") for flag in POSITIVE),
-        *((f"{flag} -1", f"{flag}: {AT_LEAST} 0, got -1.0") for flag in NOT_NEGATIVE),
-        *((f"{flag} 1", f"{flag}: must be less than 1, got 1.0") for flag in BELOW_ONE),
+        *out_of_range("--batch-size", 1, f"{AT_LEAST} 2"),
+        *out_of_range("--epochs --init-channels --num-cells --num-nodes", 0, f"{AT_LEAST} 1"),
+        *out_of_range("--threads --max-bad-steps --searches --selection-epochs", 0, f"{AT_LEAST} 1"),
+        *out_of_range("--seed --crop-padding --random-baseline", -1, f"{AT_LEAST} 0"),
+        *out_of_range("--train-limit", 3, f"{AT_LEAST} 4"),
+        *out_of_range("--image-size", 7, f"{AT_LEAST} 8"),
+        *out_of_range("--epochs", 100001, f"{AT_MOST} 100000"),
+        *out_of_range("--threads --init-channels", 1025, f"{AT_MOST} 1024"),
+        *out_of_range("--num-cells --searches", 201, f"{AT_MOST} 200"),
+        *out_of_range("--num-nodes", 9, f"{AT_MOST} 8"),
+        *out_of_range("--seed", 4294967296, "less than 4294967296"),
+        *out_of_range("--lower-lr --grad-clip --alpha-lr --upper-fraction --r", 0.0, "greater than 0"),
+        *out_of_range("--momentum --weight-decay --alpha-weight-decay --checkpoint-minutes", -1.0, f"{AT_LEAST} 0"),
+        *out_of_range("--momentum --upper-fraction --test-fraction", 1.0, "less than 1"),
+        *out_of_range("--lower-lr", "nan", "a finite number"),
+        *out_of_range("--alpha-lr", "1e+39", "at most 3e38"),
         ("--space nas-bench-201 --num-nodes 4", "--num-nodes 4: cells of --space nas-bench-201 have 3 nodes."),
-        ("--lower-lr nan", "--lower-lr: must be a finite number, got nan"),
-        ("--alpha-lr 1e39", "--alpha-lr: must be at most 3e38, got 1e+39"),
-        ("--seed 4294967296", "--seed: must be less than 4294967296, got 4294967296"),
         ("--name ../elsewhere", "--name: must be up to 100 letters"),
         ("--name .hidden", "--name: must be up to 100 letters"),
         ("--searches 2 --ray here", "--ray: must be local, auto or the HOST:PORT of a cluster, got 'here'"),
         ("--searches 2 --ray auto twice", "--ray: must be local, auto or the HOST:PORT of a cluster, got 'auto twice'"),
-        ("--searches 2 --ray --devices-per-search 0", f"--devices-per-search: {AT_LEAST} 0.0001, got"),
+        ("--searches 2 --ray --devices-per-search 0", f"--devices-per-search: must be {AT_LEAST} 0.0001, got"),
     ],
     "a value of another type": [
         ("--batch-size 2.5", "Error parsing --batch-size: "),
@@ -129,12 +119,11 @@ FINAL = {
         ("--genotype __import__('os').system('true')", "there is no file and no cell of this name"),
     ],
     "a value out of range": [
-        ("--cutout -1", f"--cutout: {AT_LEAST} 0, got -1"),
-        ("--auxiliary-weight -1", f"--auxiliary-weight: {AT_LEAST} 0, got -1.0"),
-        ("--drop-path 1", "--drop-path: must be less than 1, got 1.0"),
-        ("--lr 0", "--lr: must be greater than 0, got 0.0"),
-        ("--holdout-fraction 1", "--holdout-fraction: must be less than 1, got 1.0"),
-        ("--batch-size 1", f"--batch-size: {AT_LEAST} 2, got 1"),
+        *out_of_range("--batch-size", 1, f"{AT_LEAST} 2"),
+        *out_of_range("--cutout", -1, f"{AT_LEAST} 0"),
+        *out_of_range("--auxiliary-weight", -1.0, f"{AT_LEAST} 0"),
+        *out_of_range("--lr", 0.0, "greater than 0"),
+        *out_of_range("--drop-path --holdout-fraction", 1.0, "less than 1"),
     ],
     "flags that do not fit": [
         ("--genotype DARTS_V1 --skip-test", "--skip-test: needs --holdout-fraction above 0"),

@@ -21,15 +21,13 @@ from pathlib import Path
 
 folder = Path(sys.argv[2]) if sys.argv[1] == "--resume" else Path("runs", sys.argv[2])
 folder.mkdir(exist_ok=True)
-folder.with_suffix(".threads").write_text(str(os.environ.get("OMP_NUM_THREADS")))
 starts = folder.with_suffix(".starts")
 number = len(starts.read_text().splitlines()) if starts.exists() else 0
 with starts.open("a") as file:
-    print(" ".join(sys.argv[1:]), file=file)
+    print(f"{os.environ['OMP_NUM_THREADS']} threads:", *sys.argv[1:], file=file)
 
 def save(steps, finished=False):
-    bad = steps if move == "b" else 0
-    progress = {"epochs": 2 * finished, "steps": steps, "bad_steps": bad}
+    progress = {"epochs": 2 * finished, "steps": steps, "bad_steps": steps * (move == "b")}
     manifest = {"config": {}, "data": "0" * 32, "genotype": "", "progress": progress, "elapsed_s": 1.0, "sizes": {}}
     header = json.dumps({"__metadata__": {"manifest": json.dumps(manifest | {"finished": finished})}}).encode()
     path = folder / "checkpoint.safetensors"
@@ -76,23 +74,21 @@ def starts(job):
     return job.path.with_suffix(".starts").read_text().splitlines()
 
 
-def threads(job):
-    """OMP_NUM_THREADS, as the script last found it."""
-    return job.path.with_suffix(".threads").read_text()
-
-
 def test_what_dies_is_gone_on_with_as_long_as_it_gets_on(make, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     job = make("kdddkf")
     assert run_job(job) == (0, "")
-    assert starts(job) == ["--name a --config config.json"] + 5 * ["--resume runs/a --config config.json"]
+    begun, resumed = (f"7 threads: --{flag} --config config.json" for flag in ("name a", "resume runs/a"))
+    assert starts(job) == [begun] + 5 * [resumed]
     assert is_done(job)
     assert run_job(job) == (0, "")
     assert len(starts(job)) == 6
-    # A job alone begins as this process did, one beside others is told its share.
-    beside_others = make("f", "b")
-    assert run_job(beside_others, threads=2) == (0, "")
-    assert (threads(job), threads(beside_others)) == ("7", "2")
+
+
+def test_a_job_beside_others_is_told_its_share_of_the_cores(make):
+    job = make("f")
+    assert run_job(job, threads=2) == (0, "")
+    assert starts(job) == ["2 threads: --name a --config config.json"]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +222,7 @@ def test_on_ray(make, in_the_background, monkeypatch, tmp_path):
         assert run_all(some, lambda: None) == []
         assert all(map(is_done, some))
         assert [len(starts(job)) for job in some] == [2, 2]
-        assert [threads(job) for job in some] == ["1", "1"]
+        assert all(line.startswith("1 threads: ") for job in some for line in starts(job))
 
         sleeping = make("zf", "c")
         with pytest.raises(KeyboardInterrupt):
