@@ -160,7 +160,7 @@ def test_what_cannot_be_finished_is_one_sentence_and_leaves_what_was_begun(
 
 
 def test_a_dry_run_says_the_plan_and_writes_nothing(tmp_path, capfd):
-    assert call("search", tmp_path, *SEARCH, *SEVERAL, "--selection-cells=3", "--dry-run") == 0
+    assert call("search", tmp_path, *COMMAND, "--num-cells=1", "--dry-run") == 0
     out = capfd.readouterr().out
     said = "2 searches, seeds 0 to 1, one after another\nthen each distinct cell and 1 random cell will be trained ("
     assert said in out
