@@ -70,7 +70,7 @@ def kill_some_time(process: subprocess.Popen, run: Path, start_s: float, chance:
     else:  # in one of the next checkpoints, of which each takes some milliseconds
         for _ in range(chance.randint(1, 8)):
             for writing in (False, True):
-                while aside(run) != writing and process.poll() is None:
+                while aside(run, process) != writing and process.poll() is None:
                     time.sleep(0.0003)
         time.sleep(chance.uniform(0, 0.003))
     alive = process.poll() is None
@@ -79,12 +79,9 @@ def kill_some_time(process: subprocess.Popen, run: Path, start_s: float, chance:
     return alive
 
 
-def aside(run: Path) -> bool:
-    """Whether a checkpoint is being written."""
-    try:
-        return any(name.startswith(".checkpoint") for name in os.listdir(run))
-    except FileNotFoundError:
-        return False
+def aside(run: Path, process: subprocess.Popen) -> bool:
+    """Whether a process is writing a checkpoint, or was killed while it did."""
+    return (run / f".checkpoint.safetensors.{process.pid}").exists()
 
 
 def torture(script: str, num_kills: int, seed: int, folder: Path) -> tuple[Kills, int, list[str]]:
@@ -108,8 +105,8 @@ def torture(script: str, num_kills: int, seed: int, folder: Path) -> tuple[Kills
             process = start([*first[:2], "--resume=runs/run"] if run.exists() else first, killed)
             alive = kills.total() < num_kills and kill_some_time(process, run, start_s, chance)
             kills.before_the_folder += alive and not run.exists()
-            kills.inside_a_write += alive and aside(run)
-            kills.elsewhere += alive and run.exists() and not aside(run)
+            kills.inside_a_write += alive and aside(run, process)
+            kills.elsewhere += alive and run.exists() and not aside(run, process)
         assert process.wait() == 0, (killed / "output.txt").read_text()
         found += differences(script, undisturbed, killed)
     return kills, resumed, found
