@@ -29,9 +29,9 @@ from nas.selection.jobs import Ending, Job
 from nas.selection.protocol import distinct_cells, search_job, training_job
 from nas.selection.ranking import Cell
 from tests import torture
-from tests.in_process import TWO, call
+from tests.in_process import call
 
-SEARCH = [*torture.SMALL, *TWO, "--num-nodes=1", "--epochs=2", "--checkpoint-minutes=0"]
+SEARCH = [*torture.SMALL, "--num-nodes=1", "--epochs=2", "--checkpoint-minutes=0"]
 SEVERAL = ["--searches=2", "--random-baseline=1", "--selection-epochs=1", "--selection-channels=2"]
 COMMAND = [*SEARCH, *SEVERAL, "--selection-cells=3", "--name=m"]
 RESUME_X = "resume with: python search.py --resume runs/x"
