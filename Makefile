@@ -45,7 +45,6 @@ torture: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m tests.torture --kills 30 --script search
 	$(BIN)/python -m tests.torture --kills 30 --script train_final
-	$(BIN)/python -m tests.bad_calls
 
 # Test every parser with generated input, 3,000 cases per test.
 fuzz: $(STAMP)

@@ -1,75 +1,51 @@
-"""Wrong calls of the two scripts, and what is said of each. The tests try them all in one process.
+"""Wrong calls of the two scripts, and what is said of each.
 
-    python -m tests.bad_calls
-
-tries the first one of each kind for real. A call may be made in a folder that holds `genotypes/taken.json` (not a
-genotype), the folder `runs/made` (not a run), `images/` with files that are not images and a `train.npz` that is
-damaged, and `own/` with a `train.npz` alone.
+A call may be made in a folder that holds `genotypes/taken.json` (not a genotype), the folder `runs/made` (not a run),
+`images/` with files that are not images and a `train.npz` that is damaged, and `own/` with a `train.npz` alone.
 """
 
-import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parent.parent
-AT_LEAST = "must be greater than or equal to"
+TOO_SMALL_FOR_THE_STEM = "--stem imagenet: it divides the sides of the images by eight, so it needs at least 32 pixels"
+TINY = "--num-cells 1 --num-nodes 1 --init-channels 2 --batch-size 8 --primitives skip_connect sep_conv_3x3"
+AT_LEAST, AT_MOST = "greater than or equal to", "less than or equal to"
+
+
+def out_of_range(flags: str, value: float | str, allowed: str) -> list[tuple[str, str]]:
+    return [(f"{flag} {value}", f"{flag}: must be {allowed}, got {value}") for flag in flags.split()]
+
 
 SEARCH = {
     "a value out of range": [
-        ("--batch-size 0", f"--batch-size: {AT_LEAST} 2, got 0"),
-        ("--epochs 0", f"--epochs: {AT_LEAST} 1, got 0"),
-        ("--epochs 100001", "--epochs: must be less than or equal to 100000, got 100001"),
-        ("--init-channels 0", f"--init-channels: {AT_LEAST} 1, got 0"),
-        ("--init-channels 1025", "--init-channels: must be less than or equal to 1024, got 1025"),
-        ("--num-cells 0", f"--num-cells: {AT_LEAST} 1, got 0"),
-        ("--num-cells 201", "--num-cells: must be less than or equal to 200, got 201"),
-        ("--num-nodes 0", f"--num-nodes: {AT_LEAST} 1, got 0"),
+        *out_of_range("--batch-size", 1, f"{AT_LEAST} 2"),
+        *out_of_range("--epochs --init-channels --num-cells --num-nodes", 0, f"{AT_LEAST} 1"),
+        *out_of_range("--threads --max-bad-steps --searches --selection-epochs", 0, f"{AT_LEAST} 1"),
+        *out_of_range("--seed --crop-padding --random-baseline", -1, f"{AT_LEAST} 0"),
+        *out_of_range("--train-limit", 3, f"{AT_LEAST} 4"),
+        *out_of_range("--image-size", 7, f"{AT_LEAST} 8"),
+        *out_of_range("--epochs", 100001, f"{AT_MOST} 100000"),
+        *out_of_range("--threads --init-channels", 1025, f"{AT_MOST} 1024"),
+        *out_of_range("--num-cells --searches", 201, f"{AT_MOST} 200"),
+        *out_of_range("--num-nodes", 9, f"{AT_MOST} 8"),
+        *out_of_range("--seed", 4294967296, "less than 4294967296"),
+        *out_of_range("--lower-lr --grad-clip --alpha-lr --upper-fraction --r", 0.0, "greater than 0"),
+        *out_of_range("--momentum --weight-decay --alpha-weight-decay --checkpoint-minutes", -1.0, f"{AT_LEAST} 0"),
+        *out_of_range("--momentum --upper-fraction --test-fraction", 1.0, "less than 1"),
+        *out_of_range("--lower-lr", "nan", "a finite number"),
+        *out_of_range("--alpha-lr", "1e+39", "at most 3e38"),
         ("--space nas-bench-201 --num-nodes 4", "--num-nodes 4: cells of --space nas-bench-201 have 3 nodes."),
-        ("--num-nodes 9", "--num-nodes: must be less than or equal to 8, got 9"),
-        ("--lower-lr 0", "--lower-lr: must be greater than 0, got 0.0"),
-        ("--lower-lr nan", "--lower-lr: must be a finite number, got nan"),
-        ("--lower-lr inf", "--lower-lr: must be a finite number, got inf"),
-        ("--momentum 1", "--momentum: must be less than 1, got 1.0"),
-        ("--momentum -0.1", f"--momentum: {AT_LEAST} 0, got -0.1"),
-        ("--weight-decay -1", f"--weight-decay: {AT_LEAST} 0, got -1.0"),
-        ("--grad-clip 0", "--grad-clip: must be greater than 0, got 0.0"),
-        ("--alpha-lr 0", "--alpha-lr: must be greater than 0, got 0.0"),
-        ("--alpha-lr 1e39", "--alpha-lr: must be at most 3e38, got 1e+39"),
-        ("--alpha-weight-decay -1", f"--alpha-weight-decay: {AT_LEAST} 0, got -1.0"),
-        ("--upper-fraction 0", "--upper-fraction: must be greater than 0, got 0.0"),
-        ("--upper-fraction 1", "--upper-fraction: must be less than 1, got 1.0"),
-        ("--r 0", "--r: must be greater than 0, got 0.0"),
-        ("--seed -1", f"--seed: {AT_LEAST} 0, got -1"),
-        ("--seed 4294967296", "--seed: must be less than 4294967296, got 4294967296"),
-        ("--dataset folder --image-size 7", f"--image-size: {AT_LEAST} 8, got 7"),
-        ("--dataset folder --test-fraction 1", "--test-fraction: must be less than 1, got 1.0"),
-        ("--crop-padding -1", f"--crop-padding: {AT_LEAST} 0, got -1"),
-        ("--train-limit 3", f"--train-limit: {AT_LEAST} 4, got 3"),
         ("--name ../elsewhere", "--name: must be up to 100 letters"),
         ("--name .hidden", "--name: must be up to 100 letters"),
-        ("--threads 0", f"--threads: {AT_LEAST} 1, got 0"),
-        ("--threads 1025", "--threads: must be less than or equal to 1024, got 1025"),
-        ("--checkpoint-minutes -1", f"--checkpoint-minutes: {AT_LEAST} 0, got -1.0"),
-        ("--max-bad-steps 0", f"--max-bad-steps: {AT_LEAST} 1, got 0"),
-        ("--searches 0", f"--searches: {AT_LEAST} 1, got 0"),
-        ("--searches 201", "--searches: must be less than or equal to 200, got 201"),
-        ("--random-baseline -1", f"--random-baseline: {AT_LEAST} 0, got -1"),
-        ("--searches 2 --selection-epochs 0", f"--selection-epochs: {AT_LEAST} 1, got 0"),
         ("--searches 2 --ray here", "--ray: must be local, auto or the HOST:PORT of a cluster, got 'here'"),
         ("--searches 2 --ray auto twice", "--ray: must be local, auto or the HOST:PORT of a cluster, got 'auto twice'"),
-        ("--searches 2 --ray --devices-per-search 0", f"--devices-per-search: {AT_LEAST} 0.0001, got"),
+        ("--searches 2 --ray --devices-per-search 0", f"--devices-per-search: must be {AT_LEAST} 0.0001, got"),
     ],
     "a value of another type": [
         ("--batch-size 2.5", "Error parsing --batch-size: "),
-        ("--batch-size 1e6", "Error parsing --batch-size: "),
         ("--lower-lr fast", "Error parsing --lower-lr: "),
-        ("--dataset folder --image-size 32x32", "Error parsing --image-size: "),
         ("--hypergradient third-order", "invalid choice 'third-order' for argument '--hypergradient'"),
-        ("--dataset imagenet", "invalid choice 'imagenet' for argument '--dataset'"),
         ("--name", "Missing value for argument '--name'"),
         ("--balanced=yes", "Unrecognized options: yes"),
     ],
@@ -98,36 +74,26 @@ SEARCH = {
     "images that cannot be read": [
         ("--dataset folder --data-dir nowhere", "--data-dir nowhere: there is no folder nowhere/train"),
         ("--dataset folder --data-dir images", "images/train/ant/1.png: cannot be read as an image"),
-        ("--dataset folder --data-dir images --skip-bad-images", "all images of the class images/train/ant are bad."),
         ("--dataset folder --data-dir images/train", "there is no folder images/train/train; images are expected as"),
         (f"--dataset folder --data-dir {'a' * 300}", "a: there is no folder aaa"),
         (f"--dataset npz --data-dir {'a' * 300}", "a: there is no file aaa"),
         ("--data-dir images", "--data-dir images, which holds images/train. Add --dataset folder to use these images"),
-        ("--dataset svhn --data-dir own", "which holds own/train.npz. Add --dataset npz to use these images"),
-        ("--dataset npz --data-dir nowhere", "--data-dir nowhere: there is no file nowhere/train.npz"),
         ("--dataset npz --data-dir images", "images/train.npz: not an .npz file, or a damaged one"),
         ("--dataset folder --data-dir nowhere --searches 2", "--data-dir nowhere: there is no folder nowhere/train"),
     ],
     "images that do not fit": [
         ("--dataset npz --data-dir own --upper-fraction 0.9", "--upper-fraction 0.9: 1 image for the weights"),
         ("--dataset digits --upper-fraction 0.001", "--upper-fraction 0.001: 1436 images for"),
-        ("--dataset digits --crop-padding 5", "--crop-padding 5: more than half of the images"),
-        (
-            "--dataset digits --lower-lr 1e30 --dry-run --num-cells 3 --primitives skip_connect sep_conv_3x3",
-            "--lower-lr: too large for the first steps: ",
-        ),
+        (f"--dataset digits --stem imagenet {TINY}", TOO_SMALL_FOR_THE_STEM),
+        (f"--dataset digits --lower-lr 1e30 --dry-run {TINY}", "--lower-lr: too large for the first steps: "),
     ],
     "a run folder": [
         ("--dataset digits --name taken", "--name taken: genotypes/taken.json exists already"),
-        ("--dataset digits --name made", "--name made: runs/made exists already"),
-        (
-            "--dataset digits --run-dir genotypes/taken.json --name a",
-            "--run-dir: genotypes/taken.json/a cannot be made",
-        ),
+        (f"--dataset digits --name made {TINY}", "--name made: runs/made exists already"),
+        (f"--dataset digits --run-dir genotypes/taken.json {TINY}", "--run-dir: genotypes/taken.json/search-digits-s"),
         ("--dataset digits --searches 2 --name taken", "--name taken: genotypes/taken.json exists already"),
         ("--dataset digits --searches 2 --name made", "--name made: runs/made exists already"),
         ("--resume nowhere", "nowhere: not a run folder, because it has no config.json"),
-        ("--resume runs/made", "runs/made: not a run folder, because it has no config.json"),
         ("--config genotypes/taken.json", "config genotypes/taken.json: not JSON"),
     ],
     "a flag of another program": [
@@ -136,14 +102,8 @@ SEARCH = {
         ("--resume", "--resume: --resume RUN_DIR resumes a run"),
         ("--learning_rate 0.025 --dry-run", "--learning_rate: here it is --lower-lr 0.025."),
         ("--arch_learning_rate 3e-4 --unrolled", "--alpha-lr 3e-4. --unrolled: second order is the default"),
-        (
-            "--train_portion 0.7",
-            "--train_portion: the share of the images for the alphas is --upper-fraction 0.3; the ",
-        ),
-        (
-            "--gpu 0",
-            "--gpu: write CUDA_VISIBLE_DEVICES=0 before the command; torchrun --nproc-per-node N search.py uses",
-        ),
+        ("--train_portion 0.7", "--train_portion: the share of the images for the alphas is --upper-fraction 0.3; t"),
+        ("--gpu 0", "--gpu: write CUDA_VISIBLE_DEVICES=0 before the command; torchrun --nproc-per-node N search.py"),
         ("--gpus 1,3", "CUDA_VISIBLE_DEVICES=1,3 before"),
         ("--data 'a", """--data: here it is --data-dir ''"'"'a'."""),
         ("--save /tmp/checkpoints/EXP", "--save: the name of the run is --name EXP."),
@@ -155,59 +115,39 @@ FINAL = {
     "a genotype": [
         ("", "--genotype: missing"),
         ("--genotype DARTS_V3", "known names: AmoebaNet, DARTS_V1, DARTS_V2"),
-        ("--genotype darts_v2", "no cell of this name; perhaps you meant DARTS_V2; known names"),
-        ("--genotype genotypes/taken.json", "genotype genotypes/taken.json: there is no genotype in it"),
-        ("--genotype ../../etc/passwd", "genotype ../../etc/passwd"),
-        ("--genotype |nor_conv_3x3~0|", "genotype text: cell: 1 edge, but a cell has 3 nodes with an edge from every"),
         ("--genotype runs", "genotype runs: not a run folder: genotype.json is missing"),
         ("--genotype __import__('os').system('true')", "there is no file and no cell of this name"),
     ],
     "a value out of range": [
-        ("--genotype DARTS_V1 --cutout -1", f"--cutout: {AT_LEAST} 0, got -1"),
-        ("--genotype DARTS_V1 --auxiliary-weight -1", f"--auxiliary-weight: {AT_LEAST} 0, got -1.0"),
-        ("--genotype DARTS_V1 --drop-path 1", "--drop-path: must be less than 1, got 1.0"),
-        ("--genotype DARTS_V1 --lr 0", "--lr: must be greater than 0, got 0.0"),
-        ("--genotype DARTS_V1 --holdout-fraction 1", "--holdout-fraction: must be less than 1, got 1.0"),
-        ("--genotype DARTS_V1 --holdout-fraction -0.5", f"--holdout-fraction: {AT_LEAST} 0, got -0.5"),
-        ("--genotype DARTS_V1 --batch-size 1", f"--batch-size: {AT_LEAST} 2, got 1"),
-        ("--genotype DARTS_V1 --stem large", "--stem"),
+        *out_of_range("--batch-size", 1, f"{AT_LEAST} 2"),
+        *out_of_range("--cutout", -1, f"{AT_LEAST} 0"),
+        *out_of_range("--auxiliary-weight", -1.0, f"{AT_LEAST} 0"),
+        *out_of_range("--lr", 0.0, "greater than 0"),
+        *out_of_range("--drop-path --holdout-fraction", 1.0, "less than 1"),
     ],
     "flags that do not fit": [
         ("--genotype DARTS_V1 --skip-test", "--skip-test: needs --holdout-fraction above 0"),
         ("--genotype DARTS_V1 --stem imagenet --init-channels 1", "--init-channels: must be at least 2 with --stem"),
         ("--genotype DARTS_V1 --evaluate a", "--genotype: cannot be combined with --evaluate"),
         ("--evaluate a --resume a", "--resume: cannot be combined with --evaluate"),
-        (
-            "--evaluate a --skip-test",
-            "--skip-test: cannot be combined with --evaluate, which measures a trained network",
-        ),
+        ("--evaluate a --skip-test", "--skip-test: cannot be combined with --evaluate, which measures a trained net"),
         ("--alpha-lr 1", "--alpha-lr: it is a flag of search.py."),
     ],
     "images": [
-        ("--genotype DARTS_V1 --dataset npz --data-dir own", "own/train.npz: there is no array test_images or x_test"),
-        (
-            "--genotype DARTS_V1 --dataset folder --data-dir images",
-            "images/train/ant/1.png: cannot be read as an image",
-        ),
+        ("--genotype DARTS_V1 --num-cells 1 --dataset digits --stem imagenet", TOO_SMALL_FOR_THE_STEM),
         ("--genotype DARTS_V1 --dataset digits --cutout 9", "--cutout 9: larger than the images"),
-        (
-            "--genotype DARTS_V1 --dataset digits --train-limit 5 --batch-size 2",
-            "--batch-size 2: 5 images make batches",
-        ),
+        ("--genotype DARTS_V1 --dataset digits --train-limit 5 --batch-size 2", "--batch-size 2: 5 images make bat"),
         ("--genotype DARTS_V1 --dataset digits --holdout-fraction 0.9999", "--holdout-fraction 0.9999: fewer than two"),
     ],
     "a run folder": [
         ("--evaluate nowhere", "nowhere: not a run folder"),
         ("--resume nowhere", "nowhere: not a run folder"),
-        ("--genotype DARTS_V1 --dataset digits --name made", "--name made: runs/made exists already"),
+        ("--genotype DARTS_V1 --num-cells 1 --dataset digits --name made", "--name made: runs/made exists already"),
     ],
     "a flag of another program": [
         ("--arch PDARTS --layers 20", "--genotype PDARTS. --layers: here it is --num-cells 20."),
         ("--arch DARTS", "--arch: here it is --genotype DARTS_V2."),
-        (
-            "--genotype DARTS_V2 --auxiliary",
-            "--auxiliary: the auxiliary head is on unless you give --auxiliary-weight 0",
-        ),
+        ("--genotype DARTS_V2 --auxiliary", "--auxiliary: the auxiliary head is on unless you give --auxiliary-wei"),
         ("--cutout --genotype DARTS_V2", "--cutout: cutout is on, with a square of half the image"),
         ("--model_path weights.pt", "--model_path: --evaluate RUN_DIR measures the test accuracy"),
         ("--no-cuda --amp --num-workers 4", "--no-cuda: it is --device cpu. --amp: everything is computed in float32"),
@@ -243,26 +183,3 @@ def fault(code: int, error: str, sentence: str) -> str | None:
     if not of_tyro and not (error.startswith("error: ") and error.count("\n") == 1):
         return f"not one sentence: {error}"
     return None if sentence in error else f"{sentence!r} is not in {error!r}"
-
-
-def main() -> int:
-    num_faults = 0
-    environment = os.environ | {"NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_surroundings(folder)
-        before = content(folder)
-        for script, [(call, sentence), *_] in KINDS:
-            command = [sys.executable, str(ROOT / script), *call.split()]
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-            wrong = fault(done.returncode, done.stderr, sentence) or (
-                None if content(folder) == before else "something was written"
-            )
-            num_faults += wrong is not None
-            print(f"{script} {call}\n    {wrong or done.stderr.strip()}", flush=True)
-    print(f"{len(KINDS)} wrong calls, {num_faults} badly answered")
-    return min(num_faults, 1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,20 +2,26 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from nas.machine import memory, threads
 from tests.in_process import TWO
 
 ROOT = Path(__file__).parent.parent
-SIZE = ["--dataset=digits", "--train-limit=48", "--init-channels=2", "--num-cells=3", "--batch-size=12"]
+SIZE = ["--dataset=digits", "--train-limit=24", "--init-channels=2", "--num-cells=1", "--batch-size=12"]
 SEARCH = [str(ROOT / "search.py"), *SIZE, "--num-nodes=1", *TWO]
 TRAIN = [str(ROOT / "train_final.py"), *SIZE]
+HOLD = """
+import pathlib, sys, time
+from nas.runs.lock import take_lock
+lock = take_lock(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(600)
+"""
 
 
 class Windows:
@@ -51,22 +57,18 @@ class Windows:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows need not be imitated here")
 def test_both_scripts_and_the_commands_run_without_what_windows_lacks(tmp_path):
+    (tmp_path / "hold.py").write_text(HOLD)
     with Windows(tmp_path) as first, Windows(tmp_path, "psutil") as second:
-        first.begin(*SEARCH, "--name=a", "--epochs=500")
-        while not (tmp_path / "runs" / "a" / "checkpoint.previous.safetensors").exists():
-            assert first.process.poll() is None, first.process.stdout.read()
-            time.sleep(0.1)
-        os.kill(first.process.pid, signal.SIGSTOP)
-        code, said = second.run(SEARCH[0], "--resume=runs/a")
+        assert second.run(*SEARCH, "--name=a", "--epochs=1")[0] == 0
+        first.begin("hold.py", "runs/a")
+        assert "held\n" in iter(first.process.stdout.readline, "")
+        code, said = second.run(SEARCH[0], "--resume=runs/a", "--epochs=2")
         assert (code, f"process {first.process.pid} is writing to it" in said) == (2, True), said
-        os.kill(first.process.pid, signal.SIGKILL)  # and whoever kills it tells nobody
+        first.process.kill()  # and whoever kills it tells nobody
         first.process.wait()
-        config = tmp_path / "runs" / "a" / "config.json"
-        config.write_text(config.read_text().replace('"epochs": 500', '"epochs": 3'))
         for command, sentence in (
-            ([SEARCH[0], "--resume=runs/a"], "resumed after step"),
+            ([SEARCH[0], "--resume=runs/a", "--epochs=2"], "resumed after step"),
             ([*TRAIN, "--genotype=a", "--name=c", "--epochs=1"], "test accuracy after epoch 1"),
-            ([TRAIN[0], "--resume=runs/c", "--epochs=2"], "test accuracy after epoch 2"),
             ([TRAIN[0], "--evaluate=runs/c"], "test accuracy"),
             (["nas.report", "runs/a"], "written: "),  # over the one that the search has written
             (["nas.genotypes", "show", "a", "--svg", "pictures"], "normal cell"),
@@ -75,3 +77,13 @@ def test_both_scripts_and_the_commands_run_without_what_windows_lacks(tmp_path):
             code, said = second.run(*command)
             assert (code, sentence in said) == (0, True), said
         assert second.run(*SEARCH, "--layers=3")[0] == 2
+
+
+def test_without_psutil_every_core_counts_and_only_a_container_tells_of_memory(tmp_path, monkeypatch):
+    """Which lacks modules in an interpreter that was built without them."""
+    monkeypatch.setattr(memory, "psutil", None)
+    monkeypatch.setattr(threads, "psutil", None)
+    assert (memory.total_bytes(tmp_path), memory.free_bytes(tmp_path)) == (None, None)
+    assert memory.half_of_memory() > 0
+    assert threads.allowed_cores() == list(range(os.cpu_count()))
+    assert threads.unused_cores() == threads.usable_cores() >= 1

@@ -6,6 +6,7 @@ replaced, renamed or removed, nor the folder that holds it, as far as /proc tell
 each text that it reads or writes, as Windows has one of its own.
 """
 
+import contextlib
 import json
 import os
 import runpy
@@ -52,25 +53,24 @@ def _but_not_what_is_open(function):
     def replacement(*paths, **options):
         callers = {frame.f_globals["__name__"].partition(".")[0] for frame, _ in traceback.walk_stack(None)}
         for path in () if options or "filelock" in callers else paths:  # which has code of its own for Windows
+            real = os.path.realpath(path)
             for file in _open_files():
-                if Path(os.path.realpath(path)) in (file, *file.parents):
+                if file == real or file.startswith(real + os.sep):
                     raise PermissionError(13, f"{file} is open", os.fspath(path))
         return function(*paths, **options)
 
     return replacement
 
 
-def _open_files() -> list[Path]:
+def _open_files() -> set[str]:
     """Files that this process has open, or mapped into its memory."""
-    found = []
-    for entry in Path("/proc/self/fd").iterdir() if Path("/proc/self/fd").is_dir() else ():
-        try:
-            found.append(Path(os.readlink(entry)))
-        except FileNotFoundError:  # the list itself
-            continue
+    found = set()
+    for entry in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        with contextlib.suppress(FileNotFoundError):  # the list itself
+            found.add(os.readlink(f"/proc/self/fd/{entry}"))
     maps = Path("/proc/self/maps")
     lines = maps.read_text(encoding="utf-8").splitlines() if maps.is_file() else []
-    return found + [Path(parts[5]) for line in lines if len(parts := line.split(maxsplit=5)) == 6]
+    return found | {parts[5] for line in lines if len(parts := line.split(maxsplit=5)) == 6}
 
 
 def run(command: list[str]) -> int:

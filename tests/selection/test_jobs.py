@@ -1,10 +1,9 @@
 """Jobs with a script that does nothing but what a file tells it: it lives, dies and goes on within a second."""
 
-import fcntl
 import importlib.util
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,31 +11,28 @@ from pathlib import Path
 import pytest
 
 from nas.errors import InputError
+from nas.runs.lock import take_lock
 from nas.selection import jobs
 from nas.selection.jobs import Job, in_turn, is_done, resources_of_job, run_job, runner
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, os, signal, sys, time
 from pathlib import Path
-import numpy
-from safetensors.numpy import save_file
 
 folder = Path(sys.argv[2]) if sys.argv[1] == "--resume" else Path("runs", sys.argv[2])
 folder.mkdir(exist_ok=True)
-folder.with_suffix(".threads").write_text(str(os.environ.get("OMP_NUM_THREADS")))
 starts = folder.with_suffix(".starts")
 number = len(starts.read_text().splitlines()) if starts.exists() else 0
 with starts.open("a") as file:
-    print(" ".join(sys.argv[1:]), file=file)
+    print(f"{os.environ['OMP_NUM_THREADS']} threads:", *sys.argv[1:], file=file)
 
 def save(steps, finished=False):
-    bad = steps if move == "b" else 0
-    progress = {"epochs": 2 * finished, "steps": steps, "bad_steps": bad}
+    progress = {"epochs": 2 * finished, "steps": steps, "bad_steps": steps * (move == "b")}
     manifest = {"config": {}, "data": "0" * 32, "genotype": "", "progress": progress, "elapsed_s": 1.0, "sizes": {}}
+    header = json.dumps({"__metadata__": {"manifest": json.dumps(manifest | {"finished": finished})}}).encode()
     path = folder / "checkpoint.safetensors"
-    save_file({"x": numpy.zeros(1)}, f"{path}.aside", {"manifest": json.dumps(manifest | {"finished": finished})})
-    os.replace(f"{path}.aside", path)
+    path.with_suffix(".aside").write_bytes(len(header).to_bytes(8, "little") + header)
+    os.replace(path.with_suffix(".aside"), path)
 
 def stop(*_):
     save(number + 1)
@@ -78,40 +74,35 @@ def starts(job):
     return job.path.with_suffix(".starts").read_text().splitlines()
 
 
-def threads(job):
-    """OMP_NUM_THREADS, as the script last found it."""
-    return job.path.with_suffix(".threads").read_text()
-
-
-@pytest.mark.parametrize(("share", "told"), [(None, "None"), (2, "2")])
-def test_a_job_alone_may_ask_for_cores_and_one_beside_others_is_told_its_share(make, monkeypatch, share, told):
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    job = make("f")
-    assert run_job(job, threads=share) == (0, "")
-    assert threads(job) == told
-
-
-def test_what_dies_is_gone_on_with_as_long_as_it_gets_on(make):
-    job = make("kdddkkf")
+def test_what_dies_is_gone_on_with_as_long_as_it_gets_on(make, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    job = make("kdddkf")
     assert run_job(job) == (0, "")
-    assert starts(job) == ["--name a --config config.json"] + 6 * ["--resume runs/a --config config.json"]
+    begun, resumed = (f"7 threads: --{flag} --config config.json" for flag in ("name a", "resume runs/a"))
+    assert starts(job) == [begun] + 5 * [resumed]
     assert is_done(job)
     assert run_job(job) == (0, "")
-    assert len(starts(job)) == 7
+    assert len(starts(job)) == 6
 
 
-def test_what_does_not_get_on_is_given_up(make):
-    job = make("dddddd")
-    code, why = run_job(job)
-    assert (code, len(starts(job))) == (1, 4)
-    assert why == "runs/a ended 4 times in a row by SIGKILL: it printed nothing"
+def test_a_job_beside_others_is_told_its_share_of_the_cores(make):
+    job = make("f")
+    assert run_job(job, threads=2) == (0, "")
+    assert starts(job) == ["2 threads: --name a --config config.json"]
 
 
-def test_steps_that_were_not_applied_are_no_progress(make):
-    job = make("bbbbbb")
-    code, why = run_job(job)
-    assert (code, len(starts(job))) == (1, 5)  # the first one has made a checkpoint
-    assert why == "runs/a ended 4 times in a row with exit code 1: stopped: 10 steps in a row were not finite."
+@pytest.mark.parametrize(
+    ("moves", "num_starts", "how"),
+    [
+        ("dddddd", 4, "by SIGKILL: it printed nothing"),
+        # Steps that were not applied are no progress; the first start has made a checkpoint.
+        ("bbbbbb", 5, "with exit code 1: stopped: 10 steps in a row were not finite."),
+    ],
+)
+def test_what_does_not_get_on_is_given_up(make, moves, num_starts, how):
+    job = make(moves)
+    assert run_job(job) == (1, f"runs/a ended 4 times in a row {how}")
+    assert len(starts(job)) == num_starts
 
 
 def test_wrong_input_is_not_tried_again_and_ends_the_others(make):
@@ -155,14 +146,13 @@ def test_a_run_folder_at_work_is_waited_for(make, monkeypatch):
     monkeypatch.setattr(jobs, "POLL_S", 0.01)
     job = make("f")
     job.path.mkdir()
-    lock = os.open(job.path / "lock", os.O_RDWR | os.O_CREAT)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = take_lock(job.path)
     ticks = []
 
     def tick():
         ticks.append(job.path.with_suffix(".starts").exists())
         if len(ticks) == 5:
-            os.close(lock)
+            lock.release()
 
     assert run_job(job, tick) == (0, "")
     assert ticks[:5] == 5 * [False]
@@ -171,11 +161,11 @@ def test_a_run_folder_at_work_is_waited_for(make, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux for it")
 def test_a_script_does_not_outlive_whoever_started_it(make):
     job = make("zf")
-    code = f"from nas.selection.jobs import *; from pathlib import *; run_job({job!r})".replace("PosixPath", "Path")
-    driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    driver = multiprocessing.get_context("fork").Process(target=run_job, args=(job,))
+    driver.start()
     wait_until((job.path / "asleep").exists)
     driver.kill()
-    driver.wait()
+    driver.join()
     wait_until(lambda: job.output.read_text() == "stopped: after a step.\n")
     assert run_job(job) == (0, "")
 
@@ -187,34 +177,25 @@ def wait_until(there, timeout_s=60):
         time.sleep(0.02)
 
 
-def test_without_the_package_one_sentence_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(
-        InputError, match=r"--ray: the package ray is missing; install it with: pip install '\.\[ray\]'"
-    ):
-        runner("local", 1.0, "auto").__enter__()
-
-
 with_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 
 
 @with_ray
-def test_where_ray_does_not_begin_one_sentence_says_so(monkeypatch):
+def test_where_there_is_no_ray_one_sentence_says_so(monkeypatch):
     def too_slow(*_, **__):
         raise Exception("The current node timed out during startup.\nThis could happen because")
 
+    def sentence(address):
+        with pytest.raises(InputError) as error:
+            runner(address, 1.0, "auto").__enter__()
+        return str(error.value)
+
+    assert sentence("127.0.0.1:1").startswith("--ray 127.0.0.1:1: cannot connect to Ray, or start it (")
     monkeypatch.setattr("ray.init", too_slow)
-    with pytest.raises(
-        InputError,
-        match=r"--ray local: cannot connect to Ray, or start it \(The current node timed out during startup\.\)",
-    ):
-        runner("local", 1.0, "auto").__enter__()
-
-
-@with_ray
-def test_where_no_ray_listens_one_sentence_says_so():
-    with pytest.raises(InputError, match=r"--ray 127\.0\.0\.1:1: cannot connect to Ray"):
-        runner("127.0.0.1:1", 1.0, "auto").__enter__()
+    why = "The current node timed out during startup."
+    assert sentence("local") == f"--ray local: cannot connect to Ray, or start it ({why})."
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert sentence("local") == "--ray: the package ray is missing; install it with: pip install '.[ray]'"
 
 
 @pytest.fixture
@@ -237,17 +218,17 @@ def test_on_ray(make, in_the_background, monkeypatch, tmp_path):
     with runner("local", 0.5, "cpu") as run_all:
         assert ray.cluster_resources()["CPU"] == 1
         assert signal.getsignal(signal.SIGTERM) == before
-        some = [make("kdf", name) for name in "ab"]
+        some = [make("kf", name) for name in "ab"]
         assert run_all(some, lambda: None) == []
         assert all(map(is_done, some))
-        assert [len(starts(job)) for job in some] == [3, 3]
-        assert [threads(job) for job in some] == ["1", "1"]
+        assert [len(starts(job)) for job in some] == [2, 2]
+        assert all(line.startswith("1 threads: ") for job in some for line in starts(job))
 
         sleeping = make("zf", "c")
         with pytest.raises(KeyboardInterrupt):
             run_all([*some, sleeping], asks_to_stop(sleeping))
         assert sleeping.output.read_text() == "stopped: after a step.\n"
-        assert [len(starts(job)) for job in (*some, sleeping)] == [3, 3, 1]
+        assert [len(starts(job)) for job in (*some, sleeping)] == [2, 2, 1]
 
         wrong = make("w", "d")
         assert run_all([wrong], lambda: None) == [(2, "--x: wrong.")]
@@ -284,16 +265,18 @@ def test_jobs_share_a_gpu_of_a_cluster(make):
 
 
 def test_a_job_takes_a_share_of_a_gpu_where_there_is_one():
-    mixed = [{"CPU": 16.0}, {"CPU": 8.0, "GPU": 2.0}]
-    assert resources_of_job(mixed, 0.5, "auto") == {"num_gpus": 0.5, "num_cpus": 0.0}
-    assert resources_of_job(mixed, 4.0, "cpu") == {"num_cpus": 4.0}
-    assert resources_of_job([{"CPU": 2.0}], 1.0, "auto") == {"num_cpus": 1.0}
-    assert resources_of_job([{"CPU": 2.0}], 1.0, "auto", threads=2) == {"num_cpus": 2}
-    assert resources_of_job([{"CPU": 4.0}], 3.0, "auto", threads=2) == {"num_cpus": 3.0}
-    assert resources_of_job(mixed, 0.5, "auto", threads=32) == {"num_gpus": 0.5, "num_cpus": 0.0}
+    mixed, two, four = [{"CPU": 16.0}, {"CPU": 8.0, "GPU": 2.0}], [{"CPU": 2.0}], [{"CPU": 4.0}]
+    for nodes, share, device, threads, resources in (
+        (mixed, 0.5, "auto", None, {"num_gpus": 0.5, "num_cpus": 0.0}),
+        (mixed, 0.5, "auto", 32, {"num_gpus": 0.5, "num_cpus": 0.0}),
+        (mixed, 4.0, "cpu", None, {"num_cpus": 4.0}),
+        (two, 1.0, "auto", 2, {"num_cpus": 2}),
+        (four, 3.0, "auto", 2, {"num_cpus": 3.0}),
+        (two, 0.0003, "auto", None, {"num_cpus": 0.0003}),
+        (two, 1 / 3, "auto", None, {"num_cpus": 0.3333}),  # what Ray counts is no finer
+    ):
+        assert resources_of_job(nodes, share, device, threads) == resources
     with pytest.raises(InputError, match="--threads 32: no node has as many cores; the largest has 16"):
         resources_of_job(mixed, 1.0, "cpu", threads=32)
-    assert resources_of_job([{"CPU": 2.0}], 0.0003, "auto") == {"num_cpus": 0.0003}
-    assert resources_of_job([{"CPU": 2.0}], 1 / 3, "auto") == {"num_cpus": 0.3333}  # what Ray counts is no finer
     with pytest.raises(InputError, match="--devices-per-search 4: no node has as many; the largest has 2 GPU"):
         resources_of_job(mixed, 4.0, "auto")
