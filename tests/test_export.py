@@ -6,6 +6,7 @@ import re
 import runpy
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from nas import export
+from nas import export, predict
 from nas.config.flags import FinalConfig, SearchConfig, TrainedOn
 from nas.data import datasets
 from nas.errors import InputError, Stopped
@@ -171,3 +172,24 @@ def test_the_form_for_imagenet_is_trained_measured_again_and_exported(run, tmp_p
     assert call("train_final", folder, "--evaluate=runs/large") == 0
     assert f"test accuracy {accuracy}% of 24 images" in capfd.readouterr().out
     assert export.export(str(folder / "runs" / "large"), "safetensors", str(tmp_path / "network"))[1] == 0
+
+
+def test_classes_of_images_are_said_here_too(run, tmp_path, capsys):
+    images = run.parent.parent / "images" / "test"
+    Image.new("L", (30, 20), 10).save(tmp_path / "grey.png")
+    files = [*sorted(images.rglob("*.png")), tmp_path / "grey.png"]
+    assert predict.main([str(run), *map(str, files)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == list(map(str, files))
+    assert {line.split()[1] for line in lines} <= {"ant", "bee"}
+    (probabilities,) = predict.predict(str(run), [str(files[0])])
+    assert [*probabilities.values()] == sorted(probabilities.values(), reverse=True)
+    network = FinalNetwork.from_run(run)
+    about = network.trained_on
+    pixels = torch.from_numpy(np.array(Image.open(files[0]))).permute(2, 0, 1)[None] / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (about.mean, about.std))
+    expected = network((pixels - mean) / std)[0].softmax(-1)[0].tolist()
+    assert probabilities == pytest.approx(dict(zip(about.classes, expected, strict=True)), abs=1e-6)
+    for wrong, sentence in (("none.png", "none.png: cannot be read as an image"), ("", "IMAGE: missing")):
+        assert predict.main([str(run), *([wrong] if wrong else [])]) == 2
+        assert sentence in capsys.readouterr().err

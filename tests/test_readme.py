@@ -16,6 +16,7 @@ from nas.config.foreign_flags import SENTENCES, flags_of
 from nas.errors import InputError
 from nas.export import Export
 from nas.genotypes import Command, List
+from nas.predict import Predict
 from nas.report.page import Arguments
 from nas.version import VERSION
 from tests.bad_calls import CALLS
@@ -35,6 +36,7 @@ BLOCKS = [block for page in PAGES.values() for block in re.findall(r"```python\n
 MODULES = {
     "nas.genotypes": lambda arguments: run_tyro(Command, arguments, default=List()),
     "nas.export": lambda arguments: run_tyro(Export, arguments),
+    "nas.predict": lambda arguments: run_tyro(Predict, arguments),
     "nas.report": lambda arguments: run_tyro(Arguments, arguments),
 }
 CONFIGS = {"search.py": SearchConfig, "train_final.py": FinalConfig}

@@ -307,6 +307,12 @@ def test_a_search_whose_loss_becomes_curved_ends_with_earlier_alphas(tmp_path, m
     assert torch.equal(alphas["alphas.normal"], alphas["past_alphas.0"][0])
 
 
+def test_models_start_from_the_seed():
+    starts = [torch.cat([*map(torch.ravel, small(f"--seed={seed}").state().values())]) for seed in (1, 1, 2)]
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
 def test_alphas_wait():
     train, validate = batches()
     bilevel = small("--alpha-warmup=2")
