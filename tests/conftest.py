@@ -23,3 +23,9 @@ def float64_and_seed():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def restored_determinism():
+    yield
+    torch.use_deterministic_algorithms(False)
