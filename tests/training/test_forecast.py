@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize(
     ("flags", "channels", "cells", "batch", "size"),
-    [([], 4, 3, 12, 24), (["--share-lower-step"], 2, 6, 24, 16)],
+    [([], 4, 3, 12, 24), (["--share-lower-step"], 2, 3, 16, 24)],
 )
 def test_the_memory_of_a_step_is_what_the_step_then_takes(flags, channels, cells, batch, size):
     config = parse(SearchConfig, [f"--init-channels={channels}", f"--num-cells={cells}", "--num-nodes=2", *flags])
