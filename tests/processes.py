@@ -27,8 +27,8 @@ from nas.search_space.genotype import Genotype
 from nas.training.run import Run
 
 CPU = torch.device("cpu")
-FORKS = multiprocessing.get_context("forkserver")  # of a process that has imported torch, which is slow
-FORKS.set_forkserver_preload([__name__])
+FORKS = multiprocessing.get_context("forkserver")  # of a process that has imported what is slow
+FORKS.set_forkserver_preload([__name__, "torch._dynamo", "sklearn.datasets"])
 
 
 def start(count, folder, body, *arguments, **more):

@@ -41,11 +41,11 @@ slow = pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_steps", "kind", "count", "flags"),
     [
-        pytest.param(3, "search", 2, SEARCH, id="exact, three steps"),
+        pytest.param(2, "search", 2, SEARCH, id="exact, two steps"),
         pytest.param(10, "search", 2, (*SEARCH, "--num-nodes=2"), id="exact", marks=slow),
         pytest.param(10, "search", 2, (*SEARCH, "--share-lower-step"), id="shared", marks=slow),
         pytest.param(10, "search", 4, SEARCH, id="exact, four", marks=slow),
-        pytest.param(3, "final", 2, ("--batch-size=15",), id="final"),
+        pytest.param(2, "final", 2, ("--batch-size=15",), id="final"),
     ],
 )
 def test_synchronised_processes_do_what_one_does(num_steps, kind, count, flags, tmp_path):
@@ -59,7 +59,7 @@ def test_synchronised_processes_do_what_one_does(num_steps, kind, count, flags, 
 # The two scripts
 
 TINY = ["--dataset=digits", "--train-limit=80", "--batch-size=10", "--init-channels=2", "--num-cells=3"]
-ONE_OF_TWO = [*TINY, "--num-nodes=1", *TWO, "--checkpoint-minutes=0", "--epochs=3", "--name=a"]
+ONE_OF_TWO = [*TINY, "--num-nodes=1", *TWO, "--checkpoint-minutes=0", "--epochs=2", "--name=a"]
 
 
 def test_asked_to_stop_on_two_and_resumed_on_one(tmp_path):

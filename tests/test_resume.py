@@ -5,7 +5,6 @@ sees is in `tests/training/test_loop.py`, on a toy.
 """
 
 import contextlib
-import functools
 import itertools
 import json
 import os
@@ -27,13 +26,13 @@ from nas.data.loader import Loader
 from nas.report.run_data import read_run
 from nas.runs import checkpoint
 from nas.runs.checkpoint import Manifest
-from nas.search_space import pictures
 from nas.training import loop
 from tests import torture
 from tests.bad_calls import content
 from tests.in_process import MAINS, TWO, call
 from tests.processes import ends, start, wait_for_a_record
 
+pytestmark = pytest.mark.usefixtures("quicker")
 SCRIPTS = list(MAINS)
 # What makes the runs of `torture` still shorter.
 DRAWN = ["--relaxation=dirichlet", "--smoothing=random", "--beta-decay=0.1"]  # each step draws numbers of its own
@@ -90,15 +89,6 @@ def assert_refused(script, folder, capfd, sentence, *more):
     error = capfd.readouterr().err
     assert is_one_sentence(error, f"error: {sentence}"), error
     assert content(folder) == before
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quicker():
-    """The runs in this process draw, and read, the same things again and again."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "_render", functools.cache(pictures._render))
-        patch.setattr(datasets, "_load_digits", functools.cache(datasets._load_digits))
-        yield
 
 
 @pytest.fixture(scope="module")
