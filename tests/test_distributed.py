@@ -126,7 +126,7 @@ def test_a_final_training_on_two_writes_once_and_measures_again(tmp_path):
     ("flags", "sentence"),
     [
         (["--epochs=0"], "error: --epochs: must be greater than or equal to 1, got 0."),
-        (["--dataset=folder", "--data-dir=nowhere"], "error: --data-dir nowhere"),
+        (["--dataset=digits", "--stem=imagenet"], "error: --stem imagenet: "),  # which each of them finds
         (["--dataset=digits", "--train-limit=5", "--batch-size=2"], "2 at least are needed, shared by 2 processes"),
     ],
 )
