@@ -1,3 +1,4 @@
+import functools
 import os
 
 # Two test processes share two cores. It is said before torch is imported, and to all that a test starts, so that no run
@@ -7,6 +8,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import hypothesis
 import pytest
 import torch
+
+from nas.data import datasets
+from nas.report import search_log
+from nas.search_space import pictures
 
 # A case takes as long as the machine lets it.
 hypothesis.settings.register_profile("test", deadline=None)
@@ -28,8 +33,6 @@ def float64_and_seed():
 @pytest.fixture(scope="module")
 def no_pictures():
     """A process for each picture of a cell takes longer than a small run."""
-    from nas.search_space import pictures
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "_render", lambda source, suffix: None)
         yield
@@ -39,3 +42,19 @@ def no_pictures():
 def empty_folder(tmp_path, monkeypatch):
     """The test runs in an empty folder, where the published cells are known by name."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def restored_determinism():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def quicker():
+    """The runs in this process read, draw and measure the same things again and again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "_render", functools.cache(pictures._render))
+        patch.setattr(datasets, "_load_digits", functools.cache(datasets._load_digits))
+        patch.setattr(search_log, "network_size", functools.cache(search_log.network_size))
+        yield

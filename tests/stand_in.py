@@ -25,11 +25,7 @@ INDEXING = {aten.index.Tensor, aten.index_put_.default}  # a GPU takes indices t
 
 
 class StandIn(TorchDispatchMode):
-    """The device, as a context.
-
-    Attributes:
-        reads: how often each line has read from the device, such as {"search.py:120": 2}.
-    """
+    """The device, as a context; `reads` says how often each line has read from it, such as {"search.py:120": 2}."""
 
     def __init__(self):
         super().__init__()

@@ -27,15 +27,8 @@ COMMANDS = {
 }
 
 
-@pytest.fixture
-def restored():
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize("script", COMMANDS)
-def test_equal_runs_give_equal_bits_whether_or_not_they_were_stopped(script, tmp_path, restored):
+def test_equal_runs_give_equal_bits_whether_or_not_they_were_stopped(script, tmp_path, restored_determinism):
     for name, epochs in {"a": 2, "b": 2, "c": 1}.items():
         flags = [f"--name={name}", f"--epochs={epochs}", "--deterministic"]
         assert call(script, tmp_path, *COMMANDS[script], *flags) == 0
@@ -65,8 +58,7 @@ def test_a_training_is_resumed_measured_again_and_exported(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("flags", [[], ["--share-lower-step"]])
-def test_steps_in_float64_are_those_of_the_cpu(flags, restored):
-    torch.set_default_dtype(torch.float64)
+def test_steps_in_float64_are_those_of_the_cpu(flags, float64_and_seed):
     config = parse(SearchConfig, ["--init-channels=4", "--num-cells=3", "--num-nodes=2", *flags])
     here, there = (build(config, 3, 10, device) for device in (CPU, GPU))
     for mine, theirs in zip(here.state().values(), there.state().values(), strict=True):

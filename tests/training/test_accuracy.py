@@ -13,14 +13,11 @@ from nas.training.accuracy import FILE, AccuracyFile, Measured, count_answers
 
 def measured(counts, loss=0.5):
     """By class, how many images there are and how many of them got the right answer; wrong ones got the next class."""
-    pairs = [
-        (kind, right)
-        for kind, (images, correct) in enumerate(counts)
-        for right in correct * [1] + (images - correct) * [0]
+    targets = [kind for kind, (images, _) in enumerate(counts) for _ in range(images)]
+    answers = [
+        (kind + (rank >= right)) % len(counts) for kind, (images, right) in enumerate(counts) for rank in range(images)
     ]
-    targets = torch.tensor([kind for kind, _ in pairs])
-    answers = torch.tensor([kind if right else (kind + 1) % len(counts) for kind, right in pairs])
-    return Measured(loss, *count_answers(targets, answers, len(counts)))
+    return Measured(loss, *count_answers(torch.tensor(targets), torch.tensor(answers), len(counts)))
 
 
 @pytest.mark.parametrize(
@@ -41,32 +38,19 @@ def test_the_figures_are_those_of_scikit_learn(num_classes, present, num_images)
         assert (found.confusion.numpy() == metrics.confusion_matrix(targets, answers, labels=range(num_classes))).all()
 
 
-NO_BETTER = "This network is no better than always guessing 'a', the largest class."
-
-
 @pytest.mark.parametrize(
-    ("counts", "lines"),
+    ("right", "recall", "of_all", "balanced", "advice"),
     [
-        (
-            [(76, 76), (4, 0)],
-            [
-                *("accuracy of each class:", "  'a' 100.00% of 76", "  'b'   0.00% of 4", NO_BETTER),
-                "x: 95.00% of 80 images (loss 0.500); balanced accuracy 50.00%; always guessing 'a', the largest "
-                "class, would reach 95.00%",
-            ],
-        ),
-        (
-            [(76, 76), (4, 1), (0, 0)],
-            [
-                *("accuracy of each class:", "  'a' 100.00% of 76", "  'b'  25.00% of 4"),
-                "x: 96.25% of 80 images (loss 0.500); balanced accuracy 62.50%; always guessing 'a', the largest "
-                "class, would reach 95.00%",
-            ],
-        ),
+        (0, "  0.00%", "95.00%", "50.00%", ["This network is no better than always guessing 'a', the largest class."]),
+        (1, " 25.00%", "96.25%", "62.50%", []),
     ],
 )
-def test_all_of_it_in_words(counts, lines):
-    assert measured(counts).lines("x:", tuple("abc"[: len(counts)])) == lines
+def test_all_of_it_in_words(right, recall, of_all, balanced, advice):
+    assert measured([(76, 76), (4, right), (0, 0)]).lines("x:", ("a", "b", "c")) == [
+        *("accuracy of each class:", "  'a' 100.00% of 76", f"  'b' {recall} of 4", *advice),
+        f"x: {of_all} of 80 images (loss 0.500); balanced accuracy {balanced}; always guessing 'a', the largest "
+        "class, would reach 95.00%",
+    ]
 
 
 def test_of_many_classes_the_worst_are_named_and_names_are_harmless():
@@ -82,7 +66,7 @@ def test_of_many_classes_the_worst_are_named_and_names_are_harmless():
     assert len(last) < 300
 
 
-@pytest.mark.parametrize("num_classes", [2, 100, 101, 10_000])
+@pytest.mark.parametrize("num_classes", [2, 100, 101])
 def test_the_file_holds_the_counts_of_any_number_of_classes(num_classes, tmp_path):
     found = measured([(2, index % 3) for index in range(num_classes)])
     found.save(tmp_path, "test", 3)
@@ -101,7 +85,6 @@ def test_the_file_holds_the_counts_of_any_number_of_classes(num_classes, tmp_pat
         ({"num_images": [1.0, 2]}, "num_images[0]: "),
         ({"num_images": [4, -1]}, "num_images[1]: "),
         ({"num_images": [10**40, 1]}, "num_images[0]: "),
-        ({"num_correct": None}, "num_correct: "),
         *(
             (change, "its counts contradict each other, or are not those of 2 classes")
             for change in (
