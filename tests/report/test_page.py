@@ -280,7 +280,7 @@ WRONG = [
         ]
     ],
     ("runs/a", lambda: edit("a/metrics.jsonl", "_skip_connect", "_skip"), "the edge weights are not those of"),
-    ("runs/a", lambda: edit("a/metrics.jsonl", '(?<=normal/0-2_skip_connect": )[^,]*', "0.99"), "do not add up to 1"),
+    ("runs/a", lambda: edit("a/metrics.jsonl", '(?<=normal/0-2_skip_connect": )[^,]*', "1.01"), "do not add up to 1"),
     ("runs/a", lambda: set_in("a", "config/supernet/num_nodes", 3), "not those of cells with 3 nodes"),
     ("runs/a", lambda: set_in("a", "config/data/dataset", "<b>"), "config runs/a/config.json: data.dataset"),
     ("runs/a", lambda: set_in("a", "environment/versions", {"torch": 2}), "environment.versions"),

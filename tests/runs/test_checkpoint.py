@@ -24,7 +24,7 @@ def manifest(**changed):
         "data": "0123456789abcdef" * 2,
         "genotype": "Genotype(…)",
         "progress": LoopState(
-            1, 12, 2, 1, 0.1 + 0.2, 5.0, 8, {"upper/loss": 1.25, "ü": -1e308}, 9.5, "a cell", 3, True
+            1, 12, 2, 1, 0.1 + 0.2, 5.0, 8, {"upper/loss": 1.25, "ü": -1e308}, 9.5, "a cell", 3, [0.5, 2.0], True
         ),
         "elapsed_s": 17.3,
         "sizes": {"metrics.jsonl": 300, "tensorboard/events.out.tfevents.17.0": 20},
