@@ -127,6 +127,10 @@ FINAL = {
     ],
     "flags that do not fit": [
         ("--genotype DARTS_V1 --skip-test", "--skip-test: needs --holdout-fraction above 0"),
+        (
+            "--genotype |none~0|+|none~0|none~1|+|none~0|none~1|none~2| --auxiliary-weight 0.3",
+            "--auxiliary-weight: net",
+        ),
         ("--genotype DARTS_V1 --stem imagenet --init-channels 1", "--init-channels: must be at least 2 with --stem"),
         ("--genotype DARTS_V1 --evaluate a", "--genotype: cannot be combined with --evaluate"),
         ("--evaluate a --resume a", "--resume: cannot be combined with --evaluate"),
