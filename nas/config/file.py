@@ -213,7 +213,9 @@ def _check_search(config: SearchConfig) -> None:
     if lower.lower_lr_min > lower.lower_lr:
         raise InputError(f"--lower-lr-min: must be at most --lower-lr, {lower.lower_lr}, got {lower.lower_lr_min}.")
     if selection.ray is not None and not is_several(config):
-        raise InputError("--ray: needs --searches above 1, or --random-baseline above 0.")
+        raise InputError("--ray: needs --searches above 1, --random-baseline above 0, or --candidates.")
+    if selection.export_searched and not is_several(config):
+        raise InputError("--export-searched: needs --searches above 1, --random-baseline above 0, or --candidates.")
     if selection.ray is None and share != Selection.devices_per_search:
         raise InputError("--devices-per-search: needs --ray; without it the searches run one after another.")
     if share > 1 and not share.is_integer():

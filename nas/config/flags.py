@@ -228,9 +228,14 @@ class Selection:
 
     searches: Annotated[int, Field(ge=1, le=200)] = 1
     """Number of searches, with the seeds from --seed on (DARTS, section 3.2: four). Then each distinct cell is trained
-    briefly and measured on the images from which the alphas of the first search learn; the best cell is exported."""
+    briefly and measured on the images from which the alphas of the first search learn; the best cell of all is
+    exported."""
     random_baseline: Annotated[int, Field(ge=0, le=200)] = 0
     """Also train this many random cells in the same way: the searches have to beat them."""
+    candidates: Annotated[tuple[str, ...] | None, optional("GENOTYPE [GENOTYPE ...]", "none")] = None
+    """Also train these cells, such as DARTS_V2: names, run folders, files or texts, of the same space."""
+    export_searched: Flag = False
+    """Export the best cell that a search found, even if a random one or one of --candidates is better."""
     selection_epochs: Epochs = 100
     """Epochs of each brief training (DARTS, section 3.2)."""
     selection_channels: Channels = 36
@@ -267,8 +272,9 @@ class SearchConfig:
 
 
 def is_several(config: SearchConfig) -> bool:
-    """Return whether the config asks for more than one search, or for random cells to compare with."""
-    return config.selection.searches > 1 or config.selection.random_baseline > 0
+    """Return whether the config asks for more than one search, or for other cells to compare with."""
+    selection = config.selection
+    return selection.searches > 1 or selection.random_baseline > 0 or bool(selection.candidates)
 
 
 @dataclass(frozen=True)

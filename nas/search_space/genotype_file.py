@@ -186,6 +186,7 @@ class Candidate(BaseModel):
     Attributes:
         seeds: seeds of the searches that found it.
         random_seeds: seeds of the random draws that gave it.
+        names: how --candidates gave it.
         genotype: its text.
         weights: number of weights of the network that was trained.
         multiply_adds: multiply-adds of that network per image.
@@ -200,6 +201,7 @@ class Candidate(BaseModel):
 
     seeds: Annotated[tuple[_Count, ...], Field(max_length=MAX_CANDIDATES)]
     random_seeds: Annotated[tuple[_Count, ...], Field(max_length=MAX_CANDIDATES)]
+    names: Annotated[tuple[Annotated[str, Field(max_length=100)], ...], Field(max_length=MAX_CANDIDATES)] = ()
     genotype: Annotated[str, Field(max_length=10_000), AfterValidator(_parsed)]
     weights: _Count
     multiply_adds: _Count

@@ -12,11 +12,12 @@ from nas.config.cli import config_to_resume, data_flags
 from nas.config.file import CONFIG_VERSION, ConfigFile, search_epochs
 from nas.config.flags import FinalConfig, Network, Run, SearchConfig, SearchRun, Selection, Training
 from nas.data import datasets
-from nas.errors import InputError, Stopped, count
+from nas.errors import InputError, Stopped, count, printable
 from nas.machine.environment import environment
 from nas.report import page as report
 from nas.runs.folder import RunFolder, folder_of_run
 from nas.runs.interrupts import Interrupts
+from nas.search_space import reader
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import SPACES, GenotypeFile, Provenance
 from nas.selection import ranking
@@ -59,8 +60,10 @@ def create(path: Path, config: SearchConfig) -> RunFolder:
     """Return the folder of a new run, after reading its images.
 
     Raises:
-        InputError: the name is taken, or the images cannot be read.
+        InputError: the name is taken, or the images or a cell of --candidates cannot be read.
     """
+    for source in config.selection.candidates or ():
+        read_candidate(source, config)
     data, options = config.data, config.run
     for name in (path.name, *(search_name(config, seed) for seed in seeds(config))):
         if (exported := Path("genotypes", f"{name}.json")).exists():
@@ -124,8 +127,8 @@ def search_and_choose(
     )
     for line in (*ranking.table(candidates), *ranking.verdict(candidates)):
         run.log(line)
-    best = next(candidate for candidate in candidates if candidate.seeds)
-    found = GenotypeFile.load(run.path / search_name(config, best.seeds[0]) / "genotype.json")
+    best = next(row for row in candidates if row.seeds or not config.selection.export_searched)
+    found = GenotypeFile.load(next(cell.file for cell in cells if cell.genotype.to_text() == best.genotype))
     provenance = found.provenance.model_copy(update={"date": run.started, "candidates": tuple(candidates)})
     Genotype(**found.cells()).save(exported, provenance)
     rows = [candidate.model_dump() for candidate in candidates]
@@ -141,7 +144,7 @@ def search_and_choose(
             names.append(name)
         except InputError as error:  # such as somebody else's page in that place: no reason not to finish
             run.log(f"no {name}: {error}")
-    run.log(f"written: {exported} (found with seed {best.seeds[0]}), and in {run.path}: {', '.join(names)}")
+    run.log(f"written: {exported} ({ranking.sources(best)}), and in {run.path}: {', '.join(names)}")
     how = f"--genotype {shlex.quote(str(exported))}{data_flags(config.data, config.run.seed, config.supernet.stem)}"
     run.log(f"train it in full: python train_final.py {how}")
 
@@ -152,6 +155,8 @@ def plan(config: SearchConfig) -> list[str]:
     where = "one after another" if selection.ray is None else f"in parallel on Ray ({selection.ray})"
     which = f"seed {first}" if first == last else f"seeds {first} to {last}"
     drawn = f" and {count(selection.random_baseline, 'random cell')}" if selection.random_baseline else ""
+    if selection.candidates:
+        drawn += f" and {', '.join(printable(source, 40) for source in selection.candidates)}"
     return [
         f"{count(selection.searches, 'search')}, {which}, {where}",
         f"then each distinct cell{drawn} will be trained ({count(selection.selection_epochs, 'epoch')}, "
@@ -220,8 +225,27 @@ def job(script: Path, config: SearchConfig | FinalConfig, epochs: int) -> Job:
     return Job(script.resolve(), folder, path, epochs, Path.cwd())
 
 
+def read_candidate(source: str, config: SearchConfig) -> GenotypeFile:
+    """Read a cell of --candidates.
+
+    Raises:
+        InputError: it cannot be read, or is of another search space.
+    """
+    try:
+        file = reader.read(source).file
+    except InputError as error:
+        raise InputError(f"--candidates: {error}") from None
+    space = Genotype(**file.cells()).space
+    if space.name != config.supernet.space:
+        raise InputError(
+            f"--candidates {printable(source, 100)}: a cell of --space {space.name}, but this search is in "
+            f"{config.supernet.space}."
+        )
+    return file
+
+
 def distinct_cells(config: SearchConfig, path: Path) -> list[Cell]:
-    """Return the cells of all searches and the random cells, each once; write the random ones to files."""
+    """Return the cells of all searches, the random ones and the given ones, each once; write these two to files."""
     cells: dict[object, Cell] = {}
     for seed in seeds(config):
         file = path / search_name(config, seed) / "genotype.json"
@@ -236,4 +260,11 @@ def distinct_cells(config: SearchConfig, path: Path) -> list[Cell]:
         genotype = Genotype.random(seed, config.supernet.num_nodes, SPACES[config.supernet.space])
         genotype.save(file, Provenance(method="random", seed=seed))
         cells.setdefault(ranking.key(genotype), Cell(genotype, file)).random_seeds.append(seed)
+    for number, source in enumerate(config.selection.candidates or ()):
+        file = path / f"candidate{number}.json"
+        if not file.exists():
+            given = read_candidate(source, config)
+            Genotype(**given.cells()).save(file, given.provenance)
+        genotype = Genotype.load(file)
+        cells.setdefault(ranking.key(genotype), Cell(genotype, file)).names.append(printable(source, 100))
     return list(cells.values())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from nas.errors import InputError, first_problem
+from nas.errors import InputError, first_problem, printable
 from nas.report.run_data import read_run
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import Candidate
@@ -26,6 +26,7 @@ class Cell:
         file: the genotype file of that search or draw.
         seeds: seeds of the searches that found it.
         random_seeds: seeds of the random draws that gave it.
+        names: how --candidates gave it.
         supernet_accuracies: accuracies of the supernets of these searches.
     """
 
@@ -33,12 +34,13 @@ class Cell:
     file: Path
     seeds: list[int] = field(default_factory=list)
     random_seeds: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     supernet_accuracies: list[float] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        """The name of the cell after its first search or draw, such as seed3 or random0."""
-        return f"seed{self.seeds[0]}" if self.seeds else f"random{self.random_seeds[0]}"
+        """The name of the cell after its first search or its file, such as seed3, random0 or candidate1."""
+        return f"seed{self.seeds[0]}" if self.seeds else self.file.stem
 
 
 def key(genotype: Genotype) -> object:
@@ -70,6 +72,7 @@ def candidates(trained: Sequence[tuple[Cell, Path]], balanced: bool = False) -> 
             candidate = Candidate(
                 seeds=tuple(cell.seeds),
                 random_seeds=tuple(cell.random_seeds),
+                names=tuple(cell.names),
                 genotype=cell.genotype.to_text(),
                 **run["size"],
                 supernet_accuracies=tuple(cell.supernet_accuracies),
@@ -83,14 +86,20 @@ def candidates(trained: Sequence[tuple[Cell, Path]], balanced: bool = False) -> 
     return sorted(found, key=lambda candidate: (-candidate.score, candidate.holdout_loss))
 
 
+def sources(row: Candidate) -> str:
+    """Return where a cell comes from, such as "seed 0, 2; random 1; DARTS_V2"."""
+    drawn = {"seed": row.seeds, "random": row.random_seeds}
+    found = [f"{what} {', '.join(map(str, them))}" for what, them in drawn.items() if them]
+    return "; ".join([*found, *(printable(name, 40) for name in row.names)])
+
+
 def table(rows: Sequence[Candidate]) -> list[str]:
     """Return the lines of the table, one line per cell."""
     lines = [("cell", "balanced" if _balanced(rows) else "held out", "loss", "supernet", "weights", "mult-adds")]
     for row in rows:
-        sources = {"seed": row.seeds, "random": row.random_seeds}
         lines.append(
             (
-                "; ".join(f"{what} {', '.join(map(str, them))}" for what, them in sources.items() if them),
+                sources(row),
                 f"{row.score:.2%}",
                 f"{row.holdout_loss:.3f}",
                 ", ".join(f"{accuracy:.1%}" for accuracy in row.supernet_accuracies) or "-",
@@ -115,6 +124,8 @@ def verdict(rows: Sequence[Candidate]) -> list[str]:
     drawn = [row.score for row in rows for _ in row.random_seeds]
     what = "balanced accuracy on held-out images" if _balanced(rows) else "accuracy on held-out images"
     lines = [f"searches: {_summary(searched, what)}"]
+    if given := [row.score for row in rows if row.names]:
+        lines.append(f"cells of --candidates: {_summary(given, what)}")
     if not drawn:
         return lines
     difference = statistics.mean(searched) - statistics.mean(drawn)

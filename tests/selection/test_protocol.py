@@ -29,7 +29,7 @@ from nas.selection.jobs import Ending, Job
 from nas.selection.protocol import distinct_cells, search_job, training_job
 from nas.selection.ranking import Cell
 from tests import torture
-from tests.in_process import call
+from tests.in_process import TWO, call
 
 SEARCH = [*torture.SMALL, "--num-nodes=1", "--epochs=2", "--checkpoint-minutes=0"]
 SEVERAL = ["--searches=2", "--random-baseline=1", "--selection-epochs=1", "--selection-channels=2"]
@@ -88,7 +88,7 @@ def test_stopped_and_called_again_it_goes_on_and_does_not_touch_what_was_finishe
 
 
 @pytest.mark.slow
-def test_the_best_searched_cell_is_exported_with_the_table(finished):
+def test_the_best_cell_is_exported_with_the_table(finished):
     folder = finished[0]
     run = folder / "runs" / "m"
     exported = GenotypeFile.load(folder / "genotypes" / "m.json")
@@ -97,11 +97,11 @@ def test_the_best_searched_cell_is_exported_with_the_table(finished):
     assert [row.holdout_accuracy for row in rows] == sorted((row.holdout_accuracy for row in rows), reverse=True)
     assert sorted(seed for row in rows for seed in row.seeds) == [0, 1]
     assert [row.random_seeds for row in rows if row.random_seeds] == [(0,)]
-    best = next(row for row in rows if row.seeds)
-    assert Genotype(**exported.cells()) == Genotype.from_text(best.genotype)
-    found = GenotypeFile.load(folder / "genotypes" / f"m-seed{best.seeds[0]}.json").provenance
-    assert exported.provenance.seed == best.seeds[0]
-    assert exported.provenance.supernet_accuracy == found.supernet_accuracy == best.supernet_accuracies[0]
+    assert Genotype(**exported.cells()) == Genotype.from_text(rows[0].genotype)
+    assert exported.provenance.seed == (rows[0].seeds or rows[0].random_seeds)[0]
+    for row in rows:
+        searches = [GenotypeFile.load(folder / "genotypes" / f"m-seed{seed}.json").provenance for seed in row.seeds]
+        assert row.supernet_accuracies == tuple(found.supernet_accuracy for found in searches)
     table = json.loads(json.dumps([row.model_dump() for row in rows]))
     assert json.loads((run / "table.json").read_text())["cells"] == table
     log = (run / "log.txt").read_text()
@@ -165,6 +165,48 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(tmp_path, capfd):
     said = "2 searches, seeds 0 to 1, one after another\nthen each distinct cell and 1 random cell will be trained ("
     assert said in out
     assert " for 24 steps, until" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [[], ["--export-searched"]], ids=["best of all", "best searched one"])
+def test_given_cells_stand_beside_searched_and_random_ones(tmp_path, monkeypatch, flags):
+    def run_all(jobs, tick):
+        for job in jobs:
+            assert call(job.script.stem, tmp_path, f"--config={job.config}", f"--name={job.path.name}") == 0
+        return []
+
+    monkeypatch.setattr(protocol, "runner", lambda *_: contextlib.nullcontext(run_all))
+    Genotype.random(7, 1).save(tmp_path / "own.json")
+    small = ["--dataset=digits", "--train-limit=48", "--init-channels=2", "--num-cells=1", "--num-nodes=1", *TWO]
+    several = ["--random-baseline=1", "--selection-epochs=1", "--selection-channels=2", "--selection-cells=1"]
+    given = ["--candidates", "DARTS_V2", "own.json", "--epochs=1", "--name=c"]
+    assert call("search", tmp_path, *small, *several, *given, *flags) == 0
+    exported = GenotypeFile.load(tmp_path / "genotypes" / "c.json")
+    rows = exported.provenance.candidates
+    assert sorted(ranking.sources(row) for row in rows) == ["DARTS_V2", "own.json", "random 0", "seed 0"]
+    best = next(row for row in rows if row.seeds) if flags else rows[0]
+    assert Genotype(**exported.cells()) == Genotype.from_text(best.genotype)
+    log = (tmp_path / "runs" / "c" / "log.txt").read_text()
+    assert "then each distinct cell and 1 random cell and DARTS_V2, own.json will be trained" in log
+    assert f"written: genotypes/c.json ({ranking.sources(best)}), and in runs/c" in log
+    assert "cells of --candidates: mean " in log
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("DARTS_V9", "--candidates: genotype DARTS_V9"),
+        (
+            "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|",
+            "a cell of --space nas-bench-201, but this search is in da",
+        ),
+    ],
+)
+def test_a_given_cell_that_is_none_or_of_another_space_is_refused_before_anything_is_written(
+    tmp_path, capfd, source, sentence
+):
+    assert call("search", tmp_path, "--dataset=digits", "--candidates", source, "--name=x") == 2
+    assert sentence in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
