@@ -3,11 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-import tyro
 from pydantic import AfterValidator, Field
 
 from nas.config.values import (
-    ADDRESS_OR_LOCAL,
     MOST_THREADS,
     STRICT,
     BatchSize,
@@ -20,10 +18,10 @@ from nas.config.values import (
     NotNegative,
     Positive,
     Preset,
+    RayAddress,
     Resize,
     Seed,
     Stem,
-    address,
     optional,
     run_name,
 )
@@ -135,8 +133,7 @@ class SupernetSize:
     primitives: Annotated[tuple[str, ...] | None, optional("NAME [NAME ...]", "all of the space")] = None
     """Search among these primitives alone, such as skip_connect sep_conv_3x3 (the space S2 of RobustDARTS)."""
     partial_channels: Annotated[int, Field(ge=1, le=64)] = 1
-    """Faster: only one of this many channels goes through the mixed operations, and edges get weights of their own
-    (PC-DARTS: 4)."""
+    """Faster: one of this many channels goes through the mixed operations, and edges are weighed too (PC-DARTS: 4)."""
     max_skip_connections: Annotated[Annotated[int, Field(ge=0)] | None, optional("INT", "any number")] = None
     """Derive cells with at most this many skip connections each (P-DARTS: 2)."""
     stem: Stem = "cifar"
@@ -228,8 +225,7 @@ class Selection:
 
     searches: Annotated[int, Field(ge=1, le=200)] = 1
     """Number of searches, with the seeds from --seed on (DARTS, section 3.2: four). Then each distinct cell is trained
-    briefly and measured on the images from which the alphas of the first search learn; the best cell of all is
-    exported."""
+    briefly and measured on the images from which the alphas of the first search learn; the best cell is exported."""
     random_baseline: Annotated[int, Field(ge=0, le=200)] = 0
     """Also train this many random cells in the same way: the searches have to beat them."""
     candidates: Annotated[tuple[str, ...] | None, optional("GENOTYPE [GENOTYPE ...]", "none")] = None
@@ -242,11 +238,7 @@ class Selection:
     """Channels of its first cell: as in the final network (DARTS, appendix A.2.1)."""
     selection_cells: Cells = 20
     """Number of its cells: as in the final network (DARTS, appendix A.2.1)."""
-    ray: Annotated[
-        Annotated[str, AfterValidator(address)] | None,
-        ADDRESS_OR_LOCAL,
-        tyro.conf.arg(help_behavior_hint="(default: no Ray, one after another)"),
-    ] = None
+    ray: RayAddress = None
     """Run searches and trainings in parallel as Ray tasks: without a value on this machine, otherwise on the cluster at
     ADDRESS: HOST:PORT, or auto for the cluster of this machine. Each node needs this folder at the same path."""
     devices_per_search: Annotated[float, Field(ge=0.0001, le=1024, allow_inf_nan=False)] = 1.0

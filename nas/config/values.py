@@ -59,5 +59,11 @@ ADDRESS_OR_LOCAL = tyro.constructors.PrimitiveConstructorSpec[str | None](
     str_from_instance=lambda value: [] if value is None else [value],
 )
 
+RayAddress = Annotated[
+    Annotated[str, AfterValidator(address)] | None,
+    ADDRESS_OR_LOCAL,
+    tyro.conf.arg(help_behavior_hint="(default: no Ray, one after another)"),
+]
+
 # Strict: a config that is read back from a file must hold exactly these types. `validate` checks objects as well.
 STRICT = ConfigDict(extra="forbid", strict=True, revalidate_instances="always")
