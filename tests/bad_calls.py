@@ -66,7 +66,7 @@ SEARCH = {
         ("--searches 2 --seed 4294967295", "--seed 4294967295: too large"),
         ("--searches 2 --ray --devices-per-search 1.5", "--devices-per-search: must be a whole number where it is abo"),
         ("--searches 2 --devices-per-search 0.5", "--devices-per-search: needs --ray"),
-        ("--ray", "--ray: needs --searches above 1, or --random-baseline above 0"),
+        ("--ray", "--ray: needs --searches above 1, --random-baseline above 0, or --cand"),
         (f"--dataset digits --searches 2 --name {'a' * 81}", "--name: must have at most 80 characters"),
         ("--resume a --preset quick", "--preset: cannot be combined with --resume"),
         ("--config a --preset quick", "--preset: cannot be combined with --config"),
