@@ -1,6 +1,6 @@
 """How good the cells are that searches find in a space whose truth is known.
 
-    python -m benchmarks.search_quality images --presets robust --hypergradient first-order --epochs 6
+    python -m benchmarks.search_quality images --presets robust --hypergradient=first-order --epochs=3
 
 `images` is a folder of CIFAR-10 as image files, train/CLASS/*.jpg. Further flags are those of search.py. Each search
 has 25,000 images of 16 × 16 for each level, 16 channels and one cell per stage, and one thread. What stands in
