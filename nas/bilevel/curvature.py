@@ -4,12 +4,11 @@ Source: Zela et al., "Understanding and Robustifying Differentiable Architecture
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nas.bilevel.evaluation import gradients_of
+from nas.bilevel.evaluation import flat, gradients_of
 
 EVERY = 2  # epochs between two evaluations
 WINDOW = 5  # evaluations in a mean
@@ -27,22 +26,16 @@ def largest_eigenvalue(
         parameters: tensors that the loss depends on.
         mean: over the processes, of which each has its part of the loss.
     """
-    gradient = _flat(gradients_of(loss, parameters, create_graph=True))
+    gradient = flat(gradients_of(loss, parameters, create_graph=True))
     draws = torch.Generator().manual_seed(0)
     rest, directions, products = torch.randn(len(gradient), generator=draws).to(gradient), [], []
     while len(products) < min(LANCZOS_STEPS, len(gradient)) and rest.norm() > 1e-6 * (products or [rest])[-1].norm():
         directions.append(rest / rest.norm())
-        options: dict[str, Any] = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-        found = torch.autograd.grad(gradient @ directions[-1], parameters, **options)
-        products.append(_flat(mean(list(found))))
+        products.append(flat(mean(gradients_of(gradient @ directions[-1], parameters, retain_graph=True))))
         basis = torch.stack(directions)
         rest = products[-1] - basis.t() @ (basis @ products[-1])
         rest = rest - basis.t() @ (basis @ rest)  # once more against rounding
     return torch.linalg.eigvalsh(torch.stack(directions) @ torch.stack(products).t()).max().item()
-
-
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([*map(torch.ravel, tensors)])
 
 
 class PastAlphas:

@@ -134,13 +134,20 @@ def check_finite(value: Tensor, complaint: str) -> None:
         raise FloatingPointError(complaint.format(value.item()))
 
 
-def gradients_of(loss: Tensor, tensors: Sequence[Tensor], create_graph: bool = False) -> list[Tensor]:
-    """Return the gradients of a loss, with a graph if asked; 0 where it does not depend on a tensor."""
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    """Return all values as one vector."""
+    return torch.cat([*map(torch.ravel, tensors)])
+
+
+def gradients_of(
+    loss: Tensor, tensors: Sequence[Tensor], create_graph: bool = False, retain_graph: bool | None = None
+) -> list[Tensor]:
+    """Return the gradients of a loss, 0 where it does not depend on a tensor; graphs as in `torch.autograd.grad`."""
     wanted = [tensor for tensor in tensors if tensor.requires_grad]
     if not loss.requires_grad or not wanted:
         return [torch.zeros_like(tensor) for tensor in tensors]
-    options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
-    found = iter(torch.autograd.grad(loss, wanted, create_graph=create_graph, **options))
+    graphs: dict[str, Any] = {"create_graph": create_graph, "retain_graph": retain_graph}
+    found = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True, **graphs))
     return [next(found) if tensor.requires_grad else torch.zeros_like(tensor) for tensor in tensors]
 
 

@@ -20,6 +20,7 @@ from nas.bilevel.evaluation import (
     check_finite,
     evaluate,
     evaluate_at,
+    flat,
     gradients_of,
     leaves_of,
     names_of,
@@ -198,8 +199,7 @@ class Onestage(FirstOrder):
         for lower_loss in lower_losses:
             check_finite(lower_loss, "the lower objective is {}.")
         if exact:
-            one, other = (torch.cat([*map(torch.ravel, term)]) for term in (second, exact))
-            self.cosine = torch.cosine_similarity(one, other, 0)
+            self.cosine = torch.cosine_similarity(flat(second), flat(exact), 0)
         first_norm = torch.nn.utils.get_total_norm(first).clamp(min=1e-30)
         self.ratio = torch.nn.utils.get_total_norm(second) / first_norm
         add_gradients(alphas, [one - two for one, two in zip(first, second, strict=True)])

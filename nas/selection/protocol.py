@@ -81,6 +81,7 @@ def create(path: Path, config: SearchConfig) -> RunFolder:
         test_fraction=data.test_fraction,
     )
     run = RunFolder.create(path, config)
+    candidate_files(config, path)  # now, as the searches may take days
     for note in images.notes:
         run.log(note)
     return run
@@ -244,6 +245,17 @@ def read_candidate(source: str, config: SearchConfig) -> GenotypeFile:
     return file
 
 
+def candidate_files(config: SearchConfig, path: Path) -> dict[str, Path]:
+    """Return the file of each cell of --candidates in the run folder, which is written where it is missing."""
+    files_of = {}
+    for number, source in enumerate(config.selection.candidates or ()):
+        files_of[source] = file = path / f"candidate{number}.json"
+        if not file.exists():
+            given = read_candidate(source, config)
+            Genotype(**given.cells()).save(file, given.provenance)
+    return files_of
+
+
 def distinct_cells(config: SearchConfig, path: Path) -> list[Cell]:
     """Return the cells of all searches, the random ones and the given ones, each once; write these two to files."""
     cells: dict[object, Cell] = {}
@@ -260,11 +272,7 @@ def distinct_cells(config: SearchConfig, path: Path) -> list[Cell]:
         genotype = Genotype.random(seed, config.supernet.num_nodes, SPACES[config.supernet.space])
         genotype.save(file, Provenance(method="random", seed=seed))
         cells.setdefault(ranking.key(genotype), Cell(genotype, file)).random_seeds.append(seed)
-    for number, source in enumerate(config.selection.candidates or ()):
-        file = path / f"candidate{number}.json"
-        if not file.exists():
-            given = read_candidate(source, config)
-            Genotype(**given.cells()).save(file, given.provenance)
+    for source, file in candidate_files(config, path).items():
         genotype = Genotype.load(file)
         cells.setdefault(ranking.key(genotype), Cell(genotype, file)).names.append(printable(source, 100))
     return list(cells.values())

@@ -171,6 +171,7 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(tmp_path, capfd):
 @pytest.mark.parametrize("flags", [[], ["--export-searched"]], ids=["best of all", "best searched one"])
 def test_given_cells_stand_beside_searched_and_random_ones(tmp_path, monkeypatch, flags):
     def run_all(jobs, tick):
+        (tmp_path / "own.json").unlink(missing_ok=True)  # it was read when the run began
         for job in jobs:
             assert call(job.script.stem, tmp_path, f"--config={job.config}", f"--name={job.path.name}") == 0
         return []
