@@ -19,7 +19,7 @@ from nas.bilevel.curvature import BACK, EVERY, has_grown, largest_eigenvalue
 from nas.bilevel.perturbation import TUNING_RATE, decide, decisions
 from nas.bilevel.step import Bilevel, build
 from nas.config.file import search_epochs
-from nas.config.flags import EarlyEnd, LowerLevel, SearchConfig, is_several
+from nas.config.flags import EarlyEnd, LowerLevel, SearchConfig, data_seed, is_several, selection_fraction
 from nas.data.loader import Batch, Loader, load_training_split, require_images, training_loader
 from nas.data.sampler import halves
 from nas.distributed import SINGLE, World
@@ -106,7 +106,7 @@ class Halves(NamedTuple):
 
 
 def load_halves(config: SearchConfig, run: Run) -> Halves:
-    """Load the training images, in two halves; the test set is not read.
+    """Load the training images, in two halves; the test set, and what is held out for the choice, are not among them.
 
     Raises:
         InputError: the images cannot be read, or are too few for a batch.
@@ -114,14 +114,17 @@ def load_halves(config: SearchConfig, run: Run) -> Halves:
     fraction, batch_size, seed = config.upper.upper_fraction, config.lower.batch_size, config.run.seed
 
     def load() -> Halves:
-        train = load_training_split(config.data, seed)
-        weights, alphas = halves(len(train.targets), fraction, seed)
+        train = load_training_split(config.data, data_seed(config))
+        num_images, held_out = len(train.targets), selection_fraction(config)
+        kept = halves(num_images, held_out, data_seed(config))[0] if held_out else torch.arange(num_images)
+        weights, alphas = halves(len(kept), fraction, seed)
         if min(len(weights), len(alphas)) < 2:
             raise InputError(
                 f"--upper-fraction {fraction}: {count(len(weights), 'image')} for the weights and {len(alphas)} for "
                 "the alphas, but each level needs at least two."
             )
-        images = training_loader(train, config.data, run.device, batch_size, seed, world=run.world)
+        images = training_loader(train.select(kept), config.data, run.device, batch_size, seed, world=run.world)
+        images = images._replace(numbers=kept)
         for half in (weights, alphas):
             require_images(run.world.size, len(half), batch_size, run.world)
         return Halves(images.part(weights, "lower"), images.part(alphas, "upper"), images)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nas.config.cli import with_size_of
-from nas.config.flags import FinalConfig, TrainedOn
+from nas.config.flags import FinalConfig, TrainedOn, data_seed
 from nas.data import datasets
 from nas.data.loader import Batch, Loader, load_training_split, require_images, training_loader
 from nas.data.sampler import generator, halves
@@ -255,12 +255,12 @@ def load_images(config: FinalConfig, run: Run) -> Images:
     data, training, seed = config.data, config.training, config.run.seed
 
     def load() -> tuple[Loader, Loader | None]:
-        split = load_training_split(data, seed)
+        split = load_training_split(data, data_seed(config))
         image_size = split.images.shape[-1]
         cutout = image_size // 2 if training.cutout is None else training.cutout
         if cutout > image_size:
             raise InputError(f"--cutout {cutout}: larger than the images, which have {image_size} pixels a side.")
-        kept, held_out = halves(len(split.targets), training.holdout_fraction, seed)
+        kept, held_out = halves(len(split.targets), training.holdout_fraction, data_seed(config))
         if len(kept) < 2:
             raise InputError(
                 f"--holdout-fraction {training.holdout_fraction}: fewer than two images are left to train on."

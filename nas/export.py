@@ -68,6 +68,13 @@ def metadata(network: "FinalNetwork") -> dict[str, str]:
     return {name: json.dumps(value, ensure_ascii=False) for name, value in content.items()}
 
 
+def require_packages(kind: str, flag: str) -> None:
+    """Raise InputError, which names the flag, if a package is missing that writes this format."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if kind == "onnx" and missing:
+        raise InputError(f"{flag} onnx: needs {', '.join(missing)}; pip install {' '.join(missing)}")
+
+
 def export(run_dir: str, kind: str, output: str | None = None) -> tuple[Path, float]:
     """Write the network of a run to a file, which appears only after its logits were checked.
 
@@ -89,9 +96,7 @@ def export(run_dir: str, kind: str, output: str | None = None) -> tuple[Path, fl
 
     path = Path(output) if output is not None else Path(run_dir, f"network{SUFFIXES[kind]}")
     network = FinalNetwork.from_run(run_dir)
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if kind == "onnx" and missing:
-        raise InputError(f"--format onnx: needs {', '.join(missing)}; pip install {' '.join(missing)}")
+    require_packages(kind, "--format")
     if path.exists():
         raise InputError(f"--output {path}: exists already and was not changed.")
     if not path.parent.is_dir():

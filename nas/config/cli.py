@@ -58,7 +58,8 @@ def with_sizes_of(config: SearchConfig, space: str) -> SearchConfig:
     """Return a preset for a search space: what it leaves at the defaults of DARTS becomes the default of the space."""
     published = SPACES[space]
     names = ("space", "init_channels", "num_cells", "num_nodes", "selection_channels", "selection_cells")
-    sizes = dict(zip(names, (space, *published.supernet, published.num_nodes, *published.final_network), strict=True))
+    values = (space, *published.supernet, published.num_nodes, *published.final_network, *published.final_network)
+    sizes = dict(zip((*names, "final_channels", "final_cells"), values, strict=True))
 
     def sized(group: Any) -> Any:
         unset = {field.name for field in dataclasses.fields(group) if getattr(group, field.name) == field.default}
@@ -179,7 +180,7 @@ def data_flags(data: Data, seed: int = 0, stem: Stem = "cifar") -> str:
         seed: of the run; it determines the draw of --train-limit.
     """
     given = [flag.partition("=") for group in (data, SupernetSize(stem=stem)) for flag in _given(group)]
-    if data.train_limit is not None and seed != 0:
+    if data.train_limit is not None and data.data_seed is None and seed != 0:
         given.append(("--seed", "=", str(seed)))
     return "".join(f" {flag} {shlex.quote(value)}" if equals else f" {flag}" for flag, equals, value in given)
 

@@ -212,18 +212,36 @@ def _check_search(config: SearchConfig) -> None:
         raise InputError(f"--alpha-warmup {upper.alpha_warmup}: must be less than --epochs, {lower.epochs}.")
     if lower.lower_lr_min > lower.lower_lr:
         raise InputError(f"--lower-lr-min: must be at most --lower-lr, {lower.lower_lr}, got {lower.lower_lr_min}.")
-    if selection.ray is not None and not is_several(config):
-        raise InputError("--ray: needs --searches above 1, --random-baseline above 0, or --candidates.")
-    if selection.export_searched and not is_several(config):
-        raise InputError("--export-searched: needs --searches above 1, --random-baseline above 0, or --candidates.")
+    _check_selection(config)
     if selection.ray is None and share != Selection.devices_per_search:
         raise InputError("--devices-per-search: needs --ray; without it the searches run one after another.")
     if share > 1 and not share.is_integer():
         raise InputError(f"--devices-per-search: must be a whole number where it is above 1, got {share}.")
-    if seed + max(selection.searches, selection.random_baseline) > SEEDS:
+    if seed + max(selection.searches, selection.random_baseline, selection.selection_seeds) > SEEDS:
         raise InputError(f"--seed {seed}: too large; the seeds that follow it must also be less than {SEEDS}.")
     if is_several(config) and len(config.run.name or "") > 80:
         raise InputError("--name: must have at most 80 characters, because each search adds its seed to it.")
+
+
+def _check_selection(config: SearchConfig) -> None:
+    selection = config.selection
+
+    def given(*names: str) -> list[str]:
+        return [flag_of(name) for name in names if getattr(selection, name) != getattr(Selection, name)]
+
+    of_several = given("ray", "export_searched", "selection_halving", "selection_seeds")
+    if of_several and not is_several(config):
+        raise InputError(
+            f"{of_several[0]}: needs --searches above 1, --random-baseline above 0, --derive-top above 1, --candidates "
+            "or --train-final."
+        )
+    of_final = given("export", "final_epochs")
+    if of_final and not selection.train_final:
+        raise InputError(f"{of_final[0]}: needs --train-final.")
+    if selection.derive_top > 1 and config.upper.derivation == "perturbation":
+        raise InputError("--derive-top: needs --derivation argmax, which ranks cells by their edge weights.")
+    if selection.derive_top > 1 and config.supernet.max_skip_connections is not None:
+        raise InputError("--derive-top: cannot be combined with --max-skip-connections.")
 
 
 def _flag_at(location: tuple[int | str, ...]) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from nas.config.selection import Selection
 from nas.config.values import (
     MOST_THREADS,
     STRICT,
@@ -18,7 +19,6 @@ from nas.config.values import (
     NotNegative,
     Positive,
     Preset,
-    RayAddress,
     Resize,
     Seed,
     Stem,
@@ -59,6 +59,8 @@ class Data:
     """Draw all classes equally often in training; images of small classes are repeated."""
     no_flip: Flag = False
     """Do not mirror images, such as letters. Otherwise half are mirrored, except in digits, mnist, kmnist and svhn."""
+    data_seed: Annotated[Seed | None, optional("INT", "--seed")] = None
+    """Determines which images --train-limit draws, and which ones are held out. Weights and batches follow --seed."""
     crop_padding: Annotated[
         Annotated[int, Field(ge=0)] | None, optional("INT", "an eighth of the image: 4 for CIFAR-10")
     ] = None
@@ -218,34 +220,6 @@ class EarlyEnd:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Several searches, and the choice of the best cell."""
-
-    __pydantic_config__ = STRICT
-
-    searches: Annotated[int, Field(ge=1, le=200)] = 1
-    """Number of searches, with the seeds from --seed on (DARTS, section 3.2: four). Then each distinct cell is trained
-    briefly and measured on the images from which the alphas of the first search learn; the best cell is exported."""
-    random_baseline: Annotated[int, Field(ge=0, le=200)] = 0
-    """Also train this many random cells in the same way: the searches have to beat them."""
-    candidates: Annotated[tuple[str, ...] | None, optional("GENOTYPE [GENOTYPE ...]", "none")] = None
-    """Also train these cells, such as DARTS_V2: names, run folders, files or texts, of the same space."""
-    export_searched: Flag = False
-    """Export the best cell that a search found, even if a random one or one of --candidates is better."""
-    selection_epochs: Epochs = 100
-    """Epochs of each brief training (DARTS, section 3.2)."""
-    selection_channels: Channels = 36
-    """Channels of its first cell: as in the final network (DARTS, appendix A.2.1)."""
-    selection_cells: Cells = 20
-    """Number of its cells: as in the final network (DARTS, appendix A.2.1)."""
-    ray: RayAddress = None
-    """Run searches and trainings in parallel as Ray tasks: without a value on this machine, otherwise on the cluster at
-    ADDRESS: HOST:PORT, or auto for the cluster of this machine. Each node needs this folder at the same path."""
-    devices_per_search: Annotated[float, Field(ge=0.0001, le=1024, allow_inf_nan=False)] = 1.0
-    """With --ray: GPUs per search or training; CPU cores if there are no GPUs. 0.5: two share one."""
-
-
-@dataclass(frozen=True)
 class SearchConfig:
     """Search a cell: weights and alphas of a supernet learn in turn.
 
@@ -264,9 +238,16 @@ class SearchConfig:
 
 
 def is_several(config: SearchConfig) -> bool:
-    """Return whether the config asks for more than one search, or for other cells to compare with."""
+    """Return whether the config asks for more than one search: for several, other cells, or what comes after them."""
     selection = config.selection
-    return selection.searches > 1 or selection.random_baseline > 0 or bool(selection.candidates)
+    several = selection.searches > 1 or selection.random_baseline > 0 or selection.derive_top > 1
+    return several or bool(selection.candidates) or selection.train_final
+
+
+def selection_fraction(config: SearchConfig) -> float:
+    """Return the share of the training images on which cells are compared and that no search sees."""
+    given = config.selection.selection_fraction
+    return given if given is not None else 0.2 * is_several(config)
 
 
 @dataclass(frozen=True)
@@ -331,6 +312,11 @@ class FinalConfig:
     network: Network = field(default_factory=Network)
     training: Training = field(default_factory=Training)
     run: Run = field(default_factory=Run)
+
+
+def data_seed(config: SearchConfig | FinalConfig) -> int:
+    """Return the seed that determines which images are drawn and held out."""
+    return config.run.seed if config.data.data_seed is None else config.data.data_seed
 
 
 @dataclass(frozen=True)

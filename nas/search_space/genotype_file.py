@@ -30,12 +30,8 @@ FORMAT_VERSION = 1
 MAX_CANDIDATES = 400
 
 # In a checkout the published cells lie beside the package; an installed package carries them inside.
-SHIPPED = next(
-    (folder for folder in (Path(__file__).parents[1] / "published", Path(__file__).parents[2] / "genotypes")
-     if folder.is_dir()),
-    Path(__file__).parents[1] / "published",
-)  # fmt: skip
-
+_INSTALLED, _CHECKOUT = (Path(__file__).parents[up] / name for up, name in ((1, "published"), (2, "genotypes")))
+SHIPPED = _CHECKOUT if _CHECKOUT.is_dir() and not _INSTALLED.is_dir() else _INSTALLED
 
 SPACES: dict[str, SearchSpace] = {space.name: space for space in (DARTS, NAS_BENCH_201)}
 
@@ -116,7 +112,7 @@ class Cells(BaseModel):
 
     @property
     def space(self) -> SearchSpace:
-        """The search space of the cells."""
+        """The space of the cells."""
         return self._space
 
     def edges(self, kind: str) -> Edges:
@@ -177,6 +173,7 @@ def _parsed(text: str) -> str:
 
 
 _Count = Annotated[int, Field(ge=0, lt=2**53)]
+_Seeds = Annotated[tuple[_Count, ...], Field(max_length=MAX_CANDIDATES)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -185,22 +182,23 @@ class Candidate(BaseModel):
 
     Attributes:
         seeds: seeds of the searches that found it.
-        random_seeds: seeds of the random draws that gave it.
+        runner_up_seeds, random_seeds: those to whose searches it was not the likeliest cell; those that drew it.
         names: how --candidates gave it.
         genotype: its text.
-        weights: number of weights of the network that was trained.
-        multiply_adds: multiply-adds of that network per image.
+        weights, multiply_adds: of the network that was trained; multiply-adds per image.
         supernet_accuracies: for each search, the fraction of the upper half that the supernet classified correctly.
         holdout_accuracy: fraction of the held-out images that the network classified correctly.
         holdout_loss: cross entropy on the held-out images.
-        holdout_balanced_accuracy: mean of the accuracies of the classes. It is set only if each class is drawn equally
-            often, and then cells are chosen by it.
+        holdout_balanced_accuracy: mean of the accuracies of the classes; set only if cells are chosen by it.
+        epochs: of its training.
+        scores: the accuracy by which cells are chosen, after each training; the figures above are means over these.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    seeds: Annotated[tuple[_Count, ...], Field(max_length=MAX_CANDIDATES)]
-    random_seeds: Annotated[tuple[_Count, ...], Field(max_length=MAX_CANDIDATES)]
+    seeds: _Seeds
+    runner_up_seeds: _Seeds = ()
+    random_seeds: _Seeds
     names: Annotated[tuple[Annotated[str, Field(max_length=100)], ...], Field(max_length=MAX_CANDIDATES)] = ()
     genotype: Annotated[str, Field(max_length=10_000), AfterValidator(_parsed)]
     weights: _Count
@@ -209,6 +207,8 @@ class Candidate(BaseModel):
     holdout_accuracy: _Fraction
     holdout_loss: Annotated[float, Field(ge=0)]
     holdout_balanced_accuracy: _Fraction | None = None
+    epochs: _Count = 0  # 0: not known
+    scores: Annotated[tuple[_Fraction, ...], Field(max_length=MAX_CANDIDATES)] = ()
 
     @property
     def score(self) -> float:

@@ -5,10 +5,13 @@ node takes one mixed operation from every earlier state. Edges are ordered by no
 """
 
 import dataclasses
+import heapq
 import itertools
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 from nas.errors import count
@@ -241,6 +244,34 @@ class SearchSpace:
             for source in ranked[: self.num_kept(node)]:
                 cell[source, node] = self.primitives[strongest[source]]
         return cell
+
+    def likeliest(self, edge_weights: Mapping[str, Sequence[Sequence[float]]], number: int) -> list[dict[str, Edges]]:
+        """Return the cells with the largest products of the edge weights that they keep; those of `derive` come first.
+
+        `edge_weights` has, for each kind of cell, one row for each edge, one column for each primitive.
+        """
+        found: list[tuple[float, dict[str, Edges]]] = [(0.0, dict.fromkeys(self.cells, ()))]
+        for kind, rows in edge_weights.items():
+            edges = self.edges(self.nodes_of(len(rows)))
+            logs_of = ([math.log(max(weight, 1e-300)) for weight in row] for row in rows)
+            logs = dict(zip(edges, logs_of, strict=True))
+            for node in sorted({node for _, node in edges}):
+                ways = heapq.nlargest(number, self._ways_into(node, logs), key=itemgetter(0))
+                longer = ((old + new, cells | {kind: cells[kind] + way}) for old, cells in found for new, way in ways)
+                found = heapq.nlargest(number, longer, key=itemgetter(0))
+        return [cells for _, cells in found]
+
+    def _ways_into(self, node: int, logs: Mapping[tuple[int, int], Sequence[float]]) -> Iterator[tuple[float, Edges]]:
+        """Yield what a node may keep, the stronger edge first, with the sum of the logarithms of its edge weights."""
+        columns = [self.primitives.index(name) for name in self.derived_primitives]
+        for sources in itertools.combinations(range(node), self.num_kept(node)):
+            for chosen in itertools.product(columns, repeat=len(sources)):
+                pairs = zip(sources, chosen, strict=True)
+                kept = [(logs[source, node][column], source, column) for source, column in pairs]
+                if not self.keeps_all:
+                    kept.sort(key=lambda edge: -edge[0])
+                edges = tuple((self.primitives[column], source) for _, source, column in kept)
+                yield sum(log for log, _, _ in kept), edges
 
     def random_cells(self, seed: int, num_nodes: int) -> dict[str, Edges]:
         """Draw one cell of each kind uniformly from the derived cells of this many nodes.

@@ -4,30 +4,32 @@ import dataclasses
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nas import files
 from nas.config.cli import config_to_resume, data_flags
-from nas.config.file import CONFIG_VERSION, ConfigFile, search_epochs
-from nas.config.flags import FinalConfig, Network, Run, SearchConfig, SearchRun, Selection, Training
+from nas.config.flags import SearchConfig, data_seed, selection_fraction
+from nas.config.selection import Selection
 from nas.data import datasets
 from nas.errors import InputError, Stopped, count, printable
-from nas.machine.environment import environment
+from nas.export import SUFFIXES, export, require_packages
 from nas.report import page as report
+from nas.report.run_data import read_run
 from nas.runs.folder import RunFolder, folder_of_run
 from nas.runs.interrupts import Interrupts
-from nas.search_space import reader
 from nas.search_space.genotype import Genotype
-from nas.search_space.genotype_file import SPACES, GenotypeFile, Provenance
+from nas.search_space.genotype_file import Candidate, GenotypeFile
 from nas.selection import ranking
+from nas.selection.cells import Cell, candidate_files, distinct_cells, read_candidate, search_name, seeds
+from nas.selection.job_configs import FINAL, final_job, search_job, training_jobs, training_names
 from nas.selection.jobs import Job, RunAll, is_done, runner
 from nas.selection.progress import jobs_view
-from nas.selection.ranking import Cell
+
+RunJobs = Callable[[Sequence[Job], str], None]
 
 
 def run_searches(config: SearchConfig, scripts: Path) -> None:
-    """Run or resume all searches and trainings, print the table, and export the best cell that a search found.
+    """Run or resume all searches and trainings, print the table, and export the best cell.
 
     Args:
         scripts: folder of search.py and train_final.py.
@@ -64,7 +66,9 @@ def create(path: Path, config: SearchConfig) -> RunFolder:
     """
     for source in config.selection.candidates or ():
         read_candidate(source, config)
-    data, options = config.data, config.run
+    if config.selection.export is not None:
+        require_packages(config.selection.export, "--export")
+    data = config.data
     for name in (path.name, *(search_name(config, seed) for seed in seeds(config))):
         if (exported := Path("genotypes", f"{name}.json")).exists():
             raise InputError(f"--name {path.name}: {exported} exists already; choose another --name.")
@@ -75,7 +79,7 @@ def create(path: Path, config: SearchConfig) -> RunFolder:
         "train",
         data.image_size,
         data.train_limit,
-        options.seed,
+        data_seed(config),
         data.skip_bad_images,
         resize=data.resize,
         test_fraction=data.test_fraction,
@@ -99,45 +103,124 @@ def search_and_choose(
     run.log(f"{run.path}: tensorboard --logdir {shlex.quote(str(run.path))} shows all of them as they go")
 
     def run_jobs(jobs: Sequence[Job], what: str) -> None:
-        try:
-            with jobs_view(run.console, run.log, jobs) as look:
-
-                def tick() -> None:
-                    if interrupts.received is not None:
-                        raise KeyboardInterrupt
-                    look()
-
-                endings = run_all(jobs, tick)
-        except KeyboardInterrupt:
-            done = sum(map(is_done, jobs))
-            sentence = f"finished {done} of {count(len(jobs), what)}; resume with: {run.go_on}"
-            raise Stopped(sentence, interrupts.exit_code) from None
-        for ending in endings:
-            if ending.code == 2:
-                raise InputError(ending.why)
-        if endings:
-            others = f" (and {len(endings) - 1} more)" if len(endings) > 1 else ""
-            raise Stopped(f"{endings[0].why.rstrip('.')}{others}; then resume with: {run.go_on}")
+        run_to_their_end(jobs, what, run, run_all, interrupts)
 
     run_jobs([search_job(config, scripts, run.path, seed) for seed in seeds(config)], "search")
     cells = distinct_cells(config, run.path)
-    run_jobs([training_job(config, scripts, run.path, cell) for cell in cells], "training")
-
-    candidates = ranking.candidates(
-        [(cell, run.path / training_name(cell)) for cell in cells], balanced=config.data.balanced
-    )
-    for line in (*ranking.table(candidates), *ranking.verdict(candidates)):
-        run.log(line)
-    best = next(row for row in candidates if row.seeds or not config.selection.export_searched)
+    table = compare(config, scripts, run, run_jobs, cells)
+    table.save(run.path / "table.json")
+    best = next(row for row in table.cells if is_searched(row) or not config.selection.export_searched)
     found = GenotypeFile.load(next(cell.file for cell in cells if cell.genotype.to_text() == best.genotype))
-    provenance = found.provenance.model_copy(update={"date": run.started, "candidates": tuple(candidates)})
+    provenance = found.provenance.model_copy(update={"date": run.started, "candidates": table.cells})
     Genotype(**found.cells()).save(exported, provenance)
-    rows = [candidate.model_dump() for candidate in candidates]
-    files.write_json(run.path / "table.json", {"format_version": ranking.TABLE_VERSION, "cells": rows})
-    names = ["table.json"]
+    names = ["table.json", *write_pages(config, run, cells)]
+    run.log(f"written: {exported} ({ranking.sources(best)}), and in {run.path}: {', '.join(names)}")
+    if config.selection.train_final:
+        train_in_full(config, scripts, run, run_jobs, exported)
+    else:
+        flags = data_flags(config.data, config.run.seed, config.supernet.stem)
+        run.log(f"train it in full: python train_final.py --genotype {shlex.quote(str(exported))}{flags}")
+
+
+def run_to_their_end(jobs: Sequence[Job], what: str, run: RunFolder, run_all: RunAll, interrupts: Interrupts) -> None:
+    """Run jobs that are not finished, and show their progress; `what` is the word for one of them.
+
+    Raises:
+        InputError: the input of a job is wrong.
+        Stopped: a signal asked to stop, or a job cannot be finished.
+    """
+    try:
+        with jobs_view(run.console, run.log, jobs) as look:
+
+            def tick() -> None:
+                if interrupts.received is not None:
+                    raise KeyboardInterrupt
+                look()
+
+            endings = run_all(jobs, tick)
+    except KeyboardInterrupt:
+        done = sum(map(is_done, jobs))
+        sentence = f"finished {done} of {count(len(jobs), what)}; resume with: {run.go_on}"
+        raise Stopped(sentence, interrupts.exit_code) from None
+    for ending in endings:
+        if ending.code == 2:
+            raise InputError(ending.why)
+    if endings:
+        others = f" (and {len(endings) - 1} more)" if len(endings) > 1 else ""
+        raise Stopped(f"{endings[0].why.rstrip('.')}{others}; then resume with: {run.go_on}")
+
+
+def compare(
+    config: SearchConfig, scripts: Path, run: RunFolder, run_jobs: RunJobs, cells: Sequence[Cell]
+) -> ranking.Table:
+    """Train cells briefly, and return their table; with --selection-halving the worse half is dropped after each rung.
+
+    Raises:
+        InputError, Stopped: as `run_to_their_end`.
+    """
+    left, best, dropped, verdict = list(cells), [], [], []
+    for epochs in rungs(config.selection):
+        kept = run.path / f"table-{epochs}.json"  # later epochs would hide what a rung was decided by
+        if kept.exists():
+            rows = list(ranking.Table.load(kept).cells)
+        else:
+            rows = train_briefly(config, scripts, run, run_jobs, left, epochs)
+            ranking.Table(cells=tuple(rows)).save(kept)
+        verdict = verdict or ranking.verdict(rows)  # all cells, after equally many epochs
+        for line in (f"after {count(epochs, 'epoch')}:", *ranking.table(rows)):
+            run.log(line)
+        best = rows if epochs == config.selection.selection_epochs else rows[: -(-len(rows) // 2)]
+        dropped = rows[len(best) :] + dropped
+        left = [cell for row in best for cell in cells if cell.genotype.to_text() == row.genotype]
+    for line in verdict:
+        run.log(line)
+    return ranking.Table(cells=(*best, *dropped), verdict=tuple(verdict))
+
+
+def train_briefly(
+    config: SearchConfig, scripts: Path, run: RunFolder, run_jobs: RunJobs, cells: Sequence[Cell], epochs: int
+) -> list[Candidate]:
+    """Train cells to an epoch, on from where they are, and return the results, the best cell first."""
+    jobs = {cell.name: training_jobs(config, scripts, run.path, cell, epochs) for cell in cells}
+    run_jobs([job for several in jobs.values() for job in several], "training")
+    folders = [(cell, [job.path for job in jobs[cell.name]]) for cell in cells]
+    return ranking.candidates(folders, balanced=config.data.balanced)
+
+
+def train_in_full(config: SearchConfig, scripts: Path, run: RunFolder, run_jobs: RunJobs, exported: Path) -> None:
+    """Train the network of the exported cell, measure it on the test set, and write it for other programs."""
+    job = final_job(config, scripts, run.path, exported)
+    run_jobs([job], "final training")
+    kind, folder = config.selection.export, run.path / FINAL
+    if kind is not None and not (network := folder / f"network{SUFFIXES[kind]}").exists():
+        _, difference = export(str(folder), kind)
+        run.log(f"written: {network}; its logits differ by at most {difference:.1e} from those of the run")
+    test = read_run(folder)["test"]
+    run.log(f"the network of {exported} has a test accuracy of {test['accuracy']:.2%}; it is in {folder}")
+    run.log(f"classify images: python -m nas.predict {shlex.quote(str(folder))} IMAGE")
+
+
+def rungs(selection: Selection) -> list[int]:
+    """Return the epochs after which cells are compared.
+
+    The learning rate falls to 0 up to each rung, because networks that are still learning fast say little of what they
+    will become; where a training goes on it begins at the rate of that epoch of the longer training.
+    """
+    last = selection.selection_epochs
+    return sorted({max(1, last // 4), max(1, last // 2), last}) if selection.selection_halving else [last]
+
+
+def is_searched(row: Candidate) -> bool:
+    """Return whether a search led to the cell."""
+    return bool(row.seeds or row.runner_up_seeds)
+
+
+def write_pages(config: SearchConfig, run: RunFolder, cells: Sequence[Cell]) -> list[str]:
+    """Write a page that compares the searches, and one that compares the trainings; return the names of the files."""
+    names = []
     pages = {
         "report.html": [run.path / search_name(config, seed) for seed in seeds(config)],
-        "retrained.html": [run.path / training_name(cell) for cell in cells],
+        "retrained.html": [run.path / name for cell in cells for name in training_names(config, cell)],
     }
     for name, folders in pages.items():
         try:
@@ -145,9 +228,7 @@ def search_and_choose(
             names.append(name)
         except InputError as error:  # such as somebody else's page in that place: no reason not to finish
             run.log(f"no {name}: {error}")
-    run.log(f"written: {exported} ({ranking.sources(best)}), and in {run.path}: {', '.join(names)}")
-    how = f"--genotype {shlex.quote(str(exported))}{data_flags(config.data, config.run.seed, config.supernet.stem)}"
-    run.log(f"train it in full: python train_final.py {how}")
+    return names
 
 
 def plan(config: SearchConfig) -> list[str]:
@@ -155,124 +236,24 @@ def plan(config: SearchConfig) -> list[str]:
     selection, (first, last) = config.selection, (seeds(config)[0], seeds(config)[-1])
     where = "one after another" if selection.ray is None else f"in parallel on Ray ({selection.ray})"
     which = f"seed {first}" if first == last else f"seeds {first} to {last}"
-    drawn = f" and {count(selection.random_baseline, 'random cell')}" if selection.random_baseline else ""
-    if selection.candidates:
-        drawn += f" and {', '.join(printable(source, 40) for source in selection.candidates)}"
-    return [
+    top = selection.derive_top
+    cells = ["each distinct cell" if top == 1 else f"the {top} likeliest cells of each search"]
+    cells += [count(selection.random_baseline, "random cell")] if selection.random_baseline else []
+    cells += [printable(source, 40) for source in selection.candidates or ()]
+    epochs = " or ".join(map(str, rungs(selection))) + " epochs"
+    with_seeds = f", {selection.selection_seeds} seeds each" if selection.selection_seeds > 1 else ""
+    fraction = selection_fraction(config)
+    images = "the images from which the alphas of the first search learn"
+    images = f"{fraction:.0%} of the training images, which no search sees" if fraction else images
+    lines = [
         f"{count(selection.searches, 'search')}, {which}, {where}",
-        f"then each distinct cell{drawn} will be trained ({count(selection.selection_epochs, 'epoch')}, "
-        f"{count(selection.selection_channels, 'channel')}, {count(selection.selection_cells, 'cell')}) on the images "
-        f"from which the weights of seed {first} learn, and measured on those from which its alphas learn; the test "
-        "set is not read",
+        f"then {', '.join(cells)} will be trained ({epochs}, {count(selection.selection_channels, 'channel')}, "
+        f"{count(selection.selection_cells, 'cell')}{with_seeds}), and measured on {images}; the test set is not read",
     ]
-
-
-def seeds(config: SearchConfig) -> range:
-    """Return the seeds of the searches."""
-    return range(config.run.seed, config.run.seed + config.selection.searches)
-
-
-def search_name(config: SearchConfig, seed: int) -> str:
-    """Return the name of a search's run folder, and of the genotype that it exports."""
-    return f"{config.run.name}-seed{seed}"
-
-
-def training_name(cell: Cell) -> str:
-    """Return the name of the run folder of a cell's brief training."""
-    return f"retrained-{cell.name}"
-
-
-def search_job(config: SearchConfig, scripts: Path, path: Path, seed: int) -> Job:
-    """Return the job that searches with one seed."""
-    own = run_options(config, path, search_name(config, seed)) | {"seed": seed}
-    alone = dataclasses.replace(config, selection=Selection(), run=SearchRun(**own))
-    return job(scripts / "search.py", alone, search_epochs(config))
-
-
-def training_job(config: SearchConfig, scripts: Path, path: Path, cell: Cell) -> Job:
-    """Return the job that trains a cell briefly: as published, but for its size, its epochs and the held-out images."""
-    selection = config.selection
-    own = FinalConfig(
-        data=config.data,
-        network=Network(
-            genotype=str(cell.file),
-            init_channels=selection.selection_channels,
-            num_cells=selection.selection_cells,
-            stem=config.supernet.stem,
-        ),
-        training=Training(
-            epochs=selection.selection_epochs, holdout_fraction=config.upper.upper_fraction, skip_test=True
-        ),
-        run=Run(**run_options(config, path, training_name(cell))),
-    )
-    return job(scripts / "train_final.py", own, selection.selection_epochs)
-
-
-def run_options(config: SearchConfig, path: Path, name: str) -> dict:
-    """Return the options of a job's run: those of all searches, and its own folder."""
-    kept = ("seed", "device", "threads", "checkpoint_minutes", "max_bad_steps", "deterministic")
-    return {option: getattr(config.run, option) for option in kept} | {"run_dir": str(path), "name": name}
-
-
-def job(script: Path, config: SearchConfig | FinalConfig, epochs: int) -> Job:
-    """Write the config file of a job beside its run folder, and return the job."""
-    assert config.run.name is not None
-    folder = Path(config.run.run_dir, config.run.name)
-    content = ConfigFile(
-        format_version=CONFIG_VERSION, config=dataclasses.asdict(config), environment=environment()
-    ).model_dump(exclude_defaults=True)
-    path = folder.with_name(f"{folder.name}.config.json")
-    files.write_json(path, content)
-    return Job(script.resolve(), folder, path, epochs, Path.cwd())
-
-
-def read_candidate(source: str, config: SearchConfig) -> GenotypeFile:
-    """Read a cell of --candidates.
-
-    Raises:
-        InputError: it cannot be read, or is of another search space.
-    """
-    try:
-        file = reader.read(source).file
-    except InputError as error:
-        raise InputError(f"--candidates: {error}") from None
-    space = Genotype(**file.cells()).space
-    if space.name != config.supernet.space:
-        raise InputError(
-            f"--candidates {printable(source, 100)}: a cell of --space {space.name}, but this search is in "
-            f"{config.supernet.space}."
+    if selection.train_final:
+        lines.append(
+            f"then the network of the best cell will be trained ({count(selection.final_epochs, 'epoch')}, "
+            f"{count(selection.final_channels, 'channel')}, {count(selection.final_cells, 'cell')}) on all training "
+            "images, and measured on the test set"
         )
-    return file
-
-
-def candidate_files(config: SearchConfig, path: Path) -> dict[str, Path]:
-    """Return the file of each cell of --candidates in the run folder, which is written where it is missing."""
-    files_of = {}
-    for number, source in enumerate(config.selection.candidates or ()):
-        files_of[source] = file = path / f"candidate{number}.json"
-        if not file.exists():
-            given = read_candidate(source, config)
-            Genotype(**given.cells()).save(file, given.provenance)
-    return files_of
-
-
-def distinct_cells(config: SearchConfig, path: Path) -> list[Cell]:
-    """Return the cells of all searches, the random ones and the given ones, each once; write these two to files."""
-    cells: dict[object, Cell] = {}
-    for seed in seeds(config):
-        file = path / search_name(config, seed) / "genotype.json"
-        found = GenotypeFile.load(file)
-        genotype = Genotype(**found.cells())
-        cell = cells.setdefault(ranking.key(genotype), Cell(genotype, file))
-        cell.seeds.append(seed)
-        if found.provenance.supernet_accuracy is not None:
-            cell.supernet_accuracies.append(found.provenance.supernet_accuracy)
-    for seed in range(config.run.seed, config.run.seed + config.selection.random_baseline):
-        file = path / f"random{seed}.json"
-        genotype = Genotype.random(seed, config.supernet.num_nodes, SPACES[config.supernet.space])
-        genotype.save(file, Provenance(method="random", seed=seed))
-        cells.setdefault(ranking.key(genotype), Cell(genotype, file)).random_seeds.append(seed)
-    for source, file in candidate_files(config, path).items():
-        genotype = Genotype.load(file)
-        cells.setdefault(ranking.key(genotype), Cell(genotype, file)).names.append(printable(source, 100))
-    return list(cells.values())
+    return lines

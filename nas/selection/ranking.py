@@ -1,94 +1,102 @@
-"""The choice among cells that were trained briefly: their table, and whether the search was worth it."""
+"""The choice among cells that were trained briefly: their table, and whether the searches were worth it."""
 
-import math
 import statistics
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nas import files
 from nas.errors import InputError, first_problem, printable
 from nas.report.run_data import read_run
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import Candidate
+from nas.selection.cells import Cell
 
 TABLE_VERSION = 1
+FEWEST_CELLS = 4  # of each kind, for an interval; it is too narrow where there are few
 
 
-@dataclass
-class Cell:
-    """A cell to be trained briefly.
+class Table(BaseModel):
+    """The content of a table.json: the cells, the best one first, and what they say about the searches."""
 
-    Attributes:
-        genotype: the cell, as the first search or draw gave it.
-        file: the genotype file of that search or draw.
-        seeds: seeds of the searches that found it.
-        random_seeds: seeds of the random draws that gave it.
-        names: how --candidates gave it.
-        supernet_accuracies: accuracies of the supernets of these searches.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    genotype: Genotype
-    file: Path
-    seeds: list[int] = field(default_factory=list)
-    random_seeds: list[int] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    supernet_accuracies: list[float] = field(default_factory=list)
+    format_version: int = TABLE_VERSION
+    cells: tuple[Candidate, ...]
+    verdict: tuple[str, ...] = ()
 
-    @property
-    def name(self) -> str:
-        """The name of the cell after its first search or its file, such as seed3, random0 or candidate1."""
-        return f"seed{self.seeds[0]}" if self.seeds else self.file.stem
+    @classmethod
+    def load(cls, path: Path) -> "Table":
+        """Read a table.
 
+        Raises:
+            InputError: the file cannot be read or is damaged; it is named.
+        """
+        data = files.read_json(path, "table", TABLE_VERSION)
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            raise InputError(f"table {path}: {first_problem(error)}") from None
 
-def key(genotype: Genotype) -> object:
-    """Return what is equal for cells that differ only in the order of a node's edges, which means nothing."""
-    space = genotype.space
-    cells = [tuple(tuple(sorted(edges)) for _, edges in space.by_node(genotype.edges(kind))) for kind in space.cells]
-    return (space.name, *cells, *map(genotype.concat, space.cells))
+    def save(self, path: Path) -> None:
+        """Write the table in one step."""
+        files.write_json(path, self.model_dump())
 
 
-def candidates(trained: Sequence[tuple[Cell, Path]], balanced: bool = False) -> list[Candidate]:
+def candidates(trained: Sequence[tuple[Cell, Sequence[Path]]], balanced: bool = False) -> list[Candidate]:
     """Return the results of the brief trainings, the best cell first.
 
     Args:
-        trained: each cell, and the run folder of its training.
+        trained: each cell, and the run folders of its trainings, one for each seed.
         balanced: whether the balanced accuracy decides.
 
     Raises:
         InputError: a folder holds another cell, or no accuracy of the last epoch; the folder is named.
     """
-    found = []
-    for cell, folder in trained:
-        run = read_run(folder)
+    found = [_candidate(cell, folders, balanced) for cell, folders in trained]
+    return sorted(found, key=lambda candidate: (-candidate.score, candidate.holdout_loss))
+
+
+def _candidate(cell: Cell, folders: Sequence[Path], balanced: bool) -> Candidate:
+    runs = [read_run(folder) for folder in folders]
+    for run, folder in zip(runs, folders, strict=True):
         if Genotype.from_text(run["genotype"]) != cell.genotype:
             raise InputError(f"{folder}: trained another cell than {cell.file}; move the folder away, then resume.")
-        balanced_accuracy = run["series"]["holdout/balanced_accuracy"][-1]
-        if balanced and balanced_accuracy is None:
-            raise InputError(f"{folder}: has no balanced accuracy; move the folder away, then resume.")
-        try:
-            candidate = Candidate(
-                seeds=tuple(cell.seeds),
-                random_seeds=tuple(cell.random_seeds),
-                names=tuple(cell.names),
-                genotype=cell.genotype.to_text(),
-                **run["size"],
-                supernet_accuracies=tuple(cell.supernet_accuracies),
-                holdout_accuracy=run["series"]["holdout/accuracy"][-1],
-                holdout_loss=run["series"]["holdout/loss"][-1],
-                holdout_balanced_accuracy=balanced_accuracy if balanced else None,
-            )
-        except ValidationError as error:
-            raise InputError(f"{folder}: {first_problem(error)}") from None
-        found.append(candidate)
-    return sorted(found, key=lambda candidate: (-candidate.score, candidate.holdout_loss))
+
+    def mean(name: str) -> float:
+        return statistics.mean(run["series"][f"holdout/{name}"][-1] for run in runs)
+
+    try:
+        scores = tuple(
+            run["series"]["holdout/balanced_accuracy" if balanced else "holdout/accuracy"][-1] for run in runs
+        )
+        return Candidate(
+            seeds=tuple(cell.seeds),
+            runner_up_seeds=tuple(cell.runner_up_seeds),
+            random_seeds=tuple(cell.random_seeds),
+            names=tuple(cell.names),
+            genotype=cell.genotype.to_text(),
+            **runs[0]["size"],
+            supernet_accuracies=tuple(cell.supernet_accuracies),
+            holdout_accuracy=mean("accuracy"),
+            holdout_loss=mean("loss"),
+            holdout_balanced_accuracy=mean("balanced_accuracy") if balanced else None,
+            epochs=runs[0]["epochs"][-1],
+            scores=scores,
+        )
+    except TypeError:  # None stands where a record is missing
+        raise InputError(
+            f"{folders[0]}: has no accuracy of its last epoch; move the folder away, then resume."
+        ) from None
+    except ValidationError as error:
+        raise InputError(f"{folders[0]}: {first_problem(error)}") from None
 
 
 def sources(row: Candidate) -> str:
     """Return where a cell comes from, such as "seed 0, 2; random 1; DARTS_V2"."""
-    drawn = {"seed": row.seeds, "random": row.random_seeds}
+    drawn = {"seed": row.seeds, "runner-up of seed": row.runner_up_seeds, "random": row.random_seeds}
     found = [f"{what} {', '.join(map(str, them))}" for what, them in drawn.items() if them]
     return "; ".join([*found, *(printable(name, 40) for name in row.names)])
 
@@ -97,10 +105,11 @@ def table(rows: Sequence[Candidate]) -> list[str]:
     """Return the lines of the table, one line per cell."""
     lines = [("cell", "balanced" if _balanced(rows) else "held out", "loss", "supernet", "weights", "mult-adds")]
     for row in rows:
+        spread = f" ± {100 * statistics.stdev(row.scores):.2f}" if len(row.scores) > 1 else ""
         lines.append(
             (
                 sources(row),
-                f"{row.score:.2%}",
+                f"{100 * row.score:.2f}{spread} %",
                 f"{row.holdout_loss:.3f}",
                 ", ".join(f"{accuracy:.1%}" for accuracy in row.supernet_accuracies) or "-",
                 f"{row.weights / 1e6:.3f} M",
@@ -116,41 +125,52 @@ def table(rows: Sequence[Candidate]) -> list[str]:
 
 
 def verdict(rows: Sequence[Candidate]) -> list[str]:
-    """Return lines with mean and spread of searches and random cells, and whether the searches were worth it.
+    """Return lines with mean and spread of each kind of cell, and at the end whether the searches were worth it.
 
     A cell that several searches found counts several times: the mean is what one more search can be expected to give.
+
+    Args:
+        rows: the cells, all trained for the same number of epochs.
     """
-    searched = [row.score for row in rows for _ in row.seeds]
-    drawn = [row.score for row in rows for _ in row.random_seeds]
+    kinds = {
+        "searches": [row.score for row in rows for _ in row.seeds],
+        "their runners-up": [row.score for row in rows if row.runner_up_seeds],
+        "cells of --candidates": [row.score for row in rows if row.names],
+        "random cells": [row.score for row in rows for _ in row.random_seeds],
+    }
     what = "balanced accuracy on held-out images" if _balanced(rows) else "accuracy on held-out images"
-    lines = [f"searches: {_summary(searched, what)}"]
-    if given := [row.score for row in rows if row.names]:
-        lines.append(f"cells of --candidates: {_summary(given, what)}")
-    if not drawn:
-        return lines
-    difference = statistics.mean(searched) - statistics.mean(drawn)
-    chance = _chance([row.score for row in rows if row.seeds], [row.score for row in rows if row.random_seeds])
-    return [
-        *lines,
-        f"random cells: {_summary(drawn, what)}",
-        f"worth it? the searches' mean is {_points(difference)} the random cells' mean ({chance}); the best search is "
-        f"{_points(max(searched) - statistics.mean(drawn))} it, and {_points(max(searched) - max(drawn))} the best "
-        "random cell",
-    ]
+    lines = [f"{kind}: {_summary(scores, what)}" for kind, scores in kinds.items() if scores]
+    searched, drawn = kinds["searches"], kinds["random cells"]
+    return [*lines, _conclusion(rows, searched, drawn)] if drawn else lines
 
 
-def _chance(searched: Sequence[float], drawn: Sequence[float]) -> str:
-    """Return in words whether chance alone may give this difference; a cell counts once, however often it was found."""
-    if min(len(searched), len(drawn)) < 2:
-        return "too few trainings to rule out chance"
-    error = math.sqrt(sum(statistics.variance(group) / len(group) for group in (searched, drawn)))
-    if error == 0:
-        return "no spread from which to rule out chance"
-    import scipy.stats  # here, as it takes a while
+def _conclusion(rows: Sequence[Candidate], searched: Sequence[float], drawn: Sequence[float]) -> str:
+    """Return one sentence that says whether searched cells are better than random ones."""
+    difference = 100 * (statistics.mean(searched) - statistics.mean(drawn))
+    which = f"{abs(difference):.2f} points {'worse' if difference < 0 else 'better'} than random ones on your images"
+    distinct = min(sum(bool(row.seeds) for row in rows), sum(bool(row.random_seeds) for row in rows))
+    if distinct < FEWEST_CELLS:
+        return f"Searched cells are {which}; this may be chance, as there are fewer than {FEWEST_CELLS} of each kind."
+    low, high = _interval(searched, drawn)
+    interval = f"95 % interval {low:+.2f} to {high:+.2f} points"
+    if low <= 0 <= high:
+        return f"Searched cells are {which}, which may be chance: {interval}."
+    return f"Searched cells are {which}; {interval}."
 
-    with warnings.catch_warnings(action="ignore"):  # of a small spread
-        often = scipy.stats.ttest_ind(searched, drawn, equal_var=False).pvalue
-    return f"standard error {100 * error:.2f}; Welch's t-test: p = {often:.2g}"
+
+def _interval(searched: Sequence[float], drawn: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of a 95 % interval of the difference of the means, in points, by bootstrap over the cells."""
+    import numpy as np  # here, as it takes a while
+    import scipy.stats
+
+    def difference(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
+        return 100 * (first.mean(axis) - second.mean(axis))
+
+    with warnings.catch_warnings(action="ignore"):  # of groups without a spread, which have no BCa interval
+        found = scipy.stats.bootstrap(
+            (searched, drawn), difference, vectorized=True, method="percentile", rng=np.random.default_rng(0)
+        ).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def _balanced(rows: Sequence[Candidate]) -> bool:
@@ -163,7 +183,3 @@ def _summary(accuracies: Sequence[float], what: str) -> str:
         f"mean {100 * statistics.mean(accuracies):.2f}{spread} % {what} (of {len(accuracies)}), "
         f"best {100 * max(accuracies):.2f} %"
     )
-
-
-def _points(difference: float) -> str:
-    return f"{abs(100 * difference):.2f} points {'below' if difference < 0 else 'above'}"

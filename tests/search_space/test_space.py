@@ -2,12 +2,15 @@
 
 import dataclasses
 import itertools
+import math
+import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.search_space.darts import DARTS
+from nas.search_space.nas_bench_201 import NAS_BENCH_201
 from nas.search_space.space import SearchSpace
 
 # As in NAS-Bench-201: one input, and nodes that keep all their edges, of which some may be none.
@@ -40,3 +43,31 @@ def test_a_cell_has_at_most_as_many_skip_connections_as_allowed(rows, most):
     skips = [sum(name == "skip_connect" for name, _ in cell) for cell in (capped, free)]
     assert skips[0] <= most
     assert (capped == free) == (skips[1] <= most)
+
+
+@pytest.mark.parametrize(
+    "space", [DARTS, NAS_BENCH_201, DARTS.with_primitives(["none", "skip_connect", "sep_conv_3x3"])]
+)
+def test_the_likeliest_cells_are_those_with_the_largest_products_and_the_first_ones_are_derived(space):
+    draw, num_nodes = random.Random(3), 2 if space.returns_all_nodes else 3
+    edges = space.edges(num_nodes)
+    weights = {kind: [[draw.random() for _ in space.primitives] for _ in edges] for kind in space.cells}
+    found = space.likeliest(weights, 30)
+    assert found[0] == {kind: space.derive(rows) for kind, rows in weights.items()}
+
+    def product(cells):
+        rows = {kind: dict(zip(edges, weights[kind], strict=True)) for kind in space.cells}
+        return math.prod(
+            rows[kind][source, node][space.primitives.index(primitive)]
+            for kind, cell in cells.items()
+            for node, incoming in space.by_node(cell)
+            for primitive, source in incoming
+        )
+
+    products = [product(cells) for cells in found]
+    assert products == sorted(products, reverse=True)
+    assert len({repr(cells) for cells in found}) == 30
+    better = [
+        cells for cells in map(space.random_cells, range(2000), [num_nodes] * 2000) if product(cells) > products[-1]
+    ]
+    assert {round(product(cells), 12) for cells in better} <= {round(product, 12) for product in products}

@@ -25,9 +25,9 @@ from nas.runs import checkpoint
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import GenotypeFile
 from nas.selection import protocol, ranking
+from nas.selection.cells import Cell, distinct_cells
+from nas.selection.job_configs import final_job, search_job, training_jobs
 from nas.selection.jobs import Ending, Job
-from nas.selection.protocol import distinct_cells, search_job, training_job
-from nas.selection.ranking import Cell
 from tests import torture
 from tests.in_process import TWO, call
 
@@ -80,6 +80,7 @@ def test_stopped_and_called_again_it_goes_on_and_does_not_touch_what_was_finishe
     jobs = ("m-seed0", "m-seed1", "retrained-seed0", "retrained-seed1", "retrained-random0")
     assert {path.name for path in run.iterdir()} == {
         *("config.json", "log.txt", "lock", "pid", "report.html", "retrained.html", "table.json", "random0.json"),
+        "table-1.json",
         *(f"{name}{suffix}" for name in jobs for suffix in ("", ".out", ".config.json")),
     }
     assert {path.name for path in (folder / "genotypes").iterdir()} == {"m.json", "m-seed0.json", "m-seed1.json"}
@@ -133,7 +134,7 @@ def test_another_cell_in_the_place_of_one_is_refused(finished, tmp_path):
     shutil.copy(tmp_path / "random0.json", tmp_path / "retrained-seed1" / "genotype.json")
     cells = distinct_cells(parse(SearchConfig, COMMAND), tmp_path)
     with pytest.raises(InputError, match=r"retrained-seed1: trained another cell than .*m-seed1/"):
-        ranking.candidates([(cell, tmp_path / f"retrained-{cell.name}") for cell in cells])
+        ranking.candidates([(cell, [tmp_path / f"retrained-{cell.name}"]) for cell in cells])
 
 
 @pytest.mark.parametrize(
@@ -162,9 +163,9 @@ def test_what_cannot_be_finished_is_one_sentence_and_leaves_what_was_begun(
 def test_a_dry_run_says_the_plan_and_writes_nothing(tmp_path, capfd):
     assert call("search", tmp_path, *COMMAND, "--num-cells=1", "--dry-run") == 0
     out = capfd.readouterr().out
-    said = "2 searches, seeds 0 to 1, one after another\nthen each distinct cell and 1 random cell will be trained ("
+    said = "2 searches, seeds 0 to 1, one after another\nthen each distinct cell, 1 random cell will be trained (1 "
     assert said in out
-    assert " for 24 steps, until" in out
+    assert " for 20 steps, until" in out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -188,9 +189,72 @@ def test_given_cells_stand_beside_searched_and_random_ones(tmp_path, monkeypatch
     best = next(row for row in rows if row.seeds) if flags else rows[0]
     assert Genotype(**exported.cells()) == Genotype.from_text(best.genotype)
     log = (tmp_path / "runs" / "c" / "log.txt").read_text()
-    assert "then each distinct cell and 1 random cell and DARTS_V2, own.json will be trained" in log
+    assert "then each distinct cell, 1 random cell, DARTS_V2, own.json will be trained" in log
     assert f"written: genotypes/c.json ({ranking.sources(best)}), and in runs/c" in log
     assert "cells of --candidates: mean " in log
+
+
+def in_this_process(folder):
+    """Run jobs in the folder of a test, in this process."""
+
+    def run_all(jobs, tick):
+        for job in jobs:
+            how = f"--resume={job.folder}" if job.path.exists() else f"--name={job.path.name}"
+            assert call(job.script.stem, folder, f"--config={job.config}", how) == 0
+        return []
+
+    return lambda *_: contextlib.nullcontext(run_all)
+
+
+PATH = ["--dataset=digits", "--train-limit=60", "--init-channels=2", "--num-cells=1", "--num-nodes=1", "--epochs=1"]
+PATH += ["--batch-size=12", "--searches=1", "--derive-top=2", "--random-baseline=2", "--selection-seeds=2", *TWO]
+PATH += ["--selection-epochs=4", "--selection-halving", "--selection-channels=2", "--selection-cells=1", "--name=p"]
+PATH += ["--train-final", "--final-epochs=1", "--final-channels=2", "--final-cells=1", "--export=safetensors"]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """The folder of a run that went from the search to the trained network."""
+    folder = tmp_path_factory.mktemp("path")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol, "runner", in_this_process(folder))
+        assert call("search", folder, *PATH) == 0
+    return folder
+
+
+def test_halving_trains_the_better_half_on_and_keeps_what_it_was_decided_by(path):
+    run = path / "runs" / "p"
+    first, second, last = (ranking.Table.load(run / f"table-{epochs}.json").cells for epochs in (1, 2, 4))
+    assert [len(first), len(second), len(last)] == [4, 2, 1]
+    assert {row.epochs for row in first} == {1}
+    assert {row.genotype for row in first[:2]} == {row.genotype for row in second}
+    assert second[0].genotype == last[0].genotype
+    table = ranking.Table.load(run / "table.json")
+    assert table.cells == (*last, *second[1:], *first[2:])
+    assert list(table.verdict) == ranking.verdict(first)
+    for row in first:
+        assert len(row.scores) == 2
+        assert row.holdout_accuracy == pytest.approx(sum(row.scores) / 2)
+
+
+def test_all_jobs_hold_out_the_same_images_and_no_search_sees_them(path):
+    run = path / "runs" / "p"
+    assert "24 images for the weights, 24 for the alphas" in (run / "p-seed0" / "log.txt").read_text()
+    for folder in run.glob("retrained-*/"):
+        assert "48 training images (12 held out)" in (folder / "log.txt").read_text()
+
+
+def test_the_final_network_is_that_of_the_best_cell_and_can_be_loaded(path, capfd):
+    run = path / "runs" / "p"
+    exported = Genotype.load(path / "genotypes" / "p.json")
+    assert Genotype.load(run / "final" / "genotype.json") == exported
+    assert (run / "final" / "network.safetensors").exists()
+    log = (run / "log.txt").read_text()
+    assert re.search(r"the network of genotypes/p.json has a test accuracy of \d+\.\d\d%; it is in runs/p/final\n", log)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol, "runner", in_this_process(path))
+        assert call("search", path, "--resume=runs/p") == 0
+    assert "a test accuracy of" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -217,24 +281,35 @@ def test_torchrun_is_refused(monkeypatch):
         search.main(parse(SearchConfig, COMMAND))
 
 
-def test_a_job_is_one_run_of_a_script_with_a_config_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("unseen", [None, 0.25], ids=["as published", "with images that no search sees"])
+def test_a_job_is_one_run_of_a_script_with_a_config_file(tmp_path, monkeypatch, unseen):
     monkeypatch.chdir(tmp_path)
+    images = [] if unseen is None else ["--data-seed=5"]
     given = ["--threads=3", "--stem=imagenet", "--device=cpu", "--no-flip"]
     quick = ["--preset=quick", "--dataset=digits", "--run-dir=runs/x"]
-    config = parse(SearchConfig, [*quick, "--searches=4", "--seed=5", "--name=x", "--ray", *given])
+    several = ["--searches=4", "--seed=5", "--name=x", "--ray", f"--selection-fraction={unseen or 0}"]
+    several += ["--selection-seeds=2", "--train-final", "--final-epochs=7"]
+    config = parse(SearchConfig, [*quick, *several, *given])
     search = search_job(config, Path("scripts"), Path("runs/x"), 7)
     assert search == Job(
         Path("scripts/search.py").resolve(), Path("runs/x/x-seed7"), Path(f"{search.folder}.config.json"), 8, tmp_path
     )
     alone = parse(SearchConfig, [f"--config={search.config}", "--name=x-seed7"])
-    expected = parse(SearchConfig, [*quick, "--seed=7", "--name=x-seed7", *given])
-    assert to_json(alone) == to_json(with_call_of(expected, alone, selection=Selection()))
+    expected = parse(SearchConfig, [*quick, "--seed=7", "--name=x-seed7", *given, *images])
+    assert to_json(alone) == to_json(with_call_of(expected, alone, selection=Selection(selection_fraction=unseen)))
     cell = Cell(Genotype.random(0), Path("random0.json"), random_seeds=[0])
-    train = training_job(config, Path("scripts"), Path("runs/x"), cell)
-    trained = parse(FinalConfig, [f"--config={train.config}", "--name=retrained-random0"])
-    short = ["--init-channels=16", "--num-cells=3", "--epochs=10", "--holdout-fraction=0.5", "--skip-test", "--seed=5"]
-    short += ["--genotype=random0.json", "--dataset=digits", "--run-dir=runs/x", "--name=retrained-random0"]
-    assert trained == with_call_of(parse(FinalConfig, [*short, *given]), trained)
+    train = training_jobs(config, Path("scripts"), Path("runs/x"), cell, 10)
+    assert [job.folder.name for job in train] == ["retrained-random0", "retrained-random0-1"]
+    trained = parse(FinalConfig, [f"--config={train[1].config}", "--name=retrained-random0-1"])
+    short = ["--init-channels=16", "--num-cells=3", "--epochs=10", f"--holdout-fraction={unseen or 0.5}", "--skip-test"]
+    short += ["--genotype=random0.json", "--dataset=digits", "--run-dir=runs/x", "--name=retrained-random0-1"]
+    expected = parse(FinalConfig, [*short, *given, "--seed=6", "--data-seed=5"])
+    assert trained == with_call_of(expected, trained)
+    last = final_job(config, Path("scripts"), Path("runs/x"), Path("genotypes/x.json"))
+    trained = parse(FinalConfig, [f"--config={last.config}", "--name=final"])
+    full = ["--genotype=genotypes/x.json", "--dataset=digits", "--run-dir=runs/x", "--name=final", "--seed=5"]
+    size = ["--init-channels=36", "--num-cells=20", "--epochs=7"]
+    assert trained == with_call_of(parse(FinalConfig, [*full, *size, *given]), trained)
 
 
 def with_call_of(config, other, **more):

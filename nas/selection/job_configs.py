@@ -1,0 +1,99 @@
+"""The jobs of several searches: one config file for each search, each brief training, and the final training."""
+
+import dataclasses
+from pathlib import Path
+
+from nas import files
+from nas.config.file import CONFIG_VERSION, ConfigFile, search_epochs
+from nas.config.flags import (
+    Data,
+    FinalConfig,
+    Network,
+    Run,
+    SearchConfig,
+    SearchRun,
+    Selection,
+    Training,
+    data_seed,
+    selection_fraction,
+)
+from nas.machine.environment import environment
+from nas.selection.cells import Cell, search_name
+from nas.selection.jobs import Job
+
+FINAL = "final"  # name of the run folder of the final training
+
+
+def search_job(config: SearchConfig, scripts: Path, path: Path, seed: int) -> Job:
+    """Return the job that searches with one seed; it leaves out the images on which the cells will be compared."""
+    own = run_options(config, path, search_name(config, seed)) | {"seed": seed}
+    fraction = selection_fraction(config)
+    alone = dataclasses.replace(
+        config,
+        data=_same_images(config) if fraction else config.data,
+        selection=Selection(selection_fraction=fraction or None),
+        run=SearchRun(**own),
+    )
+    return _job(scripts / "search.py", alone, search_epochs(config))
+
+
+def training_names(config: SearchConfig, cell: Cell) -> list[str]:
+    """Return the names of the run folders of a cell's brief trainings, one for each seed."""
+    further = (f"-{number}" for number in range(1, config.selection.selection_seeds))
+    return [f"retrained-{cell.name}{end}" for end in ("", *further)]
+
+
+def training_jobs(config: SearchConfig, scripts: Path, path: Path, cell: Cell, epochs: int) -> list[Job]:
+    """Return the jobs that train a cell briefly: as published, but for its size, its epochs and the held-out images."""
+    selection = config.selection
+    network = Network(
+        genotype=str(cell.file),
+        init_channels=selection.selection_channels,
+        num_cells=selection.selection_cells,
+        stem=config.supernet.stem,
+    )
+    held_out = selection_fraction(config) or config.upper.upper_fraction
+    training = Training(epochs=epochs, holdout_fraction=held_out, skip_test=True)
+    jobs = []
+    for number, name in enumerate(training_names(config, cell)):
+        options = run_options(config, path, name) | {"seed": config.run.seed + number}
+        own = FinalConfig(data=_same_images(config), network=network, training=training, run=Run(**options))
+        jobs.append(_job(scripts / "train_final.py", own, epochs))
+    return jobs
+
+
+def final_job(config: SearchConfig, scripts: Path, path: Path, genotype: Path) -> Job:
+    """Return the job that trains the network of the exported cell in full, and measures it on the test set."""
+    selection = config.selection
+    network = Network(
+        genotype=str(genotype),
+        init_channels=selection.final_channels,
+        num_cells=selection.final_cells,
+        stem=config.supernet.stem,
+    )
+    options = Run(**run_options(config, path, FINAL))
+    own = FinalConfig(config.data, network, Training(epochs=selection.final_epochs), options)
+    return _job(scripts / "train_final.py", own, selection.final_epochs)
+
+
+def run_options(config: SearchConfig, path: Path, name: str) -> dict:
+    """Return the options of a job's run: those of all searches, and its own folder."""
+    kept = ("seed", "device", "threads", "checkpoint_minutes", "max_bad_steps", "deterministic")
+    return {option: getattr(config.run, option) for option in kept} | {"run_dir": str(path), "name": name}
+
+
+def _same_images(config: SearchConfig) -> Data:
+    """Return the data set of all jobs, which draw and hold out the same images whatever their seeds."""
+    return dataclasses.replace(config.data, data_seed=data_seed(config))
+
+
+def _job(script: Path, config: SearchConfig | FinalConfig, epochs: int) -> Job:
+    """Write the config file of a job beside its run folder, and return the job."""
+    assert config.run.name is not None
+    folder = Path(config.run.run_dir, config.run.name)
+    content = ConfigFile(
+        format_version=CONFIG_VERSION, config=dataclasses.asdict(config), environment=environment()
+    ).model_dump(exclude_defaults=True)
+    path = folder.with_name(f"{folder.name}.config.json")
+    files.write_json(path, content)
+    return Job(script.resolve(), folder, path, epochs, Path.cwd())
