@@ -45,7 +45,7 @@ def main(config: SearchConfig, world: World = SINGLE) -> None:
         InputError: the search cannot begin, or cannot go on.
         Stopped: it ends early; the message says how to go on.
     """
-    if is_several(config) and not config.run.dry_run:
+    if is_several(config) and not (config.run.dry_run and config.selection.time_budget is None):
         with world.raise_on_all():
             run_searches(config, Path(__file__).parent)
         return

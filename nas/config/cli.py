@@ -10,7 +10,7 @@ import tyro
 
 from nas.config import foreign_flags
 from nas.config.file import MAY_CHANGE, flag_of, read_config, validate
-from nas.config.flags import Data, FinalConfig, Network, SearchConfig, SupernetSize, is_several
+from nas.config.flags import Data, FinalConfig, Network, SearchConfig, SearchRun, SupernetSize, is_several
 from nas.config.presets import PRESETS
 from nas.config.values import Stem
 from nas.errors import InputError, printable
@@ -46,9 +46,10 @@ def parse(kind: type[RunConfig], arguments: Sequence[str]) -> RunConfig:
             raise InputError("--preset: cannot be combined with --config; both set the flags that are not given.")
         config = run_tyro(kind, arguments, default=_config_of_file(kind, Path(config.run.config)))
         given = _fields(config) - OF_THE_CALL | {"resume"}
-    elif given & {"preset", "space"} and isinstance(config, SearchConfig):
-        default = with_sizes_of(PRESETS[config.run.preset], config.supernet.space)
-        config = run_tyro(kind, arguments, default=default)
+    elif given & {"preset", "space", "time_budget"} and isinstance(config, SearchConfig):
+        preset = "robust" if "time_budget" in given and "preset" not in given else config.run.preset
+        default = with_sizes_of(PRESETS[preset], config.supernet.space)
+        config = run_tyro(kind, arguments, default=dataclasses.replace(default, run=SearchRun(preset=preset)))
     if config.run.resume is not None:
         config = _resumed(config, given, Path(config.run.resume))
     return validate(kind, config)

@@ -232,12 +232,14 @@ def _check_selection(config: SearchConfig) -> None:
     of_several = given("ray", "export_searched", "selection_halving", "selection_seeds")
     if of_several and not is_several(config):
         raise InputError(
-            f"{of_several[0]}: needs --searches above 1, --random-baseline above 0, --derive-top above 1, --candidates "
-            "or --train-final."
+            f"{of_several[0]}: needs --searches above 1, --random-baseline above 0, --derive-top above 1, "
+            "--candidates, --train-final or --time-budget."
         )
     of_final = given("export", "final_epochs")
     if of_final and not selection.train_final:
         raise InputError(f"{of_final[0]}: needs --train-final.")
+    if selection.time_budget is not None and config.upper.derivation == "perturbation":
+        raise InputError("--time-budget: needs --derivation argmax, whose searches have no further epochs.")
     if selection.derive_top > 1 and config.upper.derivation == "perturbation":
         raise InputError("--derive-top: needs --derivation argmax, which ranks cells by their edge weights.")
     if selection.derive_top > 1 and config.supernet.max_skip_connections is not None:

@@ -241,7 +241,7 @@ def is_several(config: SearchConfig) -> bool:
     """Return whether the config asks for more than one search: for several, other cells, or what comes after them."""
     selection = config.selection
     several = selection.searches > 1 or selection.random_baseline > 0 or selection.derive_top > 1
-    return several or bool(selection.candidates) or selection.train_final
+    return several or bool(selection.candidates) or selection.train_final or selection.time_budget is not None
 
 
 def selection_fraction(config: SearchConfig) -> float:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from nas.config.values import STRICT, BelowOne, Cells, Channels, Epochs, Flag, RayAddress, optional
+from nas.config.values import STRICT, BelowOne, Cells, Channels, Epochs, Flag, RayAddress, optional, time_span
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,9 @@ class Selection:
 
     __pydantic_config__ = STRICT
 
+    time_budget: Annotated[Annotated[str, AfterValidator(time_span)] | None, optional("TIME", "none")] = None
+    """Plan a run that takes this long, such as 90m, 8h or 2d: from the measured speed of a step, what the flags leave
+    open: sizes, epochs, and numbers of searches and other cells. --dry-run prints the plan and stops."""
     searches: Annotated[int, Field(ge=1, le=200)] = 1
     """Number of searches, with the seeds from --seed on (DARTS, section 3.2: four). Then each distinct cell is trained
     briefly and measured on held-out images, and the best one is exported."""

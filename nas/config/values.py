@@ -44,6 +44,19 @@ def run_name(given: str) -> str:
     return given
 
 
+def time_span(given: str) -> str:
+    if not 60 <= seconds_of(given) <= 60 * 24 * 3600:
+        raise ValueError("must be a time from 1m to 60d, such as 90m, 8h or 1h30m")
+    return given
+
+
+def seconds_of(given: str) -> float:
+    """Return the seconds of a time such as 90m, 8h or 1h30m; 0 for what is none."""
+    found = re.fullmatch(r"(?:(\d{1,3}(?:\.\d+)?)d)?(?:(\d{1,4}(?:\.\d+)?)h)?(?:(\d{1,5}(?:\.\d+)?)m)?", given)
+    parts = found.groups() if found else ()
+    return sum(float(part or 0) * unit for part, unit in zip(parts, (86400, 3600, 60), strict=False))
+
+
 def address(given: str) -> str:
     if not re.fullmatch(r"local|auto|[A-Za-z0-9][A-Za-z0-9.-]{0,199}:[0-9]{1,5}", given):
         raise ValueError("must be local, auto or the HOST:PORT of a cluster")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -83,6 +84,12 @@ def outlook(step_s: float, num_steps: int, images_per_step: int) -> str:
         f"{images_per_step / step_s:.1f} images per second, {step_s:.3g} s per step: {duration(left_s)} for "
         f"{errors.count(num_steps, 'step', ',')}, until {end:%Y-%m-%d %H:%M}"
     )
+
+
+def speed_in(text: str) -> tuple[float, int] | None:
+    """Return the seconds per step and the number of steps in the last `outlook` of a text; None if there is none."""
+    found = re.findall(r" images per second, (\S+) s per step: \S+ for ([\d,]+) steps?, until ", text)
+    return (float(found[-1][0]), int(found[-1][1].replace(",", ""))) if found else None
 
 
 def duration(seconds: float) -> str:

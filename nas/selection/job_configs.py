@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from nas import files
 from nas.config.file import CONFIG_VERSION, ConfigFile, search_epochs
@@ -18,6 +19,8 @@ from nas.config.flags import (
     selection_fraction,
 )
 from nas.machine.environment import environment
+from nas.search_space.genotype import Genotype
+from nas.search_space.genotype_file import SPACES
 from nas.selection.cells import Cell, search_name
 from nas.selection.jobs import Job
 
@@ -74,6 +77,36 @@ def final_job(config: SearchConfig, scripts: Path, path: Path, genotype: Path) -
     options = Run(**run_options(config, path, FINAL))
     own = FinalConfig(config.data, network, Training(epochs=selection.final_epochs), options)
     return _job(scripts / "train_final.py", own, selection.final_epochs)
+
+
+def dry_run_of(config: SearchConfig, scripts: Path, path: Path, stage: str, size: tuple[int, int]) -> Job:
+    """Return the job that says how quick a stage of --time-budget is at a size, channels and cells.
+
+    Args:
+        path: an empty folder for its files.
+        stage: search, choice or final.
+    """
+    channels, num_cells = size
+    if stage == "search":
+        supernet = dataclasses.replace(config.supernet, init_channels=channels, num_cells=num_cells)
+        lower = dataclasses.replace(config.lower, epochs=config.upper.alpha_warmup + 1)
+        config = dataclasses.replace(config, supernet=supernet, lower=lower)
+        job = search_job(config, scripts, path, config.run.seed)
+    else:
+        file = path / "random.json"
+        cell = Cell(Genotype.random(config.run.seed, config.supernet.num_nodes, SPACES[config.supernet.space]), file)
+        cell.genotype.save(file)
+        kind = {"choice": "selection", "final": "final"}[stage]
+        own: dict[str, Any] = {
+            f"{kind}_channels": channels,
+            f"{kind}_cells": num_cells,
+            "selection_seeds": 1,
+            "final_epochs": 1,
+        }
+        config = dataclasses.replace(config, selection=dataclasses.replace(config.selection, **own))
+        final = stage == "final"
+        job = final_job(config, scripts, path, file) if final else training_jobs(config, scripts, path, cell, 1)[0]
+    return dataclasses.replace(job, dry_run=True)
 
 
 def run_options(config: SearchConfig, path: Path, name: str) -> dict:

@@ -23,6 +23,7 @@ from nas.errors import InputError, printable
 from nas.machine.threads import usable_cores
 from nas.runs import checkpoint
 from nas.runs.lock import is_at_work
+from nas.runs.progress_bar import speed_in
 
 POLL_S = 0.5
 CONNECT_S = 10.0
@@ -48,6 +49,7 @@ class Job:
         config: a config file with its flags, relative to `cwd`; what may change in a resumed run is read again.
         epochs: number of epochs after which it is finished.
         cwd: the folder in which it runs.
+        dry_run: whether it is only a --dry-run, which says how quick a step is and leaves no run folder.
     """
 
     script: Path
@@ -55,6 +57,7 @@ class Job:
     config: Path
     epochs: int
     cwd: Path
+    dry_run: bool = False
 
     @property
     def path(self) -> Path:
@@ -76,6 +79,8 @@ class Ending(NamedTuple):
 
 def is_done(job: Job) -> bool:
     """Return whether nothing is left to do."""
+    if job.dry_run:
+        return job.output.exists() and speed_in(job.output.read_text(encoding="utf-8")) is not None
     manifest = checkpoint.finished(job.path)
     return manifest is not None and (manifest.progress.epochs >= job.epochs or manifest.progress.ended_early)
 
@@ -119,6 +124,7 @@ def _steps(job: Job) -> int:
 def _run_once(job: Job, tick: Callable[[], None], threads: int | None) -> int:
     """Return the exit code of the script, which is negative if a signal ended it."""
     which = ("--resume", str(job.folder)) if job.path.exists() else ("--name", job.folder.name)
+    which = ("--dry-run",) if job.dry_run else which
     prelude = ("-c", DIE_WITH_PARENT, str(os.getpid())) if sys.platform == "linux" else ()
     command = (sys.executable, *prelude, str(job.script), *which, "--config", str(job.config))
     share = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
@@ -256,6 +262,17 @@ def runner(address: str | None, share: float, device: str, threads: int | None =
         yield functools.partial(on_ray, resources=resources_of_job(nodes, share, device, threads))
     finally:
         ray.shutdown()
+
+
+def slots(share: float, device: str, threads: int | None = None) -> int:
+    """Return how many jobs run at a time on the Ray to which this process is connected; arguments as in `runner`."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    taken = resources_of_job(nodes, share, device, threads)
+    kind = "GPU" if "num_gpus" in taken else "CPU"
+    each = taken.get("num_gpus") or taken["num_cpus"]
+    return max(1, sum(int(node.get(kind, 0.0) / each + 1e-6) for node in nodes))
 
 
 def resources_of_job(

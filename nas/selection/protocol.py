@@ -1,9 +1,12 @@
 """Several searches: each cell found is trained briefly, next to random cells, and the best one is exported."""
 
 import dataclasses
+import functools
 import os
 import shlex
 import shutil
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,12 +20,15 @@ from nas.report import page as report
 from nas.report.run_data import read_run
 from nas.runs.folder import RunFolder, folder_of_run
 from nas.runs.interrupts import Interrupts
+from nas.runs.progress_bar import speed_in
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import Candidate, GenotypeFile
-from nas.selection import ranking
+from nas.selection import budget, ranking
 from nas.selection.cells import Cell, candidate_files, distinct_cells, read_candidate, search_name, seeds
-from nas.selection.job_configs import FINAL, final_job, search_job, training_jobs, training_names
+from nas.selection.clock import Clock
+from nas.selection.job_configs import FINAL, dry_run_of, final_job, search_job, training_jobs, training_names
 from nas.selection.jobs import Job, RunAll, is_done, runner
+from nas.selection.jobs import slots as slots_of_ray
 from nas.selection.progress import jobs_view
 
 RunJobs = Callable[[Sequence[Job], str], None]
@@ -48,7 +54,10 @@ def run_searches(config: SearchConfig, scripts: Path) -> None:
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
     selection = config.selection
     with runner(selection.ray, selection.devices_per_search, config.run.device, config.run.threads) as run_all:
-        run = create(path, config) if is_new else RunFolder.reopen(path, config)
+        if config.run.dry_run:
+            print(*budget.table(config, make_plan(config, scripts, run_all, print)), sep="\n")
+            return
+        run = create(path, config, scripts, run_all) if is_new else RunFolder.reopen(path, config)
         try:
             with run, Interrupts() as interrupts:
                 search_and_choose(config, scripts, run, run_all, interrupts)
@@ -58,11 +67,11 @@ def run_searches(config: SearchConfig, scripts: Path) -> None:
             raise
 
 
-def create(path: Path, config: SearchConfig) -> RunFolder:
-    """Return the folder of a new run, after reading its images.
+def create(path: Path, config: SearchConfig, scripts: Path, run_all: RunAll) -> RunFolder:
+    """Return the folder of a new run, after reading its images and, with --time-budget, planning it.
 
     Raises:
-        InputError: the name is taken, or the images or a cell of --candidates cannot be read.
+        InputError: the name is taken, the images or a cell of --candidates cannot be read, or the budget is too short.
     """
     for source in config.selection.candidates or ():
         read_candidate(source, config)
@@ -84,11 +93,43 @@ def create(path: Path, config: SearchConfig) -> RunFolder:
         resize=data.resize,
         test_fraction=data.test_fraction,
     )
+    plan = None if config.selection.time_budget is None else make_plan(config, scripts, run_all, print)
     run = RunFolder.create(path, config)
+    if plan is not None:
+        plan.save(path)
+        config = budget.planned(config, plan)
     candidate_files(config, path)  # now, as the searches may take days
     for note in images.notes:
         run.log(note)
     return run
+
+
+def make_plan(config: SearchConfig, scripts: Path, run_all: RunAll, log: Callable[[str], None]) -> budget.Plan:
+    """Measure how quick the stages of a run are, and plan them for --time-budget.
+
+    Raises:
+        InputError: the budget is too short, or a stage cannot run.
+    """
+    options, selection = config.run, config.selection
+    with tempfile.TemporaryDirectory(dir=".", prefix=".plan-") as aside:  # each node of a cluster has this folder
+
+        def measure(stage: str, size: tuple[int, int]) -> budget.Speed | None:
+            folder = Path(aside, f"{stage}-{size[0]}-{size[1]}")
+            folder.mkdir()
+            job = dry_run_of(config, scripts, folder, stage, size)
+            began = time.monotonic()
+            for ending in run_all([job], lambda: None):
+                if ending.code == 2 and size != budget.sizes(config, stage)[0]:  # such as: it does not fit into memory
+                    return None
+                raise InputError(ending.why)
+            step_s, num_steps = speed_in(job.output.read_text(encoding="utf-8")) or (0.0, 0)
+            start_s = time.monotonic() - began - 2 * step_s
+            return budget.Speed(*size, step_s * num_steps / job.epochs * budget.EPOCH_OVER_STEPS[stage], start_s)
+
+        slots = 1
+        if selection.ray is not None:
+            slots = slots_of_ray(selection.devices_per_search, options.device, options.threads)
+        return budget.make(config, measure, slots, log)
 
 
 def search_and_choose(
@@ -98,14 +139,14 @@ def search_and_choose(
     if exported.exists() and GenotypeFile.load(exported).provenance.date != run.started:
         raise InputError(f"--resume {run.path}: {exported} belongs to another run; move it away.")
     run.write_config()
+    clock = Clock(config, run.path)
+    run_jobs = functools.partial(run_to_their_end, run, run_all, interrupts, clock)
+    config = clock.begin("search", run.log)
     for line in plan(config):
         run.log(line)
     run.log(f"{run.path}: tensorboard --logdir {shlex.quote(str(run.path))} shows all of them as they go")
-
-    def run_jobs(jobs: Sequence[Job], what: str) -> None:
-        run_to_their_end(jobs, what, run, run_all, interrupts)
-
     run_jobs([search_job(config, scripts, run.path, seed) for seed in seeds(config)], "search")
+    config = clock.begin("choice", run.log)
     cells = distinct_cells(config, run.path)
     table = compare(config, scripts, run, run_jobs, cells)
     table.save(run.path / "table.json")
@@ -116,13 +157,17 @@ def search_and_choose(
     names = ["table.json", *write_pages(config, run, cells)]
     run.log(f"written: {exported} ({ranking.sources(best)}), and in {run.path}: {', '.join(names)}")
     if config.selection.train_final:
+        config = clock.begin("final", run.log)
         train_in_full(config, scripts, run, run_jobs, exported)
     else:
         flags = data_flags(config.data, config.run.seed, config.supernet.stem)
         run.log(f"train it in full: python train_final.py --genotype {shlex.quote(str(exported))}{flags}")
+    clock.end(run.log)
 
 
-def run_to_their_end(jobs: Sequence[Job], what: str, run: RunFolder, run_all: RunAll, interrupts: Interrupts) -> None:
+def run_to_their_end(
+    run: RunFolder, run_all: RunAll, interrupts: Interrupts, clock: Clock, jobs: Sequence[Job], what: str
+) -> None:
     """Run jobs that are not finished, and show their progress; `what` is the word for one of them.
 
     Raises:
@@ -135,6 +180,7 @@ def run_to_their_end(jobs: Sequence[Job], what: str, run: RunFolder, run_all: Ru
             def tick() -> None:
                 if interrupts.received is not None:
                     raise KeyboardInterrupt
+                clock.tick()
                 look()
 
             endings = run_all(jobs, tick)

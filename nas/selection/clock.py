@@ -1,0 +1,74 @@
+"""The time that a run with --time-budget has used, and what each of its stages does with what is left."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from nas.config.flags import SearchConfig
+from nas.runs.progress_bar import duration
+from nas.selection.budget import Plan, planned, replan, table
+
+SAVE_EVERY_S = 10.0
+
+
+class Clock:
+    """Clock counts the time that a run works, over all its processes, and says what each stage does in its share.
+
+    Without --time-budget it does nothing.
+
+    Args:
+        config: of the run, as it was asked for.
+        folder: the run folder, which holds the plan.
+
+    Raises:
+        InputError: the plan cannot be read.
+    """
+
+    def __init__(self, config: SearchConfig, folder: Path):
+        self._config, self._folder = config, folder
+        self._plan = None if config.selection.time_budget is None else Plan.load(folder)
+        self._last = self._saved = time.monotonic()
+
+    def tick(self, save: bool = False) -> None:
+        """Count the time since the last call; it is written now and then, or if `save` says so."""
+        now = time.monotonic()
+        if self._plan is not None:
+            self._plan.used_s += now - self._last
+            if save or now - self._saved >= SAVE_EVERY_S:
+                self._saved = now
+                self._plan.save(self._folder)
+        self._last = now
+
+    def begin(self, stage: str, log: Callable[[str], None]) -> SearchConfig:
+        """Begin a stage or go on with it, and return the config of it; if it is planned anew, that is logged."""
+        if self._plan is None:
+            return self._config
+        self.tick()
+        for line in begin(self._config, self._plan, stage):
+            log(line)
+        self.tick(save=True)
+        return planned(self._config, self._plan)
+
+    def end(self, log: Callable[[str], None]) -> None:
+        """Say how much of the budget was used."""
+        if self._plan is not None:
+            self.tick(save=True)
+            log(f"used {duration(self._plan.used_s)} of the {duration(self._plan.budget_s)} of --time-budget")
+
+
+def begin(config: SearchConfig, plan: Plan, stage: str) -> list[str]:
+    """Mark a stage as begun, and return lines that say what is planned.
+
+    If the stage before it took another time than planned, what is left is planned anew.
+    """
+    if plan.stages[stage].began_at_s is not None:
+        return []
+    lines = []
+    before = [found for found in plan.stages.values() if found.began_at_s is not None]
+    if before:
+        took_s = plan.used_s - (before[-1].began_at_s or 0.0)
+        slowdown = took_s / before[-1].planned_s
+        replan(config, plan, max(1.0, slowdown))
+        lines.append(f"that took {duration(took_s)}, and {duration(before[-1].planned_s)} were planned; from now on:")
+    plan.stages[stage].began_at_s = plan.used_s
+    return [*lines, *table(config, plan)]

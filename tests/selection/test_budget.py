@@ -1,0 +1,228 @@
+"""What is planned for --time-budget: it fits, it grows with the time, it survives a slower machine and a kill."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nas.config.cli import parse
+from nas.config.flags import SearchConfig
+from nas.config.values import seconds_of
+from nas.errors import InputError
+from nas.selection import budget, clock, protocol
+from nas.selection.budget import Speed
+from tests.in_process import TWO, call
+
+START_S = 5.0
+
+
+@functools.cache
+def config_of(*flags):
+    return parse(SearchConfig, ["--dataset=digits", "--train-final", "--name=b", *flags])
+
+
+def speeds(per_cell_s):
+    """A machine on which an epoch takes so many seconds per cell of one channel."""
+    return lambda stage, size: Speed(*size, per_cell_s * size[0] * size[1], START_S)
+
+
+def make(config, per_cell_s=0.1, slots=1):
+    return budget.make(config, speeds(per_cell_s), slots, lambda line: None)
+
+
+def total(plan):
+    return sum(stage.planned_s for stage in plan.stages.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90m", 5400), ("8h", 28800), ("1.5h", 5400), ("2d", 172800), ("1h30m", 5400), ("8", 0), ("", 0)],
+)
+def test_times_as_people_write_them(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    minutes=st.integers(5, 20_000),
+    per_cell_s=st.floats(0.001, 0.2),
+    slots=st.integers(1, 8),
+    space=st.sampled_from(["darts", "nas-bench-201"]),
+    searches=st.sampled_from([1, 3]),
+)
+def test_a_plan_fits_into_its_time_and_its_flags_are_valid(minutes, per_cell_s, slots, space, searches):
+    config = config_of("--time-budget=1h", f"--space={space}")
+    selection = dataclasses.replace(config.selection, time_budget=f"{minutes}m", searches=searches)
+    config = dataclasses.replace(config, selection=selection)
+    try:
+        plan = make(config, per_cell_s, slots)
+    except InputError as error:
+        assert str(error).startswith(f"--time-budget {minutes}m: too short; the least that this run would do")  # noqa: PT017
+        return
+    assert total(plan) <= 60 * minutes
+    own = budget.planned(config, plan)
+    assert searches in (1, own.selection.searches)  # 1 is the default, which leaves it open
+    assert own.selection.searches + own.selection.random_baseline >= 2
+    assert own.lower.epochs <= 50
+    assert own.selection.final_epochs <= 600
+
+
+def test_more_time_makes_it_larger_up_to_what_was_published():
+    plans = [
+        budget.planned(config, make(config)) for config in map(config_of, ["--time-budget=20m", "--time-budget=60d"])
+    ]
+    (small, large) = (plan.selection for plan in plans)
+    assert (small.final_channels, small.final_cells) < (large.final_channels, large.final_cells) == (36, 20)
+    assert (small.final_epochs, large.final_epochs, large.searches, large.random_baseline) == (
+        small.final_epochs,
+        600,
+        4,
+        4,
+    )
+    assert (plans[1].supernet.init_channels, plans[1].supernet.num_cells, plans[1].lower.epochs) == (16, 8, 50)
+    assert large.candidates == ("DARTS_V2", "PC_DARTS_cifar")
+    lines = budget.table(config_of("--time-budget=60d"), make(config_of("--time-budget=60d")))
+    assert not lines[-1].startswith("There is no time for")
+    lines = budget.table(config_of("--time-budget=20m"), make(config_of("--time-budget=20m")))
+    assert "final training of the published size (36 channels, 20 cells)" in lines[-1]
+
+
+def test_what_a_flag_says_is_not_planned():
+    flags = [
+        "--final-epochs=7",
+        "--selection-channels=10",
+        "--random-baseline=3",
+        "--epochs=9",
+        "--candidates",
+        "DARTS_V1",
+    ]
+    config = config_of("--time-budget=5h", *flags)
+    own = budget.planned(config, make(config))
+    assert (own.selection.final_epochs, own.selection.selection_channels, own.selection.random_baseline) == (7, 10, 3)
+    assert (own.lower.epochs, own.selection.candidates) == (9, ("DARTS_V1",))
+
+
+def test_it_searches_by_the_preset_that_is_recommended():
+    assert config_of("--time-budget=1h").run.preset == "robust"
+    assert config_of("--time-budget=1h").upper.beta_decay > 0
+    assert config_of("--time-budget=1h", "--preset=gaea").upper.relaxation == "simplex"
+    assert config_of().run.preset == "darts"
+
+
+def test_what_does_not_fit_into_memory_is_not_planned():
+    def measure(stage, size):
+        return speeds(0.001)(stage, size) if size[0] < 36 else None
+
+    plan = budget.make(config_of("--time-budget=8h"), measure, 1, lambda line: None)
+    assert plan.stages["final"].flags["selection"]["final_channels"] == 18
+
+
+def test_on_a_slower_machine_what_is_left_is_planned_anew(tmp_path):
+    config = config_of("--time-budget=2h")
+    plan = make(config)
+    before = {name: stage.model_copy(deep=True) for name, stage in plan.stages.items()}
+    assert clock.begin(config, plan, "search")[0].startswith("stage")
+    plan.used_s += 2 * plan.stages["search"].planned_s
+    lines = clock.begin(config, plan, "choice")
+    assert re.match(r"that took \d:\d\d:\d\d, and \d:\d\d:\d\d were planned; from now on:", lines[0])
+    assert plan.stages["search"].flags == before["search"].flags  # as it has begun
+    final = plan.stages["final"].flags["selection"]
+    planned = before["final"].flags["selection"]
+    assert final["final_epochs"] * final["final_channels"] < 0.6 * planned["final_epochs"] * planned["final_channels"]
+    left = total(plan) - before["search"].planned_s
+    assert plan.used_s + left <= plan.budget_s
+    assert clock.begin(config, plan, "choice") == []  # a run that goes on
+
+
+def test_the_time_that_was_used_is_kept(tmp_path, monkeypatch):
+    config = config_of("--time-budget=2h")
+    make(config).save(tmp_path)
+    now = [100.0]
+    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
+    first = clock.Clock(config, tmp_path)
+    for _ in range(20):
+        now[0] += 1
+        first.tick()
+    kept = budget.Plan.load(tmp_path).used_s  # the process is killed here
+    assert 10 <= kept <= 20.1
+    second = clock.Clock(config, tmp_path)
+    now[0] += 5
+    lines = []
+    second.end(lines.append)
+    assert budget.Plan.load(tmp_path).used_s == pytest.approx(kept + 5)
+    assert lines == [f"used 0:00:{round(kept + 5):02} of the 2:00:00 of --time-budget"]
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        "{",
+        '{"format_version": 1}',
+        {"budget_s": -1.0},
+        {"stages": {"search": {"flags": {"run": {}}, "planned_s": 1.0}}},
+    ],
+)
+def test_a_damaged_plan_is_one_sentence(tmp_path, spoilt):
+    make(config_of("--time-budget=2h")).save(tmp_path)
+    path = tmp_path / budget.FILE
+    path.write_text(spoilt if isinstance(spoilt, str) else json.dumps(json.loads(path.read_text()) | spoilt))
+    with pytest.raises(InputError, match=r"plan\.json"):
+        budget.Plan.load(tmp_path)
+
+
+def test_flags_in_a_plan_are_checked_as_those_of_a_command_are():
+    config = config_of("--time-budget=2h")
+    plan = make(config)
+    for flags in ({"lower": {"epochs": -1}}, {"lower": {"unknown": 1}}, {"selection": {"searches": "1"}}):
+        plan.stages["search"].flags = flags
+        with pytest.raises(InputError):
+            budget.planned(config, plan)
+
+
+def in_this_process(folder):
+    """Run jobs in this process; a dry run prints into its file."""
+
+    def run_all(jobs, tick):
+        for job in jobs:
+            how = "--dry-run" if job.dry_run else f"--name={job.path.name}"
+            with job.output.open("w") as output, contextlib.redirect_stdout(output):
+                assert call(job.script.stem, folder, f"--config={job.config}", how) == 0
+        return []
+
+    return lambda *_: contextlib.nullcontext(run_all)
+
+
+SMALL = [
+    "--dataset=digits",
+    "--train-limit=60",
+    "--batch-size=12",
+    "--num-nodes=1",
+    *TWO,
+    "--time-budget=1m",
+    "--train-final",
+]
+SIZES = ["--init-channels=2", "--num-cells=1", "--selection-channels=2", "--selection-cells=1", "--final-channels=2"]
+
+
+def test_a_whole_run_is_planned_and_a_dry_run_only_prints_the_plan(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(protocol, "runner", in_this_process(tmp_path))
+    few = [*SIZES, "--final-cells=1", "--epochs=1", "--selection-epochs=1", "--final-epochs=1", "--searches=2"]
+    assert call("search", tmp_path, *SMALL, *few, "--dry-run") == 0
+    out = capfd.readouterr().out
+    assert re.search(r"measured for the searches: 2 channels, 1 cell, \d+\.\d s per epoch\n", out)
+    assert re.search(r"\nsearches +2 searches +2 channels, 1 cell +1 +0:00:\d\d\n", out)
+    assert re.search(r"\nin all +0:00:\d\d of 0:01:00\n", out)
+    assert list(tmp_path.iterdir()) == []
+    assert call("search", tmp_path, *SMALL, *few, "--name=b") == 0
+    log = (tmp_path / "runs" / "b" / "log.txt").read_text()
+    assert re.search(r"used 0:00:\d\d of the 0:01:00 of --time-budget\n$", log)
+    assert set(json.loads((tmp_path / "runs" / "b" / "plan.json").read_text())["stages"]) == {
+        "search",
+        "choice",
+        "final",
+    }
