@@ -77,7 +77,7 @@ class Ending(NamedTuple):
 def is_done(job: Job) -> bool:
     """Return whether nothing is left to do."""
     manifest = checkpoint.finished(job.path)
-    return manifest is not None and (manifest.progress.epochs >= job.epochs or manifest.progress.ended_early)
+    return manifest is not None and manifest.is_done(job.epochs)
 
 
 def run_job(job: Job, tick: Callable[[], None] = lambda: None, threads: int | None = None) -> Ending:

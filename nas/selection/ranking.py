@@ -6,9 +6,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nas import files
 from nas.errors import InputError, first_problem, printable
 from nas.report.run_data import read_run
 from nas.search_space.genotype import Genotype
@@ -84,6 +86,25 @@ def candidates(trained: Sequence[tuple[Cell, Path]], balanced: bool = False) -> 
             raise InputError(f"{folder}: {first_problem(error)}") from None
         found.append(candidate)
     return sorted(found, key=lambda candidate: (-candidate.score, candidate.holdout_loss))
+
+
+class _TableFile(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format_version: Annotated[int, Field(ge=1, le=TABLE_VERSION)]
+    cells: Annotated[list[Candidate], Field(min_length=1)]
+
+
+def read_table(path: Path) -> list[Candidate]:
+    """Read the table.json of several searches, the best cell first.
+
+    Raises:
+        InputError: it cannot be read or is damaged; the file and the field are named.
+    """
+    try:
+        return _TableFile.model_validate_json(files.read_json(path, "table", TABLE_VERSION)).cells
+    except ValidationError as error:
+        raise InputError(f"table {path}: {first_problem(error)}") from None
 
 
 def sources(row: Candidate) -> str:
