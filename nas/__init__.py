@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from nas.models.final_network import FinalNetwork
     from nas.models.primitives import Primitive, register_primitive
     from nas.models.supernet import Alphas, EdgeWeights, Supernet
+    from nas.opened_run import OpenedRun, open_run
     from nas.search_space.genotype import Genotype
     from nas.search_space.genotype_file import GenotypeFile, Provenance
 
@@ -23,10 +24,12 @@ __all__ = [
     "GenotypeFile",
     "InputError",
     "Onestage",
+    "OpenedRun",
     "Primitive",
     "Provenance",
     "State",
     "Supernet",
+    "open_run",
     "register_primitive",
 ]
 
@@ -34,6 +37,7 @@ _MODULES = {
     **dict.fromkeys(("Exact", "FirstOrder", "Onestage"), "nas.bilevel.hypergradient"),
     **dict.fromkeys(("Alphas", "EdgeWeights", "Supernet"), "nas.models.supernet"),
     **dict.fromkeys(("GenotypeFile", "Provenance"), "nas.search_space.genotype_file"),
+    **dict.fromkeys(("OpenedRun", "open_run"), "nas.opened_run"),
     "State": "nas.bilevel.evaluation",
     **dict.fromkeys(("Primitive", "register_primitive"), "nas.models.primitives"),
     "FinalNetwork": "nas.models.final_network",

@@ -1,5 +1,6 @@
 """What a trained network sees in images: python -m nas.predict RUN_DIR IMAGE... (see --help)."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Predict:
     """Image files. Each becomes a square in the way that the training images did."""
 
 
-def predict(run_dir: str, images: Sequence[str]) -> list[dict[str, float]]:
+def predict(run_dir: str | os.PathLike, images: Sequence[str]) -> list[dict[str, float]]:
     """Return the probability of each class for each image, the most probable first.
 
     Raises:

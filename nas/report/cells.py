@@ -1,7 +1,8 @@
-"""Genotypes as lines of text: a table of many, all about one, the difference of two."""
+"""Genotypes as lines of text: a table of many, all about one, the difference of two; and as HTML for a notebook."""
 
+import html
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from nas.errors import count, printable
 from nas.models.size import network_size
@@ -67,6 +68,20 @@ def description(genotype: Genotype, provenance: Provenance) -> Iterator[str]:
     yield from ("", f"size with {space.final_network_in_words} and images of CIFAR-10")
     yield f"  {size.weights:,} weights{head}"
     yield f"  {size.multiply_adds:,} multiply-adds per image"
+
+
+def as_html(genotype: Genotype) -> str:
+    """Return the cells as SVG elements, which a light or dark page can hold; without Graphviz, their description."""
+    from nas.search_space import pictures  # here, as it takes a while
+
+    drawn = [pictures.svg(source) for source in genotype.sources().values()]
+    return "".join(drawn) if all(drawn) else preformatted(description(genotype, Provenance()))
+
+
+def preformatted(lines: Iterable[str]) -> str:
+    """Return lines as an HTML element that keeps their spaces."""
+    text = "\n".join(lines)
+    return f"<pre>{html.escape(text)}</pre>"
 
 
 def difference(before: Genotype, after: Genotype) -> list[str]:

@@ -3,25 +3,24 @@
 import dataclasses
 import itertools
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nas.config.cli import data_flags, with_size_of, with_sizes_of
 from nas.config.file import ConfigFile, flag_of, read_config, search_epochs, searched_space, validate
 from nas.config.flags import FinalConfig, SearchConfig, TrainedOn, is_several
 from nas.errors import InputError, count, first_problem
 from nas.models.size import NetworkSize, network_size
+from nas.report.metrics_file import records
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import GenotypeFile
 from nas.search_space.space import SearchSpace
 from nas.training.accuracy import FILE as ACCURACY_FILE
 from nas.training.accuracy import AccuracyFile
 
-MAX_METRICS_BYTES = 256 << 20  # one epoch of a search writes some 25 KB
-MAX_LINE_BYTES = 1 << 20
 HOW_CALLED = ("resume", "evaluate", "config", "preset", "dry_run")  # flags that do not say what was computed
 SERIES = {
     "search": (
@@ -30,7 +29,6 @@ SERIES = {
     ),
     "final": ("train/loss", "train/accuracy", "holdout/loss", "holdout/accuracy", "holdout/balanced_accuracy"),
 }
-_RECORD = TypeAdapter(dict[str, Annotated[float, Field(strict=True, allow_inf_nan=False)]])
 
 Cell = Sequence[tuple[str, int]]
 
@@ -74,9 +72,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         InputError: the folder holds no run or no finished epoch, or a file in it is damaged, too large or a link; it
             names the file, and the line or field.
     """
-    for name in ("config.json", "metrics.jsonl", "genotype.json", ACCURACY_FILE):
-        if (folder / name).is_symlink():
-            raise InputError(f"{folder / name}: is a symbolic link; put the file itself there.")
+    refuse_links(folder)
     file = read_config(folder)
     path = folder / "config.json"
     environment = _environment(file, path)
@@ -121,6 +117,13 @@ def read_run(folder: Path) -> dict[str, Any]:
         "genotype": history[-1].to_text(),
         "commands": _commands(folder, config, file.script, environment.command, finished, bool(metrics.test)),
     } | parts
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise InputError if a file that is read in a run folder is a symbolic link."""
+    for name in ("config.json", "metrics.jsonl", "genotype.json", "table.json", ACCURACY_FILE):
+        if (folder / name).is_symlink():
+            raise InputError(f"{folder / name}: is a symbolic link; put the file itself there.")
 
 
 def _environment(file: ConfigFile, path: Path) -> _Environment:
@@ -249,7 +252,7 @@ def _read_metrics(folder: Path, names: Sequence[str], num_epochs: int, num_nodes
     )
     rates: list[float] = []
     time_s = 0.0
-    for number, record in _records(path):
+    for number, record in records(path):
         where = f"{path}, line {number}"
         epoch = record.get("epoch", 0.0)
         if not (epoch.is_integer() and max([1, *found.epochs[-1:]]) <= epoch <= num_epochs):
@@ -285,27 +288,6 @@ def _read_metrics(folder: Path, names: Sequence[str], num_epochs: int, num_nodes
     if not found.epochs:
         raise InputError(f"{folder}: no epoch is finished yet, so there is nothing to report.")
     return found._replace(time_s=time_s)
-
-
-def _records(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yield the number and content of each line of a metrics.jsonl, without a line that is still being written."""
-    if not path.is_file():
-        raise InputError(f"{path}: does not exist, so no epoch is finished yet.")
-    try:
-        if path.stat().st_size > MAX_METRICS_BYTES:
-            raise InputError(f"{path}: is larger than {MAX_METRICS_BYTES >> 20} MiB.")
-        with path.open("rb") as file:
-            number = 0
-            while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
-                number += 1
-                try:
-                    yield number, _RECORD.validate_json(line)
-                except ValidationError:
-                    raise InputError(f"{path}, line {number}: is not a record; remove the line.") from None
-            if len(line) == MAX_LINE_BYTES:
-                raise InputError(f"{path}, line {number + 1}: is longer than {MAX_LINE_BYTES >> 20} MiB.")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
 def _flags(config: SearchConfig | FinalConfig, default: SearchConfig | FinalConfig) -> list[list[Any]]:

@@ -168,6 +168,10 @@ class Manifest(BaseModel):
     ]
     finished: bool
 
+    def is_done(self, epochs: int) -> bool:
+        """Return whether nothing is left to do in a run of this many epochs."""
+        return self.finished and (self.progress.epochs >= epochs or self.progress.ended_early)
+
 
 def state_tensors(
     modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]

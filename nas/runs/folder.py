@@ -51,7 +51,7 @@ def folder_of_run(options: Run, default: Callable[[], str]) -> Path:
 def is_finished(path: Path, epochs: int) -> bool:
     """Return whether a run has finished this many epochs; if so, a line says it."""
     manifest = checkpoint.finished(path)
-    if manifest is None or (manifest.progress.epochs < epochs and not manifest.progress.ended_early):
+    if manifest is None or not manifest.is_done(epochs):
         return False
     num_epochs = count(manifest.progress.epochs, "epoch")
     print(f"{path}: finished after {num_epochs}; resume it with a larger --epochs to train further.")
@@ -78,7 +78,8 @@ class RunFolder:
         self.started: str = file.environment["date"]
         self.go_on = f"python {file.script} --resume {shlex.quote(str(path))}"
         self.saved_at = time.monotonic()
-        self.console = Console(highlight=False, soft_wrap=True)
+        # In a notebook each line would otherwise be an output of its own.
+        self.console = Console(highlight=False, soft_wrap=True, force_jupyter=False)
         self._file = file
         self._lock = lock
         self._saved_step: int | None = None

@@ -1,4 +1,4 @@
-"""The progress of a loop: a bar on a terminal; a line per minute in a notebook, a pipe or a file."""
+"""The progress of a loop: a bar on a terminal and in a notebook; a line per minute in a pipe or a file."""
 
 import contextlib
 import os
@@ -6,20 +6,61 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from typing import Any
 
+from rich import get_console
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from nas import errors
 from nas.machine.threads import Pace, slow_line
 
 PLAIN_LINE_EVERY_S = 60.0
+NOTEBOOK_EVERY_S = 0.5  # each time becomes a message to the browser
 TIMED_STEPS = 10
 
 
 def can_draw(console: Console) -> bool:
-    """Return whether the console is a terminal that can redraw lines; a notebook's output is not."""
-    return console.is_terminal and "JPY_PARENT_PID" not in os.environ
+    """Return whether this runs in a notebook, or on a terminal that can redraw lines, unlike that of a notebook's !."""
+    return get_console().is_jupyter or (console.is_terminal and "JPY_PARENT_PID" not in os.environ)
+
+
+def make_bars(console: Console, *columns: ProgressColumn) -> Progress:
+    """Return bars for what `can_draw`."""
+    return NotebookBars(*columns) if get_console().is_jupyter else Progress(*columns, console=console, transient=True)
+
+
+class NotebookBars(Progress):
+    """NotebookBars are one output of a notebook's cell, replaced in place; what is printed stands beside it.
+
+    Rich's own bars would need ipywidgets there, and would draw what is printed meanwhile into the widget.
+    """
+
+    def start(self) -> None:
+        """Show the bars."""
+        from IPython.display import display
+
+        self._shown_at = time.monotonic()
+        self._output: Any = display(self, display_id=True)
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """Change a bar, and show it where the last time was a while ago."""
+        super().update(task_id, **changes)
+        if time.monotonic() - self._shown_at >= NOTEBOOK_EVERY_S:
+            self._shown_at = time.monotonic()
+            self._output.update(self)
+
+    def stop(self) -> None:
+        """Leave the bars as they are now."""
+        self._output.update(self)
 
 
 @contextlib.contextmanager
@@ -66,7 +107,7 @@ def progress_bar(
         TimeRemainingColumn(),
         TextColumn("left; {task.description}"),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with make_bars(console, *columns) as bar:
         task = bar.add_task("", total=num_steps, completed=done)
 
         def advance_with_bar(status: str) -> None:

@@ -88,11 +88,16 @@ class Genotype(Cells):
         """
         from nas.search_space import pictures  # here, as it takes a while
 
-        cells = {
+        return pictures.draw_cells(self.sources(), Path(folder))
+
+    def sources(self) -> dict[str, str]:
+        """Return the Graphviz source of each cell by its kind."""
+        from nas.search_space import pictures
+
+        return {
             kind: pictures.cell_source(self.edges(kind), self.concat(kind), title, self.space)
             for kind, title in zip(self.space.cells, self.space.titles, strict=True)
         }
-        return pictures.draw_cells(cells, Path(folder))
 
 
 def _rows(kind: str, raw: Any, space: SearchSpace) -> list[list[float]]:

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -114,6 +115,19 @@ def draw_cells(cells: dict[str, str], folder: Path) -> bool:
             else:
                 (folder / f"{name}.{suffix}").write_bytes(picture)
     return drawn
+
+
+def svg(source: str) -> str:
+    """Return a cell as an SVG element for an HTML page; an empty text if Graphviz is missing or failed."""
+    picture = (_render(source, "svg") or b"").decode()
+    style = "max-width: 100%; margin: 4px 8px 4px 0; border-radius: 8px"
+    return re.sub(
+        r'.*?<svg width="(\d+)pt" height="\d+pt"',  # smaller than alone, in a column of text
+        lambda size: f'<svg style="{style}" width="{0.65 * int(size[1]):.0f}"',
+        picture,
+        count=1,
+        flags=re.DOTALL,
+    )
 
 
 _PYGRAPHVIZ = (

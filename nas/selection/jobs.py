@@ -82,7 +82,7 @@ def is_done(job: Job) -> bool:
     if job.dry_run:
         return job.output.exists() and speed_in(job.output.read_text(encoding="utf-8")) is not None
     manifest = checkpoint.finished(job.path)
-    return manifest is not None and (manifest.progress.epochs >= job.epochs or manifest.progress.ended_early)
+    return manifest is not None and manifest.is_done(job.epochs)
 
 
 def run_job(job: Job, tick: Callable[[], None] = lambda: None, threads: int | None = None) -> Ending:

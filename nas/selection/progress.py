@@ -7,11 +7,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from nas.errors import count
 from nas.runs import checkpoint
-from nas.runs.progress_bar import PLAIN_LINE_EVERY_S, can_draw, duration
+from nas.runs.progress_bar import PLAIN_LINE_EVERY_S, can_draw, duration, make_bars
 from nas.selection.jobs import Job, is_done
 
 TAIL_BYTES = 128 << 10  # of metrics.jsonl: some epochs
@@ -58,7 +58,7 @@ def jobs_view(console: Console, log: Callable[[str], None], jobs: Sequence[Job])
         MofNCompleteColumn(),
         TextColumn("{task.fields[status]}"),
     )
-    with Progress(*columns, console=console, transient=True) as bars:
+    with make_bars(console, *columns) as bars:
         tasks = {job: bars.add_task(job.path.name, total=job.epochs, status="") for job in jobs}
         to_draw = list(jobs)
 

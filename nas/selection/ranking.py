@@ -4,8 +4,9 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nas import files
 from nas.errors import InputError, first_problem, printable
@@ -23,8 +24,8 @@ class Table(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    format_version: int = TABLE_VERSION
-    cells: tuple[Candidate, ...]
+    format_version: Annotated[int, Field(ge=1, le=TABLE_VERSION)] = TABLE_VERSION
+    cells: Annotated[tuple[Candidate, ...], Field(min_length=1)]
     verdict: tuple[str, ...] = ()
 
     @classmethod

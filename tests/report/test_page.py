@@ -17,8 +17,8 @@ from nas.config.flags import FinalConfig
 from nas.errors import InputError
 from nas.models.primitives import PRIMITIVES
 from nas.models.size import network_size
+from nas.report import metrics_file, run_data
 from nas.report import page as report
-from nas.report import run_data
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import SHIPPED, GenotypeFile
 from nas.search_space.nas_bench_201 import NAS_BENCH_201
@@ -302,10 +302,10 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(copy, capsys, argu
 def test_limits_hold_before_anything_is_parsed(copy, monkeypatch, capsys):
     path = Path(METRICS)
     with path.open("ab") as file:
-        file.truncate(run_data.MAX_METRICS_BYTES + 1)  # a hole takes no room
+        file.truncate(metrics_file.MAX_METRICS_BYTES + 1)  # a hole takes no room
     assert report.main(["runs/a"]) == 2
     assert capsys.readouterr().err == "error: runs/a/metrics.jsonl: is larger than 256 MiB.\n"
-    path.write_bytes(b"{" + b" " * run_data.MAX_LINE_BYTES)
+    path.write_bytes(b"{" + b" " * metrics_file.MAX_LINE_BYTES)
     assert report.main(["runs/a"]) == 2
     assert capsys.readouterr().err == "error: runs/a/metrics.jsonl, line 1: is longer than 1 MiB.\n"
 

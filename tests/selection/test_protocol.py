@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import nas
 import search
 from nas.config.cli import parse
 from nas.config.file import to_json
@@ -105,6 +106,9 @@ def test_the_best_cell_is_exported_with_the_table(finished):
         assert row.supernet_accuracies == tuple(found.supernet_accuracy for found in searches)
     table = json.loads(json.dumps([row.model_dump() for row in rows]))
     assert json.loads((run / "table.json").read_text())["cells"] == table
+    opened = nas.open_run(run)
+    assert (tuple(opened.table), opened.num_done, opened.is_finished) == (rows, 2, True)
+    assert opened.genotype == Genotype(**exported.cells())
     log = (run / "log.txt").read_text()
     for line in (*ranking.table(rows), *ranking.verdict(rows)):
         assert f" {line}\n" in log
