@@ -28,7 +28,7 @@ from nas.errors import InputError, count
 from nas.models.supernet import EdgeWeights
 from nas.report.search_log import check_export, count_skips, export_cell, log_epoch, status
 from nas.search_space.genotype import Genotype
-from nas.selection.protocol import plan, run_searches
+from nas.selection.protocol import rehearse, run_searches
 from nas.training.accuracy import Measured
 from nas.training.forecast import memory_of_step, on_meta
 from nas.training.loop import Loop
@@ -77,7 +77,7 @@ def search(config: SearchConfig, run: Run) -> None:
         return lower | upper
 
     if config.run.dry_run:
-        loop.rehearse(take_step, plan(config) if is_several(config) else (), config.selection.searches)
+        loop.rehearse(take_step, rehearse(config) if is_several(config) else (), config.selection.searches)
         return
 
     with loop:

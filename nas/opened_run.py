@@ -16,7 +16,8 @@ from nas.report.run_data import refuse_links
 from nas.runs import checkpoint
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import Candidate
-from nas.selection import budget, cells, protocol, ranking
+from nas.selection import budget, protocol, ranking
+from nas.selection.cells import search_name, seeds
 from nas.training.accuracy import FILE, AccuracyFile
 
 
@@ -107,7 +108,7 @@ def _read(path: Path) -> OpenedRun:
 def _several(path: Path, config: SearchConfig) -> OpenedRun:
     if config.selection.time_budget is not None:
         config = budget.planned(config, budget.Plan.load(path))
-    searches = [path / cells.search_name(config, seed) for seed in cells.seeds(config)]
+    searches = [path / search_name(config, seed) for seed in seeds(config)]
     done = [_epochs(folder, search_epochs(config))[2] for folder in searches]
     finished = all(done) and (path / "table.json").exists()
     table = list(ranking.Table.load(path / "table.json").cells) if finished else []

@@ -73,10 +73,7 @@ def create(path: Path, config: SearchConfig, scripts: Path, run_all: RunAll) -> 
     Raises:
         InputError: the name is taken, the images or a cell of --candidates cannot be read, or the budget is too short.
     """
-    for source in config.selection.candidates or ():
-        read_candidate(source, config)
-    if config.selection.export is not None:
-        require_packages(config.selection.export, "--export")
+    rehearse(config)
     data = config.data
     for name in (path.name, *(search_name(config, seed) for seed in seeds(config))):
         if (exported := Path("genotypes", f"{name}.json")).exists():
@@ -275,6 +272,19 @@ def write_pages(config: SearchConfig, run: RunFolder, cells: Sequence[Cell]) -> 
         except InputError as error:  # such as somebody else's page in that place: no reason not to finish
             run.log(f"no {name}: {error}")
     return names
+
+
+def rehearse(config: SearchConfig) -> list[str]:
+    """Check what a new run needs beside its images, and return lines that say what it will do.
+
+    Raises:
+        InputError: a cell of --candidates cannot be read, or a package that --export needs is missing.
+    """
+    for source in config.selection.candidates or ():
+        read_candidate(source, config)
+    if config.selection.export is not None:
+        require_packages(config.selection.export, "--export")
+    return plan(config)
 
 
 def plan(config: SearchConfig) -> list[str]:

@@ -274,8 +274,9 @@ def test_the_final_network_is_that_of_the_best_cell_and_can_be_loaded(path, capf
 def test_a_given_cell_that_is_none_or_of_another_space_is_refused_before_anything_is_written(
     tmp_path, capfd, source, sentence
 ):
-    assert call("search", tmp_path, "--dataset=digits", "--candidates", source, "--name=x") == 2
-    assert sentence in capfd.readouterr().err
+    for how in ("--name=x", "--dry-run"):
+        assert call("search", tmp_path, "--dataset=digits", "--candidates", source, how) == 2
+        assert sentence in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
