@@ -112,7 +112,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "epochs": metrics.epochs,
         "series": metrics.series,
         "time_s": metrics.time_s,
-        "config": _flags(config, default),
+        "config": flags_of(config, default),
         "environment": _lines(environment, len(file.resumed)),
         "finished": finished,
         "space": space.name,
@@ -308,7 +308,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
         raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
-def _flags(config: SearchConfig | FinalConfig, default: SearchConfig | FinalConfig) -> list[list[Any]]:
+def flags_of(config: SearchConfig | FinalConfig, default: SearchConfig | FinalConfig) -> list[list[Any]]:
     """Return [title, [[flag, value, default], …]] of each group of flags."""
     found = []
     for group in dataclasses.fields(default):
@@ -326,6 +326,8 @@ def _text(value: object) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -21,6 +21,7 @@ from nas.config.file import to_json
 from nas.config.flags import FinalConfig, SearchConfig, Selection
 from nas.data import datasets
 from nas.errors import InputError
+from nas.report.table import Table, sources
 from nas.runs import checkpoint
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import GenotypeFile
@@ -185,12 +186,12 @@ def test_given_cells_stand_beside_searched_and_random_ones(tmp_path, monkeypatch
     assert call("search", tmp_path, *small, *several, *given, *flags) == 0
     exported = GenotypeFile.load(tmp_path / "genotypes" / "c.json")
     rows = exported.provenance.candidates
-    assert sorted(ranking.sources(row) for row in rows) == ["DARTS_V2", "own.json", "random 0", "seed 0"]
+    assert sorted(sources(row) for row in rows) == ["DARTS_V2", "own.json", "random 0", "seed 0"]
     best = next(row for row in rows if row.seeds) if flags else rows[0]
     assert Genotype(**exported.cells()) == Genotype.from_text(best.genotype)
     log = (tmp_path / "runs" / "c" / "log.txt").read_text()
     assert "then each distinct cell, 1 random cell, DARTS_V2, own.json will be trained" in log
-    assert f"written: genotypes/c.json ({ranking.sources(best)}), and in runs/c" in log
+    assert f"written: genotypes/c.json ({sources(best)}), and in runs/c" in log
     assert "cells of --candidates: mean " in log
 
 
@@ -224,12 +225,12 @@ def path(tmp_path_factory):
 
 def test_halving_trains_the_better_half_on_and_keeps_what_it_was_decided_by(path):
     run = path / "runs" / "p"
-    first, second, last = (ranking.Table.load(run / f"table-{epochs}.json").cells for epochs in (1, 2, 4))
+    first, second, last = (Table.load(run / f"table-{epochs}.json").cells for epochs in (1, 2, 4))
     assert [len(first), len(second), len(last)] == [4, 2, 1]
     assert {row.epochs for row in first} == {1}
     assert {row.genotype for row in first[:2]} == {row.genotype for row in second}
     assert second[0].genotype == last[0].genotype
-    table = ranking.Table.load(run / "table.json")
+    table = Table.load(run / "table.json")
     assert table.cells == (*last, *second[1:], *first[2:])
     assert list(table.verdict) == ranking.verdict(first)
     for row in first:
