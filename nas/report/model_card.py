@@ -17,7 +17,6 @@ from nas.report.table import sources
 FILE = "MODEL_CARD.md"
 MARKER = "<!-- nas.model_card -->\n"  # only files that begin with it are replaced
 NUM_WORST, MOST_CLASSES = 3, 100  # classes that are named
-LOG_BYTES = 1 << 20
 NOT_TOLD = ("--name", "--run-dir", "--device", "--threads", "--ray", "--devices-per-search", "--checkpoint-minutes")
 
 
@@ -58,8 +57,7 @@ def _accuracy(whole: Whole) -> Iterator[str]:
 
 
 def _data(whole: Whole, about: TrainedOn, log: Path) -> Iterator[str]:
-    with log.open("rb") as file:  # only there is it written
-        trained = re.search(rb": (\d+) training images", file.read(LOG_BYTES))
+    trained = re.search(rb": (\d+) training images", log.read_bytes() if log.is_file() else b"")  # written only there
     if trained:
         yield f"- {int(trained[1]):,} training images"
     yield f"- {sum(whole.final['answers']['num_images']):,} test images, used once, after the last epoch"
@@ -91,8 +89,8 @@ def _budget(whole: Whole) -> Iterator[str]:
 
 def _size(whole: Whole, folder: Path) -> Iterator[str]:
     size = whole.final["size"]
-    yield f"- {size['weights']:,} weights, {size['multiply_adds']:,} multiply-adds per image, without the training's head"
-    for file in (folder / "weights.safetensors", *sorted(folder.glob("network.*"))):
+    yield f"- {size['weights']:,} weights, {size['multiply_adds']:,} multiply-adds per image, without the auxiliary head"
+    for file in (*folder.glob("weights.safetensors"), *sorted(folder.glob("network.*"))):
         yield f"- {markdown(file.name)}: {file.stat().st_size / 1e6:.2f} MB"
 
 
