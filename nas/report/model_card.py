@@ -89,7 +89,7 @@ def _budget(whole: Whole) -> Iterator[str]:
 
 def _size(whole: Whole, folder: Path) -> Iterator[str]:
     size = whole.final["size"]
-    yield f"- {size['weights']:,} weights, {size['multiply_adds']:,} multiply-adds per image, without the auxiliary head"
+    yield f"- {size['weights']:,} weights, {size['multiply_adds']:,} multiply-adds per image (no auxiliary head)"
     for file in (*folder.glob("weights.safetensors"), *sorted(folder.glob("network.*"))):
         yield f"- {markdown(file.name)}: {file.stat().st_size / 1e6:.2f} MB"
 
