@@ -1,5 +1,6 @@
 """Gathers one page on several searches and what came of them: the cells, the final network, and what it sees."""
 
+import shlex
 import statistics
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -9,7 +10,7 @@ from nas.config.file import ConfigFile, read_config, validate
 from nas.config.flags import SearchConfig
 from nas.errors import InputError
 from nas.report import examples, page
-from nas.report.run_data import read_run
+from nas.report.run_data import environment_of, read_run
 from nas.report.table import Table, sources
 from nas.search_space.genotype_file import Candidate
 from nas.training.accuracy import wilson_interval
@@ -30,7 +31,7 @@ class Whole(NamedTuple):
     """What the run folder of several searches with a finished final training holds.
 
     Attributes:
-        config, date: of all of them; when the first one began.
+        config, date, command: of all of them; when the first one began, and the command that began it.
         searches, final: each as `run_data.read_run` returns it.
         table: the cells that were compared.
         exported: the row of the cell that was trained in full; None if it is not in the table.
@@ -40,6 +41,7 @@ class Whole(NamedTuple):
 
     config: SearchConfig
     date: str
+    command: list[str]
     searches: list[dict[str, Any]]
     final: dict[str, Any]
     table: Table
@@ -69,7 +71,7 @@ def write(folder: Path, output: Path) -> None:
     about = {
         "name": folder.resolve().name,
         "date": whole.date,
-        "final": whole.final,
+        "final": whole.final | {"commands": _commands(folder, whole)},
         "interval": whole.interval,
         "conclusion": whole.table.conclusion,
         "cells": [_row(row, row is whole.exported) for row in whole.table.cells],
@@ -103,8 +105,8 @@ def read(folder: Path) -> Whole:
     table = Table.load(folder / "table.json")
     exported = next((row for row in table.cells if row.genotype == final["genotype"]), None)
     interval = wilson_interval(sum(answers["num_correct"]), sum(answers["num_images"]))
-    date = file.environment["date"]
-    return Whole(config, date, searches, final, table, exported, interval, _times(folder, file, searches, final))
+    begun, times = environment_of(file, folder / "config.json"), _times(folder, file, searches, final)
+    return Whole(config, begun.date, begun.command, searches, final, table, exported, interval, times)
 
 
 def _read(folder: Path, kind: str) -> dict[str, Any]:
@@ -112,6 +114,15 @@ def _read(folder: Path, kind: str) -> dict[str, Any]:
     if run["kind"] != kind:
         raise InputError(f"{folder}: was not written by {'search.py' if kind == 'search' else 'train_final.py'}.")
     return run
+
+
+def _commands(folder: Path, whole: Whole) -> list[list[str]]:
+    """Return [label, command] of what a person may do next, and of how it all began."""
+    found = [["classify images", f"python -m nas.predict {shlex.quote(str(folder / FINAL))} IMAGE"]]
+    found += [command for command in whole.final["commands"] if command[0] == "measure the test accuracy again"]
+    if whole.command[:1] == ["search.py"]:  # any other command was put into the file by somebody
+        found.append(["how all of it was started", "python " + shlex.join(whole.command)])
+    return found
 
 
 def _row(row: Candidate, is_exported: bool) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def read_run(folder: Path) -> dict[str, Any]:
             raise InputError(f"{folder / name}: is a symbolic link; put the file itself there.")
     file = read_config(folder)
     path = folder / "config.json"
-    environment = _environment(file, path)
+    environment = environment_of(file, path)
     config: SearchConfig | FinalConfig
     history: list[Genotype] = []
     if file.trained_on is None:
@@ -123,7 +123,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     } | parts
 
 
-def _environment(file: ConfigFile, path: Path) -> _Environment:
+def environment_of(file: ConfigFile, path: Path) -> _Environment:
+    """Return when, how and where a run began, checked; `path` is that of its config.json."""
     try:
         return _Environment.model_validate(file.environment)
     except ValidationError as error:

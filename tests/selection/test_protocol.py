@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import threading
@@ -311,6 +312,12 @@ def test_one_page_says_all_of_the_run(path, tmp_path):
         "final training": 1,
     }
     assert times["final training"][1] == about["final"]["time_s"]
+    commands = [command for _, command in about["final"]["commands"]]
+    assert commands == [
+        "python -m nas.predict runs/p/final IMAGE",
+        "python train_final.py --evaluate runs/p/final",
+        f"python search.py {shlex.join(PATH)}",
+    ]
 
 
 def test_the_examples_are_test_images_and_what_predict_says_of_them(path, tmp_path):
@@ -380,7 +387,7 @@ def test_names_that_are_hostile_stay_text_in_the_page_and_in_the_card(copy, monk
     edit_json(copy / "final" / "config.json", "trained_on/classes", HOSTILE)
     edit_json(copy / "final" / "config.json", "environment/versions", {HOSTILE[0]: HOSTILE[2]})
     edit_json(copy / "table.json", "verdict", [HOSTILE[0]])
-    copy = copy.rename(copy.with_name("[p](http://x) <b>"))
+    copy = copy.rename(copy.with_name("[p](www.x.org) <b>"))
     protocol.write_overview(types.SimpleNamespace(path=copy, log=print))
     text = (copy / "overview.html").read_text(encoding="utf-8")
     assert text.count("<script") == text.count("</script") == 3
@@ -389,7 +396,7 @@ def test_names_that_are_hostile_stay_text_in_the_page_and_in_the_card(copy, monk
     html = MarkdownIt().enable("table").render((copy / "MODEL_CARD.md").read_text(encoding="utf-8"))
     tags = set(re.findall(r"<(/?[a-z]\w*)[^>]*>", html))
     assert {tag.strip("/") for tag in tags} <= {"h1", "h2", "p", "ul", "li", "strong", "code", "pre"}
-    assert "<h1>[p](http://x) &lt;b&gt;</h1>" in html
+    assert "<h1>[p](www.x.org) &lt;b&gt;</h1>" in html
     assert "“[x](javascript:alert)”" in html or "[x](javascript:alert)," in html
     if CHROMIUM:
         dom = in_browser(copy / "overview.html", on_phone=True, dark=True)
@@ -422,7 +429,8 @@ def test_a_page_can_be_written_where_the_images_are_not(copy, capsys):
 
 
 @pytest.mark.parametrize(
-    ("resumed", "has_rest"), [("2000-01-01T00:00:00+00:00", False), ("9000-01-01T00:00:00+00:00", True), (3, False)]
+    ("resumed", "has_rest"),
+    [("2000-01-01T00:00:00+00:00", False), ("9000-01-01T00:00:00+00:00", True), (3, False)],
 )
 def test_the_time_between_runs_is_named_only_where_none_of_it_was_a_pause(copy, resumed, has_rest):
     edit_json(copy / "config.json", "environment/date", "2000-01-01T00:00:00+00:00")
