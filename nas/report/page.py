@@ -119,7 +119,6 @@ def _hash(source: str) -> str:
 class Arguments:
     """Write an HTML page about one run, or a page that compares several runs.
 
-    Of several searches with a final training the page shows everything.
     The page is one file. It needs no server and loads nothing.
 
     For example:
@@ -129,7 +128,8 @@ class Arguments:
     run_dirs: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR...", help_behavior_hint="")
     ]
-    """Run folders, at least one: all from search.py, or all from train_final.py. (required)"""
+    """Run folders, at least one: all from search.py, or all from train_final.py. Or the one folder of several searches
+    with a final training, for a page on everything. (required)"""
     output: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """File to write; a report that is there is replaced. (default: report.html in RUN_DIR, or here for several runs;
     overview.html for several searches with a final training)"""

@@ -42,7 +42,7 @@ from nas.selection.job_configs import final_job, search_job, training_jobs
 from nas.selection.jobs import Ending, Job
 from tests import torture
 from tests.in_process import TWO, call
-from tests.report.test_page import CHROMIUM, DATA, in_browser
+from tests.report.test_page import CHROMIUM, DATA, in_browser, needs_chromium
 
 SEARCH = [*torture.SMALL, "--num-nodes=1", "--epochs=2", "--checkpoint-minutes=0"]
 SEVERAL = ["--searches=2", "--random-baseline=1", "--selection-epochs=1", "--selection-channels=2"]
@@ -399,9 +399,22 @@ def test_names_that_are_hostile_stay_text_in_the_page_and_in_the_card(copy, monk
     assert "<h1>[p](www.x.org) &lt;b&gt;</h1>" in html
     assert "“[x](javascript:alert)”" in html or "[x](javascript:alert)," in html
     if CHROMIUM:
-        dom = in_browser(copy / "overview.html", on_phone=True, dark=True)
+        dom = in_browser(copy / "overview.html", dark=True)
         assert "onerror=" not in re.sub(r"&lt;.*?&gt;", "", dom.split("</main>")[0])
         assert len(re.findall(r'<img src="data:image/png;base64,[\w+/=]+" alt="', dom)) == dom.count("<img") == 12
+
+
+@needs_chromium
+def test_a_browser_draws_the_page_on_a_phone(copy):
+    about = shown_in(copy / "overview.html")["overview"]
+    dom = in_browser(copy / "overview.html", on_phone=True).split("</main>")[0]
+    assert f"<dt>test accuracy</dt><dd>{100 * about['final']['test']['accuracy']:.1f} %" in dom
+    assert dom.count('<svg class="cell"') == 2
+    assert dom.count('class="card wrong"') == sum(not example["right"] for example in about["examples"])
+    assert re.findall(r'<tr class="own"><th scope="row">([^<]*)<small> exported<', dom) == [
+        row["source"] for row in about["cells"] if row["exported"]
+    ]
+    assert re.findall(r'<span class="dot" style="[^"]*"></span>([^<]*)<', dom) == [part[0] for part in about["times"]]
 
 
 @pytest.mark.parametrize(
