@@ -110,8 +110,8 @@ def _limits(whole: Whole, about: TrainedOn) -> Iterator[str]:
     scaled = "Images were scaled to" if whole.final["dataset"] == "folder" else "It takes images of"
     yield f"- {scaled} {side} × {side} pixels; finer details are not seen."
     yield "- It names one of its classes whatever an image shows; it knows no others."
-    number = sum(answers["num_images"])
-    yield f"- With {number:,} test images the interval of its accuracy is {100 * (high - low):.1f} points wide."
+    images = count(sum(answers["num_images"]), "test image", ",")
+    yield f"- With {images} the interval of its accuracy is {100 * (high - low):.1f} points wide."
     if answers["accuracy"] <= answers["majority_accuracy"]:
         yield "- It is no better than always guessing the largest class."
     yield "- It was trained once; with another seed its accuracy would differ."
