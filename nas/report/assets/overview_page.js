@@ -60,9 +60,9 @@ function examplesOf({ examples, why_none: why }) {
     ...heading("Examples", `Test images, and the likeliest classes as the final network sees them. ${numWrong ? "The last ones were chosen because the network is wrong there; errors are marked." : "No error was found."}`),
     el("div", { class: "examples" }, examples.map(({ picture, truth, right, likely }) => el("figure", { class: right ? "card" : "card wrong" },
       el("img", { src: picture, alt: `test image of the class “${truth}”` }),
-      el("figcaption", {}, el("div", { class: "truth" }, el("span", {}, truth), right ? null : el("small", {}, "wrong")),
+      el("figcaption", {}, el("div", { class: "truth" }, el("span", { title: truth }, truth), right ? null : el("small", {}, "wrong")),
         el("ol", {}, likely.map(([name, probability]) => {
-          const line = el("li", { class: name === truth ? "true" : false }, el("span", {}, name), el("span", {}, percent(probability)));
+          const line = el("li", { class: name === truth ? "true" : false }, el("span", { title: name }, name), el("span", {}, percent(probability)));
           line.style.setProperty("--share", `${100 * probability}%`);
           return line;
         })))))),
