@@ -21,8 +21,7 @@ from torch import Tensor
 
 from nas.config.cli import with_size_of
 from nas.config.flags import FinalConfig, TrainedOn, data_seed
-from nas.data import datasets
-from nas.data.loader import Batch, Loader, load_training_split, require_images, training_loader
+from nas.data.loader import Batch, Loader, load_test_images, load_training_split, require_images, training_loader
 from nas.data.sampler import generator, halves
 from nas.distributed import SINGLE, World
 from nas.entry import run_script
@@ -316,40 +315,6 @@ def describe(config: FinalConfig, source: str, network: FinalNetwork, images: Im
         memory_of_step(forward, batch_size, train.device, train.world),
         *(images.test.split.notes if images.test else ()),
     ]
-
-
-def load_test_images(config: FinalConfig, trained_on: TrainedOn, device: torch.device, world: World = SINGLE) -> Loader:
-    """Load the test set, normalised as the training images were.
-
-    Raises:
-        InputError: the images cannot be read, or are of another kind than the training images.
-    """
-    data = config.data
-    test = datasets.load(
-        data.dataset,
-        Path(data.data_dir),
-        "test",
-        data.image_size,
-        skip_bad=data.skip_bad_images,
-        classes=trained_on.classes,
-        resize=trained_on.resize,
-        test_fraction=data.test_fraction,
-        bits=trained_on.bits,
-    )
-    if test.classes != trained_on.classes:
-        other = sorted(set(test.classes) ^ set(trained_on.classes)) or ["their order"]
-        raise InputError(
-            f"--data-dir {data.data_dir}: training and test images differ in their classes "
-            f"({printable(', '.join(other[:5]), 300)}); give both the same ones, or --skip-test --holdout-fraction 0.1."
-        )
-    shape, trained = test.images.shape[1:], (trained_on.in_channels, trained_on.image_size, trained_on.image_size)
-    if shape != trained:
-        raise InputError(
-            f"--data-dir {data.data_dir}: test images are {' × '.join(map(str, shape))} (channels, rows, columns), "
-            f"training images {' × '.join(map(str, trained))}; bring them to one shape."
-        )
-    mean, std = (torch.tensor(values, device=device) for values in (trained_on.mean, trained_on.std))
-    return Loader(test.to(device), torch.arange(len(test.targets)), mean, std, config.training.batch_size, world=world)
 
 
 def accuracy_of(network: FinalNetwork, images: Loader, before_batch: Callable[[], None] = lambda: None) -> Measured:

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nas.config.flags import Data
+from nas.config.flags import Data, FinalConfig, TrainedOn
+from nas.data import datasets
 from nas.data.augment import augment, channel_statistics
-from nas.data.datasets import NO_FLIP, Split, load
+from nas.data.datasets import NO_FLIP, Split
 from nas.data.sampler import balanced_batch, batch, generator, num_batches
 from nas.distributed import SINGLE, World
 from nas.errors import InputError, count, printable
@@ -149,7 +150,7 @@ def load_training_split(data: Data, seed: int) -> Split:
     Raises:
         InputError: as `datasets.load`.
     """
-    return load(
+    return datasets.load(
         data.dataset,
         Path(data.data_dir),
         "train",
@@ -160,6 +161,40 @@ def load_training_split(data: Data, seed: int) -> Split:
         resize=data.resize,
         test_fraction=data.test_fraction,
     )
+
+
+def load_test_images(config: FinalConfig, trained_on: TrainedOn, device: torch.device, world: World = SINGLE) -> Loader:
+    """Load the test set, normalised as the training images were.
+
+    Raises:
+        InputError: the images cannot be read, or are of another kind than the training images.
+    """
+    data = config.data
+    test = datasets.load(
+        data.dataset,
+        Path(data.data_dir),
+        "test",
+        data.image_size,
+        skip_bad=data.skip_bad_images,
+        classes=trained_on.classes,
+        resize=trained_on.resize,
+        test_fraction=data.test_fraction,
+        bits=trained_on.bits,
+    )
+    if test.classes != trained_on.classes:
+        other = sorted(set(test.classes) ^ set(trained_on.classes)) or ["their order"]
+        raise InputError(
+            f"--data-dir {data.data_dir}: training and test images differ in their classes "
+            f"({printable(', '.join(other[:5]), 300)}); give both the same ones, or --skip-test --holdout-fraction 0.1."
+        )
+    shape, trained = test.images.shape[1:], (trained_on.in_channels, trained_on.image_size, trained_on.image_size)
+    if shape != trained:
+        raise InputError(
+            f"--data-dir {data.data_dir}: test images are {' × '.join(map(str, shape))} (channels, rows, columns), "
+            f"training images {' × '.join(map(str, trained))}; bring them to one shape."
+        )
+    mean, std = (torch.tensor(values, device=device) for values in (trained_on.mean, trained_on.std))
+    return Loader(test.to(device), torch.arange(len(test.targets)), mean, std, config.training.batch_size, world=world)
 
 
 def training_loader(

@@ -35,7 +35,7 @@ COMPARED = ("test/accuracy", "upper/accuracy", "upper/loss", "lower/accuracy", "
 
 WRITTEN_ASIDE = (
     *("config.json", "genotype.json", "weights.safetensors", "accuracy.json"),
-    *("report.html", "retrained.html", "table.json", "plan.json", "pid"),
+    *("report.html", "retrained.html", "table.json", "plan.json", "overview.html", "MODEL_CARD.md", "pid"),
     checkpoint.CURRENT,
 )
 
