@@ -76,8 +76,9 @@ def _method(whole: Whole) -> Iterator[str]:
         best = f"the cell{only} with the best {'balanced ' if whole.config.data.balanced else ''}accuracy"
         yield f"- chosen: {best} on held-out images, {exported.score:.2%} ({markdown(sources(exported))})"
     usual = with_sizes_of(SearchConfig(), whole.config.supernet.space)
-    rows = [row for _, rows in flags_of(whole.config, usual) for row in rows]
-    told = [f"{flag} {markdown(value)}" for flag, value, default in rows if value != default and flag not in NOT_TOLD]
+    groups = [*flags_of(whole.config, usual), *whole.searches[0]["config"]]  # --time-budget chose some of the latter
+    given = {flag: value for _, rows in groups for flag, value, default in rows if value != default}
+    told = [f"{flag} {markdown(value)}" for flag, value in given.items() if flag not in NOT_TOLD]
     yield f"- flags that differ from the defaults: {', '.join(told) or 'none'}"
 
 

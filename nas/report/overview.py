@@ -98,8 +98,12 @@ def read(folder: Path) -> Whole:
     answers = final["answers"]
     if not final["finished"] or answers is None or answers["measured_on"] != "test":
         raise InputError(f"{folder / FINAL}: has no test accuracy yet; finish the run, then write the page.")
-    seeds = range(config.run.seed, config.run.seed + config.selection.searches)
-    searches = [_read(folder / f"{config.run.name}-seed{seed}", "search") for seed in seeds]
+    found = [
+        path.parent for path in folder.glob(f"{config.run.name}-seed*/config.json")
+    ]  # --time-budget chose how many
+    searches = [_read(path, "search") for path in sorted(found, key=lambda path: (len(path.name), path.name))]
+    if not searches:
+        raise InputError(f"{folder}: holds none of its searches.")
     if {run["space"] for run in searches} != {final["space"]}:
         raise InputError(f"{folder}: its runs are of different search spaces.")
     table = Table.load(folder / "table.json")
