@@ -86,7 +86,7 @@ class Loop:
         return self.num_epochs * self._steps_per_epoch
 
     def rehearse(self, take_step: TakeStep, notes: Sequence[str] = (), runs: int = 1) -> None:
-        """Take two steps, and print what a run would do and how long it would take.
+        """Take a few steps, and print what a run would do and how long it would take.
 
         Args:
             take_step: as in `take`.

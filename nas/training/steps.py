@@ -1,7 +1,9 @@
 """What the steps of both scripts share: device, learning rate, loss, guard, accuracy."""
 
 import contextlib
+import itertools
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -136,7 +138,7 @@ def scalars_to_host(scalars: Mapping[str, Tensor], state: Mapping[str, Tensor]) 
 def seconds_of_step(
     take_step: Callable[[], object], state: Mapping[str, Tensor], cause: Callable[[FloatingPointError], str]
 ) -> float:
-    """Return the seconds that a step takes; the first one is not timed, as it is slower than the others.
+    """Return the median seconds of three steps; one before them is not timed, as it is slower.
 
     Args:
         take_step: to its end, so that no device is still at work.
@@ -146,15 +148,15 @@ def seconds_of_step(
     Raises:
         InputError: a step is not finite; the flag is named.
     """
-    began = 0.0
+    times = [time.monotonic()]
     try:
-        for _ in range(2):
-            began = time.monotonic()
+        for _ in range(4):  # in all processes alike, as they wait for one another in each step
             with rollback_if_not_finite(state):
                 take_step()
+            times.append(time.monotonic())
     except FloatingPointError as error:
         raise InputError(f"{cause(error)}: too large for the first steps: {error}") from None
-    return time.monotonic() - began
+    return statistics.median(end - begin for begin, end in itertools.pairwise(times[1:]))
 
 
 def estimate_statistics(
