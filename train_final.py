@@ -21,12 +21,11 @@ from torch import Tensor
 
 from nas.config.cli import with_size_of
 from nas.config.flags import FinalConfig, TrainedOn, data_seed
-from nas.data import datasets
-from nas.data.loader import Batch, Loader, load_training_split, require_images, training_loader
+from nas.data.loader import Batch, Loader, load_test_split, load_training_split, require_images, training_loader
 from nas.data.sampler import generator, halves
 from nas.distributed import SINGLE, World
 from nas.entry import run_script
-from nas.errors import InputError, printable
+from nas.errors import InputError, count, printable
 from nas.machine.memory import peak_memory_gb
 from nas.machine.threads import take_threads
 from nas.models.batch_norm import synchronise
@@ -265,6 +264,11 @@ def load_images(config: FinalConfig, run: Run) -> Images:
             raise InputError(
                 f"--holdout-fraction {training.holdout_fraction}: fewer than two images are left to train on."
             )
+        if training.holdout_fraction and not len(held_out):
+            raise InputError(
+                f"--holdout-fraction {training.holdout_fraction}: not one of {count(len(kept), 'image')} would be held "
+                "out; choose a larger fraction."
+            )
         train = training_loader(split.select(kept), data, run.device, training.batch_size, seed, cutout, run.world)
         train = train._replace(numbers=kept, purpose="final")
         # A batch norm of the auxiliary head has one value per image.
@@ -324,30 +328,8 @@ def load_test_images(config: FinalConfig, trained_on: TrainedOn, device: torch.d
     Raises:
         InputError: the images cannot be read, or are of another kind than the training images.
     """
-    data = config.data
-    test = datasets.load(
-        data.dataset,
-        Path(data.data_dir),
-        "test",
-        data.image_size,
-        skip_bad=data.skip_bad_images,
-        classes=trained_on.classes,
-        resize=trained_on.resize,
-        test_fraction=data.test_fraction,
-        bits=trained_on.bits,
-    )
-    if test.classes != trained_on.classes:
-        other = sorted(set(test.classes) ^ set(trained_on.classes)) or ["their order"]
-        raise InputError(
-            f"--data-dir {data.data_dir}: training and test images differ in their classes "
-            f"({printable(', '.join(other[:5]), 300)}); give both the same ones, or --skip-test --holdout-fraction 0.1."
-        )
-    shape, trained = test.images.shape[1:], (trained_on.in_channels, trained_on.image_size, trained_on.image_size)
-    if shape != trained:
-        raise InputError(
-            f"--data-dir {data.data_dir}: test images are {' × '.join(map(str, shape))} (channels, rows, columns), "
-            f"training images {' × '.join(map(str, trained))}; bring them to one shape."
-        )
+    shape = trained_on.in_channels, trained_on.image_size, trained_on.image_size
+    test = load_test_split(config.data, trained_on.classes, shape, trained_on.resize, trained_on.bits)
     mean, std = (torch.tensor(values, device=device) for values in (trained_on.mean, trained_on.std))
     return Loader(test.to(device), torch.arange(len(test.targets)), mean, std, config.training.batch_size, world=world)
 

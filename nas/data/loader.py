@@ -162,6 +162,43 @@ def load_training_split(data: Data, seed: int) -> Split:
     )
 
 
+def load_test_split(
+    data: Data, classes: tuple[str, ...], shape: tuple[int, ...], resize: str | None = None, bits: int | None = None
+) -> Split:
+    """Read the test images of a run.
+
+    Args:
+        classes, shape, bits: of the training images; the shape is (channels, rows, columns).
+        resize: how the training images became squares; as `data` says by default.
+
+    Raises:
+        InputError: the images cannot be read, or are of another kind than the training images.
+    """
+    test = load(
+        data.dataset,
+        Path(data.data_dir),
+        "test",
+        data.image_size,
+        skip_bad=data.skip_bad_images,
+        classes=classes,
+        resize=resize or data.resize,
+        test_fraction=data.test_fraction,
+        bits=bits,
+    )
+    if test.classes != classes:
+        other = sorted(set(test.classes) ^ set(classes)) or ["their order"]
+        raise InputError(
+            f"--data-dir {data.data_dir}: training and test images differ in their classes "
+            f"({printable(', '.join(other[:5]), 300)}); give both the same ones, or --skip-test --holdout-fraction 0.1."
+        )
+    if test.images.shape[1:] != shape:
+        raise InputError(
+            f"--data-dir {data.data_dir}: test images are {' × '.join(map(str, test.images.shape[1:]))} (channels, "
+            f"rows, columns), training images {' × '.join(map(str, shape))}; bring them to one shape."
+        )
+    return test
+
+
 def training_loader(
     train: Split,
     data: Data,

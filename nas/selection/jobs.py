@@ -85,6 +85,12 @@ def is_done(job: Job) -> bool:
     return manifest is not None and manifest.is_done(job.epochs)
 
 
+def num_epochs(job: Job) -> int:
+    """Return the number of finished epochs, which may be more than those of the job."""
+    manifest = checkpoint.newest(job.path)
+    return manifest.progress.epochs if manifest else 0
+
+
 def run_job(job: Job, tick: Callable[[], None] = lambda: None, threads: int | None = None) -> Ending:
     """Run a job from where it is to its end; start it again when it dies.
 
@@ -111,7 +117,9 @@ def run_job(job: Job, tick: Callable[[], None] = lambda: None, threads: int | No
         restarts = 0 if _steps(job) > before else restarts + 1
         if restarts > MAX_RESTARTS:
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-            return Ending(1, f"{job.folder} ended {restarts} times in a row {how}: {_last_line(job.output)}")
+            # How to go on with the job alone is of no use to who runs them all.
+            why = _last_line(job.output).removeprefix("stopped: ").partition("; resume with: ")[0]
+            return Ending(1, f"{job.folder} ended {restarts} times in a row {how}: {why}")
     return Ending(0, "")
 
 
