@@ -142,6 +142,10 @@ FINAL = {
         ("--genotype DARTS_V1 --dataset digits --cutout 9", "--cutout 9: larger than the images"),
         ("--genotype DARTS_V1 --dataset digits --train-limit 5 --batch-size 2", "--batch-size 2: 5 images make bat"),
         ("--genotype DARTS_V1 --dataset digits --holdout-fraction 0.9999", "--holdout-fraction 0.9999: fewer than two"),
+        (
+            "--genotype DARTS_V1 --dataset digits --holdout-fraction 0.0001",
+            "--holdout-fraction 0.0001: not one of 1437 ",
+        ),
     ],
     "a run folder": [
         ("--evaluate nowhere", "nowhere: not a run folder"),

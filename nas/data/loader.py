@@ -189,7 +189,8 @@ def load_test_split(
         other = sorted(set(test.classes) ^ set(classes)) or ["their order"]
         raise InputError(
             f"--data-dir {data.data_dir}: training and test images differ in their classes "
-            f"({printable(', '.join(other[:5]), 300)}); give both the same ones, or --skip-test --holdout-fraction 0.1."
+            f"({printable(', '.join(other[:5]), 300)}); give both the same ones, or train_final.py --skip-test "
+            "--holdout-fraction 0.1."
         )
     if test.images.shape[1:] != shape:
         raise InputError(

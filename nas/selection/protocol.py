@@ -57,7 +57,7 @@ def run_searches(config: SearchConfig, scripts: Path) -> None:
     selection = config.selection
     with runner(selection.ray, selection.devices_per_search, config.run.device, config.run.threads) as run_all:
         if config.run.dry_run:
-            rehearse(config)
+            check(config)
             print(*budget.table(config, make_plan(config, scripts, run_all, print)), sep="\n")
             return
         run = create(path, config, scripts, run_all) if is_new else RunFolder.reopen(path, config)
@@ -76,13 +76,12 @@ def create(path: Path, config: SearchConfig, scripts: Path, run_all: RunAll) -> 
     Raises:
         InputError: the name is taken, the images or a cell of --candidates cannot be read, or the budget is too short.
     """
-    check_sources(config)
     require_new(path)
     for name in (path.name, *(search_name(config, seed) for seed in seeds(config))):
         if (exported := Path("genotypes", f"{name}.json")).exists():
             raise InputError(f"--name {path.name}: {exported} exists already; choose another --name.")
     # Read once here, where that is possible: several at once would download the same files.
-    notes = check_images(config)
+    notes = check(config)
     plan = None if config.selection.time_budget is None else make_plan(config, scripts, run_all, print)
 
     def fill(folder: Path) -> None:
@@ -273,31 +272,17 @@ def write_pages(config: SearchConfig, run: RunFolder, cells: Sequence[Cell]) -> 
     return names
 
 
-def rehearse(config: SearchConfig) -> list[str]:
-    """Check what a new run needs, and return lines that say what it will do.
+def check(config: SearchConfig) -> tuple[str, ...]:
+    """Check what all stages of a new run need, and return what is to be said about the training images.
 
     Raises:
-        InputError: as `check_sources` and `check_images`.
+        InputError: a cell of --candidates cannot be read; a package that --export needs is missing; the images cannot
+            be read, or are too few; or --train-final is given, and no test set fits them.
     """
-    check_sources(config)
-    check_images(config)
-    return plan(config)
-
-
-def check_sources(config: SearchConfig) -> None:
-    """Raise InputError if a cell of --candidates cannot be read, or a package that --export needs is missing."""
     for source in config.selection.candidates or ():
         read_candidate(source, config)
     if config.selection.export is not None:
         require_packages(config.selection.export, "--export")
-
-
-def check_images(config: SearchConfig) -> tuple[str, ...]:
-    """Read the images of all stages, and return what is to be said about the training images.
-
-    Raises:
-        InputError: they cannot be read, or are too few; or --train-final is given, and no test set fits them.
-    """
     train, fraction = load_training_split(config.data, data_seed(config)), selection_fraction(config)
     kept, held_out = halves(len(train.targets), fraction, data_seed(config))
     weights, alphas = map(len, halves(len(kept), config.upper.upper_fraction, config.run.seed))

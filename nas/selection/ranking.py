@@ -52,11 +52,15 @@ def rows_of(path: Path, cells: Sequence[Cell]) -> list[Candidate]:
     Raises:
         InputError: the file cannot be read, is damaged, or is about other cells; it is named.
     """
-    rows = Table.load(path).cells
+    advice = "move it away, then resume."
+    try:
+        rows = Table.load(path).cells
+    except InputError as error:
+        raise InputError(f"{str(error).rstrip('.')}; {advice}") from None
     own = [(cell.genotype.to_text(), cell.seeds, cell.runner_up_seeds, cell.random_seeds, cell.names) for cell in cells]
     found = [(row.genotype, *map(list, (row.seeds, row.runner_up_seeds, row.random_seeds, row.names))) for row in rows]
     if sorted(own) != sorted(found):
-        raise InputError(f"table {path}: its cells are not those that were trained; move it away, then resume.")
+        raise InputError(f"table {path}: its cells are not those that were trained; {advice}")
     return list(rows)
 
 

@@ -1,6 +1,5 @@
 """What is planned for --time-budget: it fits, it grows with the time, it survives a slower machine and a kill."""
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -17,7 +16,7 @@ from nas.config.values import seconds_of
 from nas.errors import InputError
 from nas.selection import budget, clock, protocol
 from nas.selection.budget import Speed
-from tests.in_process import TWO, call
+from tests.in_process import TWO, call, in_this_process
 
 START_S = 5.0
 
@@ -193,19 +192,6 @@ def test_a_damaged_or_hostile_plan_is_one_sentence(tmp_path, place, value):
     path.write_text(value if isinstance(value, str) and not place else json.dumps(content["plan"]))
     with pytest.raises(InputError, match=r"^plan .*plan\.json: (?!plan)"):
         budget.Plan.load(tmp_path, config)
-
-
-def in_this_process(folder):
-    """Run jobs in this process; a dry run prints into its file."""
-
-    def run_all(jobs, tick):
-        for job in jobs:
-            how = "--dry-run" if job.dry_run else f"--name={job.path.name}"
-            with job.output.open("w") as output, contextlib.redirect_stdout(output):
-                assert call(job.script.stem, folder, f"--config={job.config}", how) == 0
-        return []
-
-    return lambda *_: contextlib.nullcontext(run_all)
 
 
 SMALL = [
