@@ -65,6 +65,7 @@ SEARCH = {
         ("--dataset npz --test-fraction 0.2", "--test-fraction 0.2: needs --dataset folder; npz has its own test set"),
         ("--searches 2 --seed 4294967295", "--seed 4294967295: too large"),
         ("--searches 2 --ray --devices-per-search 1.5", "--devices-per-search: must be a whole number where it is abo"),
+        ("--searches 200 --random-baseline 200 --candidates DARTS_V2", "up to 401 cells would be compared"),
         ("--searches 2 --devices-per-search 0.5", "--devices-per-search: needs --ray"),
         ("--ray", "--ray: needs --searches above 1, --random-baseline above 0, or --cand"),
         (f"--dataset digits --searches 2 --name {'a' * 81}", "--name: must have at most 80 characters"),

@@ -99,6 +99,7 @@ def run_job(job: Job, tick: Callable[[], None] = lambda: None, threads: int | No
         threads: the job's share of the cores; None if it runs alone and may ask which ones are free.
 
     Raises:
+        OSError: the disk is full, or what the script prints cannot be written for another reason.
         KeyboardInterrupt: it was raised here, for example by `tick`; the script was asked to stop and has ended.
     """
     restarts = 0
@@ -108,6 +109,9 @@ def run_job(job: Job, tick: Callable[[], None] = lambda: None, threads: int | No
             tick()
         before = _steps(job)
         code = _run_once(job, tick, threads)
+        if code not in (0, *ASKED_TO_STOP):
+            with job.output.open("ab") as output:  # fails on a full disk, of which the script could not say a word
+                output.write(b"\n")
         if code == 2 and is_at_work(job.path):
             continue
         if code == 2:

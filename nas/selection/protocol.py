@@ -102,7 +102,9 @@ def make_plan(config: SearchConfig, scripts: Path, run_all: RunAll, log: Callabl
         InputError: the budget is too short, or a stage cannot run.
     """
     options, selection = config.run, config.selection
-    with tempfile.TemporaryDirectory(dir=".", prefix=".plan-") as aside:  # each node of a cluster has this folder
+    # Each node of a cluster has this folder; otherwise what a kill leaves is for the system to remove.
+    place = None if selection.ray is None else "."
+    with tempfile.TemporaryDirectory(dir=place, prefix=".plan-") as aside:
 
         def measure(stage: str, size: tuple[int, int]) -> budget.Speed | None:
             folder = Path(aside, f"{stage}-{size[0]}-{size[1]}")
@@ -224,6 +226,8 @@ def train_briefly(
     # Those that are further belong to a later rung, of which the table of this one was lost.
     left = [job for several in jobs.values() for job in several if num_epochs(job) <= epochs]
     run_jobs(left, "training")
+    searched = [run.path / search_name(config, seed) for seed in seeds(config)] if selection_fraction(config) else []
+    ranking.require_same_images([*searched, *(job.folder for several in jobs.values() for job in several)])
     folders = [(cell, [job.path for job in jobs[cell.name]]) for cell in cells]
     return ranking.candidates(folders, config.data.balanced, epochs)
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nas import files
 from nas.errors import InputError, first_problem, printable
 from nas.report.run_data import read_run
+from nas.runs import checkpoint
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import Candidate
 from nas.selection.cells import Cell
@@ -62,6 +63,17 @@ def rows_of(path: Path, cells: Sequence[Cell]) -> list[Candidate]:
     if sorted(own) != sorted(found):
         raise InputError(f"table {path}: its cells are not those that were trained; {advice}")
     return list(rows)
+
+
+def require_same_images(folders: Sequence[Path]) -> None:
+    """Raise InputError if the run in one of the folders did not learn from the same images as that in the first."""
+    first, *others = ((folder, checkpoint.newest(folder)) for folder in folders)
+    for folder, manifest in others:
+        if first[1] and manifest and manifest.data != first[1].data:
+            raise InputError(
+                f"{folder}: it learned from other images than {first[0]}; restore the images of --data-dir, move that "
+                "folder away, then resume; or start a new run."
+            )
 
 
 def candidates(

@@ -154,3 +154,23 @@ def test_a_table_of_other_cells_is_one_sentence(copy, capfd, name, spoil):
     assert error.startswith(f"error: table runs/x/{name}: ")
     assert error.endswith("move it away, then resume.\n")
     assert error.count("\n") == 1
+
+
+def test_images_that_changed_between_two_jobs_are_refused_by_name(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(protocol, "runner", in_this_process(tmp_path))
+    folder_data(tmp_path, num_images=10)
+    assert call("search", tmp_path, *FOLDER, *SMALL) == 0
+    shutil.rmtree(tmp_path / RUN / "retrained-random0")
+    for name in ("table-1.json", "table-2.json", "table-4.json"):
+        (tmp_path / RUN / name).unlink()
+    shutil.move(tmp_path / "train", tmp_path / "before")
+    assert call("search", tmp_path, GO_ON) == 2
+    assert "error: --data-dir .: there is no folder train" in capfd.readouterr().err
+    shutil.copytree(tmp_path / "before", tmp_path / "train")
+    paint(tmp_path, "train/cat/more.png")
+    assert call("search", tmp_path, GO_ON) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: runs/x/retrained-random0: it learned from other images than runs/x/x-seed0; ")
+    shutil.rmtree(tmp_path / RUN / "retrained-random0")
+    (tmp_path / "train" / "cat" / "more.png").unlink()
+    assert call("search", tmp_path, GO_ON) == 0
