@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nas.config.cli import with_size_of
 from nas.config.flags import FinalConfig, TrainedOn, data_seed
-from nas.data.loader import Batch, Loader, load_test_split, load_training_split, require_images, training_loader
+from nas.data.loader import Batch, Loader, load_test_images, load_training_split, require_images, training_loader
 from nas.data.sampler import generator, halves
 from nas.distributed import SINGLE, World
 from nas.entry import run_script
@@ -320,18 +320,6 @@ def describe(config: FinalConfig, source: str, network: FinalNetwork, images: Im
         memory_of_step(forward, batch_size, train.device, train.world),
         *(images.test.split.notes if images.test else ()),
     ]
-
-
-def load_test_images(config: FinalConfig, trained_on: TrainedOn, device: torch.device, world: World = SINGLE) -> Loader:
-    """Load the test set, normalised as the training images were.
-
-    Raises:
-        InputError: the images cannot be read, or are of another kind than the training images.
-    """
-    shape = trained_on.in_channels, trained_on.image_size, trained_on.image_size
-    test = load_test_split(config.data, trained_on.classes, shape, trained_on.resize, trained_on.bits)
-    mean, std = (torch.tensor(values, device=device) for values in (trained_on.mean, trained_on.std))
-    return Loader(test.to(device), torch.arange(len(test.targets)), mean, std, config.training.batch_size, world=world)
 
 
 def accuracy_of(network: FinalNetwork, images: Loader, before_batch: Callable[[], None] = lambda: None) -> Measured:

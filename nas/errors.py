@@ -1,5 +1,7 @@
 """The two ways in which a script ends early, each with one sentence for its user; and how sentences quote and count."""
 
+import html
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,12 @@ def printable(value: object, limit: int) -> str:
     """Return one line of at most `limit` characters, with control characters escaped."""
     text = "".join(part if part.isprintable() else ascii(part)[1:-1] for part in str(value)[: limit + 1])
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def markdown(value: object, limit: int = 60) -> str:
+    """Return what `printable` does, for a Markdown file, where it is text and nothing else."""
+    text = re.sub(r"(?i)([\\`*_\[\]|~!$#@^]|:(?=//)|(?<=www)\.)", r"\\\1", printable(value, limit))
+    return html.escape(text, quote=False)
 
 
 def count(number: int, noun: str, form: str = "") -> str:

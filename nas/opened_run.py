@@ -14,6 +14,7 @@ from nas.report import cells
 from nas.report.metrics_file import curves
 from nas.report.run_data import refuse_links
 from nas.runs import checkpoint
+from nas.runs.table import Table
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import Candidate
 from nas.selection import budget, protocol, ranking
@@ -111,7 +112,7 @@ def _several(path: Path, config: SearchConfig) -> OpenedRun:
     searches = [path / search_name(config, seed) for seed in seeds(config)]
     done = [_epochs(folder, search_epochs(config))[2] for folder in searches]
     finished = all(done) and (path / "table.json").exists()
-    table = list(ranking.Table.load(path / "table.json").cells) if finished else []
+    table = list(Table.load(path / "table.json").cells) if finished else []
     best = next((row for row in table if protocol.is_searched(row) or not config.selection.export_searched), None)
     genotype = Genotype.from_text(best.genotype) if best else None
     return OpenedRun(path, "several searches", config, sum(done), len(done), finished, genotype, table=table)

@@ -1,11 +1,14 @@
-"""What is said: numbers agree with their nouns."""
+"""What is said: numbers agree with their nouns, and what somebody else wrote stays text."""
 
+import html
 import re
 
 import pytest
+from hypothesis import given, strategies
+from markdown_it import MarkdownIt
 
 from nas.config.flags import SearchConfig
-from nas.errors import InputError, count
+from nas.errors import InputError, count, markdown, printable
 from nas.search_space import conversions
 from nas.search_space.genotype import Genotype
 from nas.selection.protocol import plan
@@ -44,3 +47,10 @@ def test_runs_of_one_step_and_one_epoch(tmp_path, capfd):
         out = capfd.readouterr().out
         assert not re.search(ONE_OF_SEVERAL, out), out
     assert re.search(ONE_OF_SEVERAL, "it took 1 steps")
+
+
+@given(strategies.text(alphabet="\\`*_[](){}<>&|~!$#@^:/.w-+='\"\n\u202e a1;", max_size=30))
+def test_a_name_is_nothing_but_text_in_markdown(name):
+    page = MarkdownIt().enable(["table", "strikethrough"]).render(f"- “{markdown(name)}”")
+    assert page.count("<") == 4
+    assert html.unescape(page) == f"<ul>\n<li>“{printable(name, 60)}”</li>\n</ul>\n"

@@ -14,9 +14,9 @@ import nas
 import search
 import train_final
 from nas.errors import InputError
+from nas.runs.table import TABLE_VERSION
 from nas.search_space import pictures
 from nas.search_space.genotype_file import Candidate
-from nas.selection.ranking import TABLE_VERSION
 from tests.in_process import TWO, call
 
 SMALL = ["--dataset=digits", "--train-limit=48", "--init-channels=2", "--num-cells=3", "--batch-size=12"]

@@ -114,7 +114,7 @@ class SearchRun(Run):
     """Seed, device and run folder."""
 
     preset: Preset = "darts"
-    """Defaults of the other flags: those of a paper; or robust, β-decay that grows slowly (docs/results.md).
+    """Defaults of the other flags: those of a paper; or robust, first order with β-decay that grows slowly.
     quick: a small supernet, which takes minutes on the digits and hours on CIFAR-10."""
 
 

@@ -5,7 +5,7 @@ from nas.config.flags import LowerLevel, SearchConfig, Selection, SupernetSize, 
 PRESETS = {
     "darts": SearchConfig(),
     "darts-first-order": SearchConfig(upper=UpperLevel(hypergradient="first-order")),
-    "robust": SearchConfig(upper=UpperLevel(alpha_lr=1e-3, beta_decay=0.2)),
+    "robust": SearchConfig(upper=UpperLevel(hypergradient="first-order", alpha_lr=1e-3, beta_decay=0.2)),
     "beta-darts": SearchConfig(upper=UpperLevel(beta_decay=0.5)),
     "pc-darts": SearchConfig(
         supernet=SupernetSize(partial_channels=4),

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nas.config.flags import Data
+from nas.config.flags import Data, FinalConfig, TrainedOn
+from nas.data import datasets
 from nas.data.augment import augment, channel_statistics
-from nas.data.datasets import NO_FLIP, Split, load
+from nas.data.datasets import NO_FLIP, Split
 from nas.data.sampler import balanced_batch, batch, generator, num_batches
 from nas.distributed import SINGLE, World
 from nas.errors import InputError, count, printable
@@ -149,7 +150,7 @@ def load_training_split(data: Data, seed: int) -> Split:
     Raises:
         InputError: as `datasets.load`.
     """
-    return load(
+    return datasets.load(
         data.dataset,
         Path(data.data_dir),
         "train",
@@ -174,7 +175,7 @@ def load_test_split(
     Raises:
         InputError: the images cannot be read, or are of another kind than the training images.
     """
-    test = load(
+    test = datasets.load(
         data.dataset,
         Path(data.data_dir),
         "test",
@@ -198,6 +199,18 @@ def load_test_split(
             f"rows, columns), training images {' × '.join(map(str, shape))}; bring them to one shape."
         )
     return test
+
+
+def load_test_images(config: FinalConfig, trained_on: TrainedOn, device: torch.device, world: World = SINGLE) -> Loader:
+    """Load the test set, normalised as the training images were.
+
+    Raises:
+        InputError: the images cannot be read, or are of another kind than the training images.
+    """
+    shape = trained_on.in_channels, trained_on.image_size, trained_on.image_size
+    test = load_test_split(config.data, trained_on.classes, shape, trained_on.resize, trained_on.bits)
+    mean, std = (torch.tensor(values, device=device) for values in (trained_on.mean, trained_on.std))
+    return Loader(test.to(device), torch.arange(len(test.targets)), mean, std, config.training.batch_size, world=world)
 
 
 def training_loader(

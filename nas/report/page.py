@@ -21,7 +21,10 @@ from nas.search_space.space import SearchSpace
 
 ASSETS = Path(__file__).parent / "assets"
 # The page runs them in this order.
-SCRIPTS = ("parts.js", "charts.js", "cells.js", "answers.js", "search_page.js", "compare_page.js", "report.js")
+SCRIPTS = (
+    *("parts.js", "charts.js", "cells.js", "answers.js"),
+    *("search_page.js", "compare_page.js", "overview_page.js", "report.js"),
+)
 QUANTILES = {"best cell": 1.0, "95 % of all cells": 0.95, "median": 0.5, "5 % of all cells": 0.05}
 MARKER = "<!-- nas.report -->\n"  # only files that begin with it are replaced
 
@@ -44,28 +47,36 @@ def write(folders: Sequence[Path], output: Path) -> None:
         raise InputError("The runs are of different search spaces; compare runs of one space only.")
     if len(runs) > 1:  # a comparison does not show them
         runs = [{name: value for name, value in run.items() if name != "edge_weights"} for run in runs]
-    page = render(runs)
-    files.replace(output, lambda aside: aside.write_text(page, encoding="utf-8", newline="\n"))
+    save(output, render(runs))
 
 
-def refuse_others(output: Path) -> None:
-    """Raise InputError if `output` exists and is not a report."""
+def save(output: Path, text: str) -> None:
+    """Write a page, or another file for people, in one step."""
+    files.replace(output, lambda aside: aside.write_text(text, encoding="utf-8", newline="\n"))
+
+
+def refuse_others(output: Path, marker: str = MARKER, what: str = "report") -> None:
+    """Raise InputError if `output` exists and does not begin with a marker, so that it is none of our own."""
     if not (output.exists() or output.is_symlink()):
         return
     if output.is_file() and not output.is_symlink():
         with output.open("rb") as file:
-            if file.read(len(MARKER)) == MARKER.encode():
+            if file.read(len(marker)) == marker.encode():
                 return
-    raise InputError(f"{output}: exists and is not a report of nas; move it, or choose another --output.")
+    raise InputError(f"{output}: exists and is not a {what} of nas; move it, or choose another --output.")
 
 
-def render(runs: Sequence[dict[str, Any]]) -> str:
-    """Return the page. It holds the runs as data, which its script shows as text only."""
+def render(runs: Sequence[dict[str, Any]], overview: dict[str, Any] | None = None) -> str:
+    """Return the page. It holds the runs as data, which its script shows as text only.
+
+    Args:
+        overview: what `nas.report.overview` shows around these runs, which are its searches.
+    """
     styles = [_asset("uPlot.min.css"), _asset("report.css")]
     scripts = [_asset("uPlot.iife.min.js"), "".join(map(_asset, SCRIPTS))]
     space = SPACES[runs[0]["space"]]
     published = json.loads(_asset("published.json")).get(space.name, [])
-    data = {"runs": runs, "space": describe(space), "published": published}
+    data = {"runs": runs, "space": describe(space), "published": published, "overview": overview}
     return string.Template(MARKER + _asset("report.html")).substitute(
         policy=f"default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
         f"style-src {' '.join(map(_hash, styles))}; script-src {' '.join(map(_hash, scripts))}",
@@ -117,22 +128,28 @@ class Arguments:
     run_dirs: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR...", help_behavior_hint="")
     ]
-    """Run folders, at least one: all from search.py, or all from train_final.py. (required)"""
+    """Run folders, at least one: all from search.py, or all from train_final.py. Or the one folder of several searches
+    with a final training, for a page on everything. (required)"""
     output: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """File to write; a report that is there is replaced. (default: report.html in RUN_DIR, or here for several runs)"""
+    """File to write; a report that is there is replaced. (default: report.html in RUN_DIR, or here for several runs;
+    overview.html for several searches with a final training)"""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Write a report as the command line says and return the exit code."""
 
     def run() -> int:
+        from nas.report import overview  # which writes its page by this module
+
         given = run_tyro(Arguments, arguments, prog="python -m nas.report")
         folders = [Path(folder) for folder in given.run_dirs]
         if not folders:
             raise InputError("RUN_DIR: missing; give at least one run folder.")
-        output = Path(given.output or (folders[0] if len(folders) == 1 else Path()) / "report.html")
+        is_whole = len(folders) == 1 and overview.has_final_training(folders[0])
+        name = overview.FILE if is_whole else "report.html"
+        output = Path(given.output or (folders[0] if len(folders) == 1 else Path()) / name)
         try:
-            write(folders, output)
+            overview.write(folders[0], output) if is_whole else write(folders, output)
         except OSError as error:
             raise InputError(f"{output}: cannot be written ({error.strerror}).") from None
         print(f"written: {output}")

@@ -75,7 +75,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     refuse_links(folder)
     file = read_config(folder)
     path = folder / "config.json"
-    environment = _environment(file, path)
+    environment = environment_of(file, path)
     config: SearchConfig | FinalConfig
     history: list[Genotype] = []
     if file.trained_on is None:
@@ -108,7 +108,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "epochs": metrics.epochs,
         "series": metrics.series,
         "time_s": metrics.time_s,
-        "config": _flags(config, default),
+        "config": flags_of(config, default),
         "environment": _lines(environment, len(file.resumed)),
         "finished": finished,
         "space": space.name,
@@ -126,7 +126,8 @@ def refuse_links(folder: Path) -> None:
             raise InputError(f"{folder / name}: is a symbolic link; put the file itself there.")
 
 
-def _environment(file: ConfigFile, path: Path) -> _Environment:
+def environment_of(file: ConfigFile, path: Path) -> _Environment:
+    """Return when, how and where a run began, checked; `path` is that of its config.json."""
     try:
         return _Environment.model_validate(file.environment)
     except ValidationError as error:
@@ -290,7 +291,7 @@ def _read_metrics(folder: Path, names: Sequence[str], num_epochs: int, num_nodes
     return found._replace(time_s=time_s)
 
 
-def _flags(config: SearchConfig | FinalConfig, default: SearchConfig | FinalConfig) -> list[list[Any]]:
+def flags_of(config: SearchConfig | FinalConfig, default: SearchConfig | FinalConfig) -> list[list[Any]]:
     """Return [title, [[flag, value, default], …]] of each group of flags."""
     found = []
     for group in dataclasses.fields(default):
@@ -308,6 +309,8 @@ def _text(value: object) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

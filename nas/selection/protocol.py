@@ -18,11 +18,13 @@ from nas.data.loader import load_test_split, load_training_split
 from nas.data.sampler import halves
 from nas.errors import InputError, Stopped, count, printable
 from nas.export import SUFFIXES, export, require_packages
+from nas.report import model_card, overview
 from nas.report import page as report
 from nas.report.run_data import read_run
 from nas.runs.folder import RunFolder, folder_of_run, require_new
 from nas.runs.interrupts import Interrupts
 from nas.runs.progress_bar import speed_in
+from nas.runs.table import Table, sources
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import Candidate, GenotypeFile
 from nas.selection import budget, ranking
@@ -150,7 +152,7 @@ def search_and_choose(
     provenance = found.provenance.model_copy(update={"date": run.started, "candidates": table.cells})
     Genotype(**found.cells()).save(exported, provenance)
     names = ["table.json", *write_pages(config, run, cells)]
-    run.log(f"written: {exported} ({ranking.sources(best)}), and in {run.path}: {', '.join(names)}")
+    run.log(f"written: {exported} ({sources(best)}), and in {run.path}: {', '.join(names)}")
     if config.selection.train_final:
         config = clock.begin("final", run.log)
         train_in_full(config, scripts, run, run_jobs, exported)
@@ -191,9 +193,7 @@ def run_to_their_end(
         raise Stopped(f"{endings[0].why.rstrip('.')}{others}; then resume with: {run.go_on}")
 
 
-def compare(
-    config: SearchConfig, scripts: Path, run: RunFolder, run_jobs: RunJobs, cells: Sequence[Cell]
-) -> ranking.Table:
+def compare(config: SearchConfig, scripts: Path, run: RunFolder, run_jobs: RunJobs, cells: Sequence[Cell]) -> Table:
     """Train cells briefly, and return their table; with --selection-halving the worse half is dropped after each rung.
 
     Raises:
@@ -206,7 +206,7 @@ def compare(
             rows = ranking.rows_of(kept, left)
         else:
             rows = train_briefly(config, scripts, run, run_jobs, left, epochs)
-            ranking.Table(cells=tuple(rows)).save(kept)
+            Table(cells=tuple(rows)).save(kept)
         verdict = verdict or ranking.verdict(rows)  # all cells, after equally many epochs
         for line in (f"after {count(epochs, 'epoch')}:", *ranking.table(rows)):
             run.log(line)
@@ -215,7 +215,7 @@ def compare(
         left = [cell for row in best for cell in cells if cell.genotype.to_text() == row.genotype]
     for line in verdict:
         run.log(line)
-    return ranking.Table(cells=(*best, *dropped), verdict=tuple(verdict))
+    return Table(cells=(*best, *dropped), verdict=tuple(verdict))
 
 
 def train_briefly(
@@ -243,6 +243,20 @@ def train_in_full(config: SearchConfig, scripts: Path, run: RunFolder, run_jobs:
     test = read_run(folder)["test"]
     run.log(f"the network of {exported} has a test accuracy of {test['accuracy']:.2%}; it is in {folder}")
     run.log(f"classify images: python -m nas.predict {shlex.quote(str(folder))} IMAGE")
+    write_overview(run)
+
+
+def write_overview(run: RunFolder) -> None:
+    """Write the page on everything, and the model card; where one cannot be written a line says why."""
+    written = []
+    for write, name in ((overview.write, overview.FILE), (model_card.write, model_card.FILE)):
+        try:
+            write(run.path, run.path / name)
+            written.append(f"{run.path / name}")
+        except InputError as error:  # such as somebody else's file in that place: no reason not to finish
+            run.log(f"no {name}: {error}")
+    if written:
+        run.log(f"written: {' and '.join(written)}")
 
 
 def rungs(selection: Selection) -> list[int]:

@@ -4,47 +4,18 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from nas import files
-from nas.errors import InputError, first_problem, printable
+from nas.errors import InputError, first_problem
 from nas.report.run_data import read_run
 from nas.runs import checkpoint
+from nas.runs.table import Table, sources
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import Candidate
 from nas.selection.cells import Cell
 
-TABLE_VERSION = 1
 FEWEST_CELLS = 4  # of each kind, for an interval; it is too narrow where there are few
-
-
-class Table(BaseModel):
-    """The content of a table.json: the cells, the best one first, and what they say about the searches."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    format_version: Annotated[int, Field(ge=1, le=TABLE_VERSION)] = TABLE_VERSION
-    cells: Annotated[tuple[Candidate, ...], Field(min_length=1)]
-    verdict: tuple[str, ...] = ()
-
-    @classmethod
-    def load(cls, path: Path) -> "Table":
-        """Read a table.
-
-        Raises:
-            InputError: the file cannot be read or is damaged; it is named.
-        """
-        data = files.read_json(path, "table", TABLE_VERSION)
-        try:
-            return cls.model_validate_json(data)
-        except ValidationError as error:
-            raise InputError(f"table {path}: {first_problem(error)}") from None
-
-    def save(self, path: Path) -> None:
-        """Write the table in one step."""
-        files.write_json(path, self.model_dump())
 
 
 def rows_of(path: Path, cells: Sequence[Cell]) -> list[Candidate]:
@@ -127,13 +98,6 @@ def _candidate(cell: Cell, folders: Sequence[Path], balanced: bool, epochs: int 
         raise InputError(
             f"{folders[0]}: has no accuracy of epoch {epochs}; move the folder away, then resume."
         ) from None
-
-
-def sources(row: Candidate) -> str:
-    """Return where a cell comes from, such as "seed 0, 2; random 1; DARTS_V2"."""
-    drawn = {"seed": row.seeds, "runner-up of seed": row.runner_up_seeds, "random": row.random_seeds}
-    found = [f"{what} {', '.join(map(str, them))}" for what, them in drawn.items() if them]
-    return "; ".join([*found, *(printable(name, 40) for name in row.names)])
 
 
 def table(rows: Sequence[Candidate]) -> list[str]:

@@ -32,6 +32,14 @@ def in_words(loss: float) -> str:
     return f"{loss:.3f}" if math.isfinite(loss) else "not finite"
 
 
+def wilson_interval(num_correct: int, num_images: int) -> tuple[float, float]:
+    """Return the ends of a 95 % interval of an accuracy that was measured on some images (Wilson, JASA 1927)."""
+    z, share = 1.959964, num_correct / num_images
+    middle, spread = share + z**2 / (2 * num_images), share * (1 - share) / num_images + z**2 / (4 * num_images**2)
+    low, high = ((middle + sign * z * math.sqrt(spread)) / (1 + z**2 / num_images) for sign in (-1, 1))
+    return max(0.0, low), min(1.0, high)
+
+
 class Measured(NamedTuple):
     """Loss and answers of a network on some images.
 

@@ -79,9 +79,14 @@ root.dataset.wide = `${Math.max(...wide, page.scrollWidth - 390)}`; root.dataset
 
 
 def shown(*names, on_phone=False, dark=False):
-    """Return the page on these runs as a browser has it after its scripts, which must not have complained."""
+    """Return the page on these runs as a browser has it after its scripts."""
     path = Path("page.html").absolute()
     report.write([Path("runs", name) for name in names], path)
+    return in_browser(path, on_phone, dark)
+
+
+def in_browser(path, on_phone=False, dark=False):
+    """Return a page as a browser has it after its scripts, which must not have complained."""
     if on_phone:
         page = re.sub(r"<meta http-equiv[^>]*>", "", path.read_text(encoding="utf-8"))
         path.write_text(page.replace("root.dataset.ready", PHONE), encoding="utf-8")

@@ -1,19 +1,27 @@
 """Several searches run for real at a small size, killed and stopped on the way, and what they leave behind."""
 
+import base64
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import threading
 import time
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from markdown_it import MarkdownIt
+from PIL import Image
 
 import nas
 import search
@@ -22,7 +30,11 @@ from nas.config.file import to_json
 from nas.config.flags import FinalConfig, SearchConfig, Selection
 from nas.data import datasets
 from nas.errors import InputError
+from nas.predict import predict
+from nas.report import overview
+from nas.report import page as report
 from nas.runs import checkpoint
+from nas.runs.table import Table, sources
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import GenotypeFile
 from nas.selection import protocol, ranking
@@ -31,6 +43,7 @@ from nas.selection.job_configs import final_job, search_job, training_jobs
 from nas.selection.jobs import Ending, Job
 from tests import torture
 from tests.in_process import TWO, call, in_this_process
+from tests.report.test_page import CHROMIUM, DATA, in_browser, needs_chromium
 
 SEARCH = [*torture.SMALL, "--num-nodes=1", "--epochs=2", "--checkpoint-minutes=0"]
 SEVERAL = ["--searches=2", "--random-baseline=1", "--selection-epochs=1", "--selection-channels=2"]
@@ -189,12 +202,12 @@ def test_given_cells_stand_beside_searched_and_random_ones(tmp_path, monkeypatch
     assert call("search", tmp_path, *small, *several, *given, *flags) == 0
     exported = GenotypeFile.load(tmp_path / "genotypes" / "c.json")
     rows = exported.provenance.candidates
-    assert sorted(ranking.sources(row) for row in rows) == ["DARTS_V2", "own.json", "random 0", "seed 0"]
+    assert sorted(sources(row) for row in rows) == ["DARTS_V2", "own.json", "random 0", "seed 0"]
     best = next(row for row in rows if row.seeds) if flags else rows[0]
     assert Genotype(**exported.cells()) == Genotype.from_text(best.genotype)
     log = (tmp_path / "runs" / "c" / "log.txt").read_text()
     assert "then each distinct cell, 1 random cell, DARTS_V2, own.json will be trained" in log
-    assert f"written: genotypes/c.json ({ranking.sources(best)}), and in runs/c" in log
+    assert f"written: genotypes/c.json ({sources(best)}), and in runs/c" in log
     assert "cells of --candidates: mean " in log
 
 
@@ -216,12 +229,12 @@ def path(tmp_path_factory):
 
 def test_halving_trains_the_better_half_on_and_keeps_what_it_was_decided_by(path):
     run = path / "runs" / "p"
-    first, second, last = (ranking.Table.load(run / f"table-{epochs}.json").cells for epochs in (1, 2, 4))
+    first, second, last = (Table.load(run / f"table-{epochs}.json").cells for epochs in (1, 2, 4))
     assert [len(first), len(second), len(last)] == [4, 2, 1]
     assert {row.epochs for row in first} == {1}
     assert {row.genotype for row in first[:2]} == {row.genotype for row in second}
     assert second[0].genotype == last[0].genotype
-    table = ranking.Table.load(run / "table.json")
+    table = Table.load(run / "table.json")
     assert table.cells == (*last, *second[1:], *first[2:])
     assert list(table.verdict) == ranking.verdict(first)
     for row in first:
@@ -247,6 +260,187 @@ def test_the_final_network_is_that_of_the_best_cell_and_can_be_loaded(path, capf
         patch.setattr(protocol, "runner", in_this_process(path))
         assert call("search", path, "--resume=runs/p") == 0
     assert "a test accuracy of" in capfd.readouterr().out
+
+
+@pytest.fixture
+def copy(path, tmp_path, monkeypatch):
+    """The run folder of a copy of it, whose page can be written anew."""
+    shutil.copytree(path / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs" / "p"
+
+
+def edit_json(file, place, value):
+    """Set a value in a JSON file."""
+    content = json.loads(file.read_text())
+    *parents, last = place.split("/")
+    functools.reduce(dict.__getitem__, parents, content)[last] = value
+    file.write_text(json.dumps(content))
+
+
+def shown_in(page):
+    return json.loads(DATA.search(page.read_text(encoding="utf-8"))[1])
+
+
+def test_one_page_says_all_of_the_run(path, tmp_path):
+    run = path / "runs" / "p"
+    assert "written: runs/p/overview.html and runs/p/MODEL_CARD.md\n" in (run / "log.txt").read_text()
+    data = shown_in(run / "overview.html")
+    about = data["overview"]
+    assert [search["name"] for search in data["runs"]] == ["p-seed0"]
+    assert about["conclusion"].startswith("Searched cells are ")
+    rows = Table.load(run / "table.json").cells
+    assert [(row["source"], row["score"], row["epochs"]) for row in about["cells"]] == [
+        (sources(row), row.score, row.epochs) for row in rows
+    ]
+    exported = [row.genotype for row, shown in zip(rows, about["cells"], strict=True) if shown["exported"]]
+    assert exported == [Genotype.load(path / "genotypes" / "p.json").to_text()]
+    low, high = about["interval"]
+    assert low < about["final"]["test"]["accuracy"] < high
+    times = {what: (number, time_s) for what, number, time_s in about["times"]}
+    assert {what: number for what, (number, _) in times.items() if number} == {
+        "searches": 1,
+        "brief trainings": 8,
+        "final training": 1,
+    }
+    assert times["final training"][1] == about["final"]["time_s"]
+    commands = [command for _, command in about["final"]["commands"]]
+    assert commands == [
+        "python -m nas.predict runs/p/final IMAGE",
+        "python train_final.py --evaluate runs/p/final",
+        f"python search.py {shlex.join(PATH)}",
+    ]
+
+
+def test_the_examples_are_test_images_and_what_predict_says_of_them(path, tmp_path):
+    run = path / "runs" / "p"
+    examples = shown_in(run / "overview.html")["overview"]["examples"]
+    test = datasets.load("digits", Path("data"), "test")
+    assert len(examples) == 12
+    assert not any(example["right"] for example in examples[8:])
+    for number, example in enumerate(examples):
+        file = tmp_path / f"{number}.png"
+        file.write_bytes(base64.b64decode(example["picture"].removeprefix("data:image/png;base64,")))
+        pixels = torch.from_numpy(np.array(Image.open(file)))
+        (place,) = (test.images[:, 0] == pixels).all(dim=(1, 2)).nonzero()
+        assert example["truth"] == test.classes[test.targets[place]]
+        (probabilities,) = predict(str(run / "final"), [str(file)])
+        assert [name for name, _ in example["likely"]] == list(probabilities)[:3]
+        assert dict(example["likely"]) == pytest.approx(
+            {name: probabilities[name] for name, _ in example["likely"]}, abs=1e-4
+        )
+        assert example["right"] == (next(iter(probabilities)) == example["truth"])
+
+
+def test_the_card_says_what_holds_for_this_run(path):
+    card = (path / "runs" / "p" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    answers = shown_in(path / "runs" / "p" / "overview.html")["overview"]["final"]["answers"]
+    assert card.startswith("<!-- nas.model_card -->\n# p\n")
+    for line in (
+        f"- on the test set: **{answers['accuracy']:.2%}** (95 % interval ",
+        "- 60 training images\n- 360 test images, used once",
+        "- the cells were compared on 20% of the training images, which no search saw;",
+        "- 1 search; 4 cells trained briefly\n- chosen: the cell with the best accuracy on held-out images, ",
+        "--selection-halving yes, ",
+        "- network.safetensors: ",
+        "    python -m nas.predict runs/p/final IMAGE\n",
+        f"    {Genotype.load(path / 'genotypes' / 'p.json').to_text()}\n",
+        "Searched cells are ",
+    ):
+        assert line in card
+    assert "network.onnx" not in card
+
+
+def test_the_command_renews_the_page_and_files_of_somebody_else_stay(copy, capsys):
+    page, card = copy / "overview.html", copy / "MODEL_CARD.md"
+    before = page.read_text(encoding="utf-8")
+    page.unlink()
+    assert report.main(["runs/p"]) == 0
+    assert capsys.readouterr().out == "written: runs/p/overview.html\n"
+    assert page.read_text(encoding="utf-8") == before
+    for file in (page, card):
+        file.write_text("mine")
+    assert report.main(["runs/p"]) == 2
+    assert "runs/p/overview.html: exists and is not a report" in capsys.readouterr().err
+    run = types.SimpleNamespace(path=Path("runs/p"), log=print)
+    protocol.write_overview(run)
+    said = capsys.readouterr().out
+    assert "no overview.html: runs/p/overview.html: exists and is not a report" in said
+    assert "no MODEL_CARD.md: runs/p/MODEL_CARD.md: exists and is not a model card" in said
+    assert page.read_text() == card.read_text() == "mine"
+
+
+HOSTILE = ["</script><img src=x onerror=alert(1)>", "[x](javascript:alert)", "`a\n# b`|*c*", *"3456789"]
+
+
+def test_names_that_are_hostile_stay_text_in_the_page_and_in_the_card(copy, monkeypatch):
+    load = datasets._load_digits
+    monkeypatch.setattr(datasets, "_load_digits", lambda part: load(part)._replace(classes=tuple(HOSTILE)))
+    edit_json(copy / "final" / "config.json", "trained_on/classes", HOSTILE)
+    edit_json(copy / "final" / "config.json", "environment/versions", {HOSTILE[0]: HOSTILE[2]})
+    edit_json(copy / "table.json", "verdict", [HOSTILE[0]])
+    copy = copy.rename(copy.with_name("[p](www.x.org) <b>"))
+    protocol.write_overview(types.SimpleNamespace(path=copy, log=print))
+    text = (copy / "overview.html").read_text(encoding="utf-8")
+    assert text.count("<script") == text.count("</script") == 3
+    assert "<img" not in text
+    assert {example["truth"] for example in shown_in(copy / "overview.html")["overview"]["examples"]} & {*HOSTILE[:3]}
+    html = MarkdownIt().enable("table").render((copy / "MODEL_CARD.md").read_text(encoding="utf-8"))
+    tags = set(re.findall(r"<(/?[a-z]\w*)[^>]*>", html))
+    assert {tag.strip("/") for tag in tags} <= {"h1", "h2", "p", "ul", "li", "strong", "code", "pre"}
+    assert "<h1>[p](www.x.org) &lt;b&gt;</h1>" in html
+    assert "“[x](javascript:alert)”" in html or "[x](javascript:alert)," in html
+    if CHROMIUM:
+        dom = in_browser(copy / "overview.html", dark=True)
+        assert "onerror=" not in re.sub(r"&lt;.*?&gt;", "", dom.split("</main>")[0])
+        assert len(re.findall(r'<img src="data:image/png;base64,[\w+/=]+" alt="', dom)) == dom.count("<img") == 12
+
+
+@needs_chromium
+def test_a_browser_draws_the_page_on_a_phone(copy):
+    about = shown_in(copy / "overview.html")["overview"]
+    dom = in_browser(copy / "overview.html", on_phone=True).split("</main>")[0]
+    assert f"<dt>test accuracy</dt><dd>{100 * about['final']['test']['accuracy']:.1f} %" in dom
+    assert dom.count('<svg class="cell"') == 2
+    assert dom.count('class="card wrong"') == sum(not example["right"] for example in about["examples"])
+    assert re.findall(r'<tr class="own"><th scope="row">([^<]*)<small> exported<', dom) == [
+        row["source"] for row in about["cells"] if row["exported"]
+    ]
+    assert re.findall(r'<span class="dot" style="[^"]*"></span>([^<]*)<', dom) == [part[0] for part in about["times"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda run: (run / "final" / "accuracy.json").unlink(), "runs/p/final: has no test accuracy yet"),
+        (lambda run: (run / "table.json").write_text("{}"), "table runs/p/table.json: cells: missing"),
+        (lambda run: shutil.copytree(run / "final", run / "p-seed0", dirs_exist_ok=True), "p-seed0: was not written"),
+        (lambda run: shutil.rmtree(run / "final"), "runs/p: holds several searches; give one of the run folders in it"),
+    ],
+)
+def test_a_page_on_what_is_missing_or_damaged_is_refused(copy, capsys, change, sentence):
+    change(copy)
+    (copy / "overview.html").unlink()
+    assert report.main(["runs/p"]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (copy / "overview.html").exists()
+
+
+def test_a_page_can_be_written_where_the_images_are_not(copy, capsys):
+    edit_json(copy / "final" / "config.json", "config/data/dataset", "cifar10")
+    overview.write(copy, copy / "overview.html")
+    about = shown_in(copy / "overview.html")["overview"]
+    assert (about["examples"], about["why_none"]) == ([], "the images are not in data.")
+
+
+@pytest.mark.parametrize(
+    ("resumed", "has_rest"),
+    [("2000-01-01T00:00:00+00:00", False), ("9000-01-01T00:00:00+00:00", True), (3, False)],
+)
+def test_the_time_between_runs_is_named_only_where_none_of_it_was_a_pause(copy, resumed, has_rest):
+    edit_json(copy / "config.json", "environment/date", "2000-01-01T00:00:00+00:00")
+    edit_json(copy / "config.json", "resumed", [{"date": resumed}])
+    assert ("the rest" in [part.what for part in overview.read(copy).times]) == has_rest
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ import re
 
 import pytest
 import torch
+from scipy import stats
 from sklearn import metrics
 
 from nas.errors import InputError
-from nas.training.accuracy import FILE, AccuracyFile, Measured, count_answers
+from nas.training.accuracy import FILE, AccuracyFile, Measured, count_answers, wilson_interval
 
 
 def measured(counts, loss=0.5):
@@ -109,3 +110,9 @@ def test_a_file_from_elsewhere_is_checked(change, sentence, tmp_path):
     assert str(error.value).startswith(f"accuracy {path}: ")
     assert sentence in str(error.value)
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(("num_correct", "num_images"), [(0, 5), (5, 5), (344, 360), (1, 2), (9_000, 10_000)])
+def test_the_interval_of_an_accuracy_is_that_of_scipy(num_correct, num_images):
+    found = stats.binomtest(num_correct, num_images).proportion_ci(method="wilson")
+    assert wilson_interval(num_correct, num_images) == pytest.approx((found.low, found.high), abs=1e-6)

@@ -79,3 +79,11 @@ function cellView(title, numNodes, concat) {
   }
   return { card: el("section", { class: "card" }, el("h3", {}, title, " ", note), picture), show };
 }
+
+/** The last cells of a run, one card each. */
+const cellCards = (run) => CELLS.map(([cell, title]) => {
+  const edges = last(run.cells[cell]);
+  const view = cellView(title, nodesOf(edges), run.concat[cell]);
+  view.show(edges);
+  return view.card;
+});

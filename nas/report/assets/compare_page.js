@@ -9,9 +9,12 @@ function meanAndSpread(values) {
   return `${(100 * mean).toFixed(1)} ± ${(100 * spread).toFixed(1)} %`;
 }
 
+/** Names of the runs, with a number where several have one name. */
+const namesOf = (runs) => runs.map(({ name }, index) => (runs.filter((other) => other.name === name).length > 1 ? `${name} (${index + 1})` : name));
+
 function comparePage() {
   const search = runs[0].kind === "search";
-  const names = runs.map((run, index) => (runs.filter(({ name }) => name === run.name).length > 1 ? `${run.name} (${index + 1})` : run.name));
+  const names = namesOf(runs);
   const end = (name) => (run) => last(run.series[name]);
   const accuracies = search
     ? [["upper accuracy", end("upper/accuracy")], ["lower accuracy", end("lower/accuracy")], ...(TRUTH ? [["true test accuracy", end(TRUTH)]] : [])]
@@ -29,6 +32,21 @@ function comparePage() {
   const footer = datasets.map((dataset) => [dataset, runs.filter((run) => run.dataset === dataset && run.finished)]).filter(([, those]) => those.length)
     .map(([dataset, those]) => [`mean ± spread of ${those.length}${datasets.length > 1 ? `, ${dataset}` : ""}`, ...accuracies.map(([, of]) => meanAndSpread(those.map(of))), ...rest.map(() => "")]);
 
+  const differ = differences(names);
+  page.append(
+    header(`${search ? "Searches" : "Final networks"} on ${datasets.join(", ")}`, `${runs.length} runs compared`),
+    ...heading("Runs", `Accuracies after the last epoch; the spread is the standard deviation over the finished runs${datasets.length > 1 ? " of a data set" : ""}.${search ? ` Weights and multiply-adds as a final network (${NETWORK}, CIFAR-10).` : ""}${differ.length ? "" : " All flags except seed and name are the same."}`),
+    el("section", { class: "card" }, table(columns, rows, { footer })),
+    ...differ,
+    ...heading("Epochs"),
+    el("div", { class: "grid" }, overlays(names)),
+    ...(search ? agreement() : []),
+    ...(search ? sizes(runs.map((run, index) => ({ ...run, name: names[index] }))) : []).flat(Infinity),
+  );
+}
+
+/** Charts with one line per run. */
+function overlays(names) {
   const longest = Math.max(...runs.map(({ epochs }) => last(epochs)));
   const epochs = Array.from({ length: longest }, (_, index) => index + 1);
   const overlaid = (title, unit, name, format, options) => {
@@ -39,7 +57,7 @@ function comparePage() {
     }).filter(([, , values]) => there(values));
     return lines.length ? chart(title, unit, epochs, lines, format, options) : null;
   };
-  const drawn = search
+  return runs[0].kind === "search"
     ? [overlaid("Upper accuracy", "of the supernet", "upper/accuracy", percent, ACCURACY), overlaid("Upper loss", "cross entropy, nats", "upper/loss", fixed(3)),
       overlaid("Lower accuracy", "of the supernet", "lower/accuracy", percent, ACCURACY), overlaid("Lower loss", "cross entropy, nats", "lower/loss", fixed(3)),
       TRUTH ? overlaid("True test accuracy", `of the derived cell on ${ranked}`, TRUTH, percent, ACCURACY) : null,
@@ -47,18 +65,6 @@ function comparePage() {
       ...CELLS.map(([cell, title]) => overlaid(`Skip connections, ${title.toLowerCase()}`, "in the derived cell", `cells/skip_connections_${cell}`, fixed(0), COUNT))]
     : [overlaid("Train accuracy", "of the final network", "train/accuracy", percent, ACCURACY), overlaid("Train loss", "cross entropy, nats", "train/loss", fixed(3)),
       overlaid("Held-out accuracy", "of the final network", "holdout/accuracy", percent, ACCURACY), overlaid("Held-out loss", "cross entropy, nats", "holdout/loss", fixed(3))];
-
-  const differ = differences(names);
-  page.append(
-    header(`${search ? "Searches" : "Final networks"} on ${datasets.join(", ")}`, `${runs.length} runs compared`),
-    ...heading("Runs", `Accuracies after the last epoch; the spread is the standard deviation over the finished runs${datasets.length > 1 ? " of a data set" : ""}.${search ? ` Weights and multiply-adds as a final network (${NETWORK}, CIFAR-10).` : ""}${differ.length ? "" : " All flags except seed and name are the same."}`),
-    el("section", { class: "card" }, table(columns, rows, { footer })),
-    ...differ,
-    ...heading("Epochs"),
-    el("div", { class: "grid" }, drawn),
-    ...(search ? agreement() : []),
-    ...(search ? sizes(runs.map((run, index) => ({ ...run, name: names[index] }))) : []).flat(Infinity),
-  );
 }
 
 /** Flags that are not the same in all runs, without those that say how a run is called and where it is computed. */

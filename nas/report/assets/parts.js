@@ -1,6 +1,6 @@
 "use strict";
 // Everything that comes from a run goes through `append` as text, or into attributes that cannot run.
-const { runs, space, published } = JSON.parse(document.getElementById("data").textContent);
+const { runs, space, published, overview } = JSON.parse(document.getElementById("data").textContent);
 const { primitives, num_inputs: INPUTS, edges_kept: KEPT, quantiles, truth: [TRUTH], final_network: NETWORK } = space; // of all runs
 const page = document.getElementById("page");
 const root = document.documentElement;

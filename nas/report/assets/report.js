@@ -14,11 +14,7 @@ function finalPage(run) {
     ]),
     ...answersOf(run),
     ...heading("Cells"),
-    el("div", { class: "grid" }, CELLS.map(([cell, title]) => {
-      const view = cellView(title, nodesOf(run.cells[cell][0]), run.concat[cell]);
-      view.show(run.cells[cell][0]);
-      return view.card;
-    })),
+    el("div", { class: "grid" }, cellCards(run)),
     ...heading("Epochs", run.skips_test ? "The test set was not used." : "The test set is used once, after the last epoch."),
     el("div", { class: "grid" }, chartsOf(run)),
     ...[use(run), settings(run)].flat(Infinity),
@@ -27,7 +23,8 @@ function finalPage(run) {
 
 const wanted = location.hash.slice(1);
 if (wanted === "dark" || wanted === "light") root.dataset.theme = wanted;
-if (runs.length > 1) comparePage();
+if (overview) overviewPage(overview);
+else if (runs.length > 1) comparePage();
 else if (runs[0].kind === "search") searchPage(runs[0]);
 else finalPage(runs[0]);
 charts.forEach(({ plot, draw }) => plot ?? draw());
