@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-import nas
 from nas.config.values import seconds_of
 from nas.report.run_data import read_run
 from nas.runs.progress_bar import speed_in
@@ -94,7 +93,7 @@ def measure(name: str, budget: str, threads: int) -> dict[str, float]:
         make(Path(name))
     own = [*data, f"--threads={threads}"]
     path = begin_or_resume("search.py", f"{name}-{budget}", *own, f"--time-budget={budget}", "--train-final")
-    final, plan = read_run(path / "final"), Plan.load(path, nas.open_run(path).config)
+    final, plan = read_run(path / "final"), Plan.load(path)
     size = plan.stages["final"].flags["selection"]
     found = {
         "path": final["test"]["accuracy"],

@@ -73,8 +73,11 @@ class Plan(BaseModel):
     stages: dict[str, Stage] = {}
 
     @classmethod
-    def load(cls, folder: Path, config: SearchConfig) -> "Plan":
-        """Read the plan of a run folder, which began with a config.
+    def load(cls, folder: Path, config: SearchConfig | None = None) -> "Plan":
+        """Read the plan of a run folder.
+
+        Args:
+            config: with which the run began; None if nothing will be run by the plan.
 
         Raises:
             InputError: the file cannot be read, is damaged, or plans another run; it is named.
@@ -83,7 +86,8 @@ class Plan(BaseModel):
         data = files.read_json(path, "plan", PLAN_VERSION)
         try:
             plan = cls.model_validate_json(data)
-            plan._check(config)
+            if config is not None:
+                plan._check(config)
         except ValidationError as error:
             raise InputError(f"plan {path}: {first_problem(error)}") from None
         except InputError as error:
