@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -14,72 +16,57 @@ from tests.in_process import TWO, call, in_this_process
 
 pytestmark = pytest.mark.usefixtures("quicker")
 SMALL = ["--init-channels=2", "--num-cells=1", "--num-nodes=1", "--epochs=1", *TWO, "--selection-epochs=4", "--name=x"]
-SMALL += [
-    "--selection-channels=2",
-    "--selection-cells=1",
-    "--random-baseline=2",
-    "--selection-halving",
-    "--train-final",
-]
+SMALL += ["--selection-channels=2", "--selection-cells=1", "--selection-halving", "--train-final"]
 SMALL += ["--final-epochs=1", "--final-channels=2", "--final-cells=1", "--export=safetensors", "--derive-top=2"]
+SMALL += ["--random-baseline=2"]
+BUDGET = "--time-budget=2h"
 DIGITS = ["--dataset=digits", "--train-limit=40"]
 FOLDER = ["--dataset=folder", "--data-dir=.", "--image-size=8"]
 GO_ON = "--resume=runs/x"
 RUN = "runs/x"
 
 
-def spoil_test_set(folder):
-    folder_data(folder, num_images=5)
-    (folder / "test" / "cat" / "0.png").write_bytes(b"\x89PNG no more")
+@pytest.fixture
+def no_job(monkeypatch):
+    """No job may begin."""
+    monkeypatch.setattr(protocol, "runner", lambda *_: contextlib.nullcontext(lambda *_: pytest.fail("a job began")))
+
+
+def eel(folder):
+    paint(folder_data(folder, num_images=5), "test/eel/0.png")
+
+
+def spoilt(folder):
+    (folder_data(folder, num_images=5) / "test" / "cat" / "0.png").write_bytes(b"\x89PNG no more")
 
 
 @pytest.mark.parametrize(
     ("flags", "make", "sentence"),
     [
-        (FOLDER, lambda folder: folder_data(folder, ("train",), num_images=5), "--train-final: --data-dir .: there is"),
-        (
-            FOLDER,
-            lambda folder: (folder_data(folder, num_images=5), paint(folder, "test/eel/0.png")),
-            "--train-final: --data-dir .: training and test images differ in their classes (eel)",
-        ),
-        (FOLDER, spoil_test_set, "--train-final: test/cat/0.png: cannot be read as an image"),
-        (FOLDER, lambda folder: folder_data(folder, classes=("cat",)), "train holds 1 class folder"),
-        (
-            FOLDER,
-            lambda folder: folder_data(folder, num_images=2),
-            "--selection-fraction 0.2: 4 images would give 1 to",
-        ),
-        (
-            [*DIGITS, "--selection-fraction=0.001"],
-            None,
-            "0.001: 40 images would give 0 to compare cells, 20 for the we",
-        ),
-        ([*DIGITS, "--selection-fraction=0.999"], None, "would give 40 to compare cells, 0 for the weights and 0 for"),
-        ([*DIGITS, "--candidates", "DARTS_V2", "own.json"], None, "--candidates: genotype own.json: there is no file"),
+        (FOLDER, lambda path: folder_data(path, ("train",), num_images=5), "--train-final: --data-dir .: there is no"),
+        (FOLDER, eel, "--train-final: --data-dir .: training and test images differ in their classes (eel)"),
+        (FOLDER, spoilt, "--train-final: test/cat/0.png: cannot be read as an image"),
+        (FOLDER, lambda path: folder_data(path, classes=("cat",)), "train holds 1 class folder"),
+        (FOLDER, lambda path: folder_data(path, num_images=2), "--selection-fraction 0.2: 4 images would give 1"),
+        ([*DIGITS, "--selection-fraction=0.001"], Path.exists, "0.001: 40 images would give 0 to compare cells"),
+        ([*DIGITS, "--selection-fraction=0.999"], Path.exists, "would give 40 to compare cells, 0 for the weights"),
+        ([*DIGITS, "--candidates", "DARTS_V2", "own.json"], Path.exists, "--candidates: genotype own.json: there"),
     ],
 )
-@pytest.mark.parametrize(
-    "more", [[], ["--dry-run"], ["--time-budget=2h"], ["--time-budget=2h", "--dry-run"]], ids=" ".join
-)
-def test_what_would_end_a_later_stage_is_said_before_the_first(
-    tmp_path, monkeypatch, capfd, flags, make, sentence, more
-):
-    monkeypatch.setattr(protocol, "runner", lambda *_: contextlib.nullcontext(lambda *_: pytest.fail("a job began")))
-    if make is not None:
-        make(tmp_path)
+@pytest.mark.parametrize("more", [[], ["--dry-run"], [BUDGET], [BUDGET, "--dry-run"]], ids=" ".join)
+def test_what_would_end_a_later_stage_is_said_before_the_first(tmp_path, no_job, capfd, flags, make, sentence, more):
+    make(tmp_path)
     before = content(tmp_path)
     assert call("search", tmp_path, *flags, *SMALL, *more) == 2
     error = capfd.readouterr().err
-    assert error.startswith("error: ")
     assert sentence in error
-    assert error.count("\n") == 1
+    assert (error[:7], error.count("\n")) == ("error: ", 1)
     assert {path: each for path, each in content(tmp_path).items() if ".nas-" not in path} == before
 
 
-def test_a_name_that_is_taken_is_refused_before_the_time_is_planned(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(protocol, "runner", lambda *_: contextlib.nullcontext(lambda *_: pytest.fail("a job began")))
+def test_a_name_that_is_taken_is_refused_before_the_time_is_planned(tmp_path, no_job, capfd):
     (tmp_path / RUN).mkdir(parents=True)
-    assert call("search", tmp_path, *DIGITS, *SMALL, "--time-budget=2h") == 2
+    assert call("search", tmp_path, *DIGITS, *SMALL, BUDGET) == 2
     assert capfd.readouterr().err.startswith("error: --name x: runs/x exists already")
 
 
@@ -136,12 +123,9 @@ def test_whatever_a_kill_or_a_user_removed_the_result_is_the_same(finished, copy
     "spoil",
     [
         lambda rows: rows[1:],
-        lambda rows: [rows[0], *rows],
         lambda rows: [rows[0] | {"genotype": rows[1]["genotype"]}, *rows[1:]],
         lambda rows: [row | {"seeds": [], "runner_up_seeds": [], "random_seeds": [0]} for row in rows],
-        lambda rows: [rows[0] | {"names": ["DARTS_V2"]}, *rows[1:]],
         lambda rows: [rows[0] | {"holdout_accuracy": 2.0}, *rows[1:]],
-        lambda rows: {},
     ],
 )
 def test_a_table_of_other_cells_is_one_sentence(copy, capfd, name, spoil):
@@ -151,9 +135,7 @@ def test_a_table_of_other_cells_is_one_sentence(copy, capfd, name, spoil):
     capfd.readouterr()
     assert call("search", copy, GO_ON) == 2
     error = capfd.readouterr().err
-    assert error.startswith(f"error: table runs/x/{name}: ")
-    assert error.endswith("move it away, then resume.\n")
-    assert error.count("\n") == 1
+    assert re.fullmatch(rf"error: table runs/x/{name}: .*move it away, then resume\.\n", error)
 
 
 def test_images_that_changed_between_two_jobs_are_refused_by_name(tmp_path, monkeypatch, capfd):
@@ -171,6 +153,3 @@ def test_images_that_changed_between_two_jobs_are_refused_by_name(tmp_path, monk
     assert call("search", tmp_path, GO_ON) == 2
     error = capfd.readouterr().err
     assert error.startswith("error: runs/x/retrained-random0: it learned from other images than runs/x/x-seed0; ")
-    shutil.rmtree(tmp_path / RUN / "retrained-random0")
-    (tmp_path / "train" / "cat" / "more.png").unlink()
-    assert call("search", tmp_path, GO_ON) == 0
