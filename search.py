@@ -28,7 +28,7 @@ from nas.errors import InputError, count
 from nas.models.supernet import EdgeWeights
 from nas.report.search_log import check_export, count_skips, export_cell, log_epoch, status
 from nas.search_space.genotype import Genotype
-from nas.selection.protocol import rehearse, run_searches
+from nas.selection.protocol import check, plan, run_searches
 from nas.training.accuracy import Measured
 from nas.training.forecast import memory_of_step, on_meta
 from nas.training.loop import Loop
@@ -45,10 +45,12 @@ def main(config: SearchConfig, world: World = SINGLE) -> None:
         InputError: the search cannot begin, or cannot go on.
         Stopped: it ends early; the message says how to go on.
     """
-    if is_several(config) and not (config.run.dry_run and config.selection.time_budget is None):
+    if is_several(config):
         with world.raise_on_all():
-            run_searches(config, Path(__file__).parent)
-        return
+            if not config.run.dry_run or config.selection.time_budget is not None:
+                run_searches(config, Path(__file__).parent)
+                return
+            check(config)
     run = Run.open(config, world, search_epochs(config), lambda: f"search-{config.data.dataset}")
     if run is not None:
         search(config, run)
@@ -77,7 +79,7 @@ def search(config: SearchConfig, run: Run) -> None:
         return lower | upper
 
     if config.run.dry_run:
-        loop.rehearse(take_step, rehearse(config) if is_several(config) else (), config.selection.searches)
+        loop.rehearse(take_step, plan(config) if is_several(config) else (), config.selection.searches)
         return
 
     with loop:

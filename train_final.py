@@ -25,7 +25,7 @@ from nas.data.loader import Batch, Loader, load_test_images, load_training_split
 from nas.data.sampler import generator, halves
 from nas.distributed import SINGLE, World
 from nas.entry import run_script
-from nas.errors import InputError, printable
+from nas.errors import InputError, count, printable
 from nas.machine.memory import peak_memory_gb
 from nas.machine.threads import take_threads
 from nas.models.batch_norm import synchronise
@@ -263,6 +263,11 @@ def load_images(config: FinalConfig, run: Run) -> Images:
         if len(kept) < 2:
             raise InputError(
                 f"--holdout-fraction {training.holdout_fraction}: fewer than two images are left to train on."
+            )
+        if training.holdout_fraction and not len(held_out):
+            raise InputError(
+                f"--holdout-fraction {training.holdout_fraction}: not one of {count(len(kept), 'image')} would be held "
+                "out; choose a larger fraction."
             )
         train = training_loader(split.select(kept), data, run.device, training.batch_size, seed, cutout, run.world)
         train = train._replace(numbers=kept, purpose="final")

@@ -121,6 +121,7 @@ def export(run_dir: str, kind: str, output: str | None = None) -> tuple[Path, fl
             difference = max(difference, found)
 
     try:
+        files.remove_asides(path.parent, path.name)
         with torch.no_grad():
             files.replace(path, write_and_check)
     except OSError as error:

@@ -121,8 +121,8 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_asides(path: Path) -> None:
-    """Remove the files that a process left beside `path` when it was killed inside `replace`."""
-    for aside in path.parent.glob(f".{path.name}.*"):
-        if aside.suffix[1:].isdigit():
+def remove_asides(folder: Path, name: str = "*") -> None:
+    """Remove the files that a process left beside `folder / name`, or any other, when it was killed in `replace`."""
+    for aside in folder.glob(f".{name}.*"):
+        if aside.suffix[1:].isdigit() and not aside.is_dir():
             aside.unlink()

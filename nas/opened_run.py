@@ -108,7 +108,7 @@ def _read(path: Path) -> OpenedRun:
 
 def _several(path: Path, config: SearchConfig) -> OpenedRun:
     if config.selection.time_budget is not None:
-        config = budget.planned(config, budget.Plan.load(path))
+        config = budget.planned(config, budget.Plan.load(path, config))
     searches = [path / search_name(config, seed) for seed in seeds(config)]
     done = [_epochs(folder, search_epochs(config))[2] for folder in searches]
     finished = all(done) and (path / "table.json").exists()

@@ -65,6 +65,7 @@ SEARCH = {
         ("--dataset npz --test-fraction 0.2", "--test-fraction 0.2: needs --dataset folder; npz has its own test set"),
         ("--searches 2 --seed 4294967295", "--seed 4294967295: too large"),
         ("--searches 2 --ray --devices-per-search 1.5", "--devices-per-search: must be a whole number where it is abo"),
+        ("--searches 200 --random-baseline 200 --candidates DARTS_V2", "up to 401 cells would be compared"),
         ("--searches 2 --devices-per-search 0.5", "--devices-per-search: needs --ray"),
         ("--ray", "--ray: needs --searches above 1, --random-baseline above 0, --derive-top"),
         ("--selection-halving", "--selection-halving: needs --searches above 1"),
@@ -147,6 +148,10 @@ FINAL = {
         ("--genotype DARTS_V1 --dataset digits --cutout 9", "--cutout 9: larger than the images"),
         ("--genotype DARTS_V1 --dataset digits --train-limit 5 --batch-size 2", "--batch-size 2: 5 images make bat"),
         ("--genotype DARTS_V1 --dataset digits --holdout-fraction 0.9999", "--holdout-fraction 0.9999: fewer than two"),
+        (
+            "--genotype DARTS_V1 --dataset digits --holdout-fraction 0.0001",
+            "--holdout-fraction 0.0001: not one of 1437 ",
+        ),
     ],
     "a run folder": [
         ("--evaluate nowhere", "nowhere: not a run folder"),

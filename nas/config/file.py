@@ -23,7 +23,7 @@ from nas.config.flags import (
 )
 from nas.config.values import MOST_THREADS, SEEDS
 from nas.errors import InputError, first_problem
-from nas.search_space.genotype_file import SPACES
+from nas.search_space.genotype_file import MAX_CANDIDATES, SPACES
 from nas.search_space.space import SKIP, SearchSpace
 
 CONFIG_VERSION = 1
@@ -234,6 +234,12 @@ def _check_selection(config: SearchConfig) -> None:
         raise InputError(
             f"{of_several[0]}: needs --searches above 1, --random-baseline above 0, --derive-top above 1, "
             "--candidates, --train-final or --time-budget."
+        )
+    cells = selection.searches * selection.derive_top + selection.random_baseline + len(selection.candidates or ())
+    if cells > MAX_CANDIDATES:
+        raise InputError(
+            f"--searches {selection.searches}: with --derive-top, --random-baseline and --candidates up to {cells:,} "
+            f"cells would be compared, but at most {MAX_CANDIDATES} can be."
         )
     of_final = given("export", "final_epochs")
     if of_final and not selection.train_final:

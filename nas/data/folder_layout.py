@@ -19,7 +19,9 @@ LITTER = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
     *("__macosx", "@eadir", "#recycle", "lost+found", "__pycache__"),
 }
-WITHOUT_TEST = "--skip-test --holdout-fraction 0.1 measures the accuracy on held-out training images instead"
+WITHOUT_TEST = (
+    "with train_final.py, --skip-test --holdout-fraction 0.1 measures the accuracy on held-out training images instead"
+)
 HOLD_BACK = "--test-fraction 0.2, given to search.py as well, holds back a test set"
 
 

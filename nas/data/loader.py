@@ -163,36 +163,52 @@ def load_training_split(data: Data, seed: int) -> Split:
     )
 
 
-def load_test_images(config: FinalConfig, trained_on: TrainedOn, device: torch.device, world: World = SINGLE) -> Loader:
-    """Load the test set, normalised as the training images were.
+def load_test_split(
+    data: Data, classes: tuple[str, ...], shape: tuple[int, ...], resize: str | None = None, bits: int | None = None
+) -> Split:
+    """Read the test images of a run.
+
+    Args:
+        classes, shape, bits: of the training images; the shape is (channels, rows, columns).
+        resize: how the training images became squares; as `data` says by default.
 
     Raises:
         InputError: the images cannot be read, or are of another kind than the training images.
     """
-    data = config.data
     test = datasets.load(
         data.dataset,
         Path(data.data_dir),
         "test",
         data.image_size,
         skip_bad=data.skip_bad_images,
-        classes=trained_on.classes,
-        resize=trained_on.resize,
+        classes=classes,
+        resize=resize or data.resize,
         test_fraction=data.test_fraction,
-        bits=trained_on.bits,
+        bits=bits,
     )
-    if test.classes != trained_on.classes:
-        other = sorted(set(test.classes) ^ set(trained_on.classes)) or ["their order"]
+    if test.classes != classes:
+        other = sorted(set(test.classes) ^ set(classes)) or ["their order"]
         raise InputError(
             f"--data-dir {data.data_dir}: training and test images differ in their classes "
-            f"({printable(', '.join(other[:5]), 300)}); give both the same ones, or --skip-test --holdout-fraction 0.1."
+            f"({printable(', '.join(other[:5]), 300)}); give both the same ones, or train_final.py --skip-test "
+            "--holdout-fraction 0.1."
         )
-    shape, trained = test.images.shape[1:], (trained_on.in_channels, trained_on.image_size, trained_on.image_size)
-    if shape != trained:
+    if test.images.shape[1:] != shape:
         raise InputError(
-            f"--data-dir {data.data_dir}: test images are {' × '.join(map(str, shape))} (channels, rows, columns), "
-            f"training images {' × '.join(map(str, trained))}; bring them to one shape."
+            f"--data-dir {data.data_dir}: test images are {' × '.join(map(str, test.images.shape[1:]))} (channels, "
+            f"rows, columns), training images {' × '.join(map(str, shape))}; bring them to one shape."
         )
+    return test
+
+
+def load_test_images(config: FinalConfig, trained_on: TrainedOn, device: torch.device, world: World = SINGLE) -> Loader:
+    """Load the test set, normalised as the training images were.
+
+    Raises:
+        InputError: the images cannot be read, or are of another kind than the training images.
+    """
+    shape = trained_on.in_channels, trained_on.image_size, trained_on.image_size
+    test = load_test_split(config.data, trained_on.classes, shape, trained_on.resize, trained_on.bits)
     mean, std = (torch.tensor(values, device=device) for values in (trained_on.mean, trained_on.std))
     return Loader(test.to(device), torch.arange(len(test.targets)), mean, std, config.training.batch_size, world=world)
 

@@ -33,12 +33,6 @@ BITS_DEPEND_ON = ("versions", "num_threads", "num_processes")
 # TensorBoard takes the columns of its table from any one of the runs: so all have all.
 COMPARED = ("test/accuracy", "upper/accuracy", "upper/loss", "lower/accuracy", "train/accuracy")
 
-WRITTEN_ASIDE = (
-    *("config.json", "genotype.json", "weights.safetensors", "accuracy.json"),
-    *("report.html", "retrained.html", "table.json", "plan.json", "overview.html", "MODEL_CARD.md", "pid"),
-    checkpoint.CURRENT,
-)
-
 
 def folder_of_run(options: Run, default: Callable[[], str]) -> Path:
     """Return the folder of --resume, else that of --run-dir and --name, else one named by `default`, seed and time."""
@@ -56,6 +50,13 @@ def is_finished(path: Path, epochs: int) -> bool:
     num_epochs = count(manifest.progress.epochs, "epoch")
     print(f"{path}: finished after {num_epochs}; resume it with a larger --epochs to train further.")
     return True
+
+
+def require_new(path: Path) -> None:
+    """Raise InputError if the folder of a new run exists, as it may hold another run."""
+    if os.path.lexists(path):
+        quoted = shlex.quote(str(path))
+        raise InputError(f"--name {path.name}: {path} exists already; choose another --name, or --resume {quoted}.")
 
 
 class RunFolder:
@@ -89,18 +90,23 @@ class RunFolder:
         self.has_pictures = False
 
     @classmethod
-    def create(cls, path: Path, config: SearchConfig | FinalConfig, trained_on: TrainedOn | None = None) -> Self:
+    def create(
+        cls,
+        path: Path,
+        config: SearchConfig | FinalConfig,
+        trained_on: TrainedOn | None = None,
+        fill: Callable[[Path], Any] = lambda folder: None,
+    ) -> Self:
         """Make the folder of a new run, with its config.json, in one step.
 
         Args:
             path: a folder that exists is refused, as it may hold another run.
+            fill: writes what else the folder holds from the start.
 
         Raises:
             InputError: the folder exists, or cannot be made.
         """
-        if os.path.lexists(path):
-            quoted = shlex.quote(str(path))
-            raise InputError(f"--name {path.name}: {path} exists already; choose another --name, or --resume {quoted}.")
+        require_new(path)
         file = ConfigFile(
             format_version=CONFIG_VERSION,
             config=_plain(config),
@@ -110,14 +116,14 @@ class RunFolder:
         made = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             made.mkdir(parents=True)
+            fill(made)
             files.write_json(made / "config.json", file.model_dump(exclude_defaults=True))
             os.rename(made, path)
             made = path
             return cls(path, take_lock(path), file)  # only now, as Windows renames no folder with an open file in it
-        except InputError:  # another process has taken the folder up already
-            raise
         except BaseException as error:
-            shutil.rmtree(made, ignore_errors=True)
+            if made != path or not isinstance(error, InputError):  # then another process has taken the folder up
+                shutil.rmtree(made, ignore_errors=True)
             if isinstance(error, OSError):
                 raise InputError(f"--run-dir: {path} cannot be made ({error.strerror}).") from None
             raise
@@ -138,8 +144,7 @@ class RunFolder:
         file = file.model_copy(update={"config": _plain(config), "resumed": [*file.resumed, now]})
         try:
             lock = take_lock(path)
-            for name in WRITTEN_ASIDE:
-                files.remove_asides(path / name)
+            files.remove_asides(path)
             return cls(path, lock, file)
         except OSError as error:
             raise InputError(f"--resume {path}: cannot be written ({error.strerror}).") from None

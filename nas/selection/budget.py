@@ -36,16 +36,18 @@ MOST_SEARCHES = 4
 PUBLISHED = ("DARTS_V2", "PC_DARTS_cifar")
 HALVING = (0.25, 0.25, 0.5)  # of the epochs, in each rung; the cells halve from rung to rung
 
-_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Seconds = Annotated[float, Field(ge=0, le=1e9)]
+_Some = Annotated[float, Field(ge=1e-9, le=1e9)]  # by which may be divided
+_Size = Annotated[int, Field(ge=1)]
 
 
 class Speed(NamedTuple):
     """The speed of a stage at one size: seconds per epoch of one run, and seconds that a run takes to start."""
 
-    channels: int
-    num_cells: int
-    epoch_s: float
-    start_s: float
+    channels: _Size
+    num_cells: _Size
+    epoch_s: _Some
+    start_s: _Seconds
 
 
 class Stage(BaseModel):
@@ -54,7 +56,7 @@ class Stage(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     flags: dict[Literal["supernet", "lower", "selection"], dict[str, Any]]
-    planned_s: _Seconds
+    planned_s: _Some
     began_at_s: _Seconds | None = None
 
 
@@ -66,22 +68,40 @@ class Plan(BaseModel):
     format_version: Annotated[int, Field(ge=1, le=PLAN_VERSION)] = PLAN_VERSION
     budget_s: _Seconds
     used_s: _Seconds = 0.0
-    slots: Annotated[int, Field(ge=1)] = 1
-    speeds: dict[str, list[Speed]]
+    slots: Annotated[int, Field(ge=1, le=10**6)] = 1
+    speeds: dict[str, Annotated[list[Speed], Field(min_length=1)]]
     stages: dict[str, Stage] = {}
 
     @classmethod
-    def load(cls, folder: Path) -> "Plan":
+    def load(cls, folder: Path, config: SearchConfig | None = None) -> "Plan":
         """Read the plan of a run folder.
 
+        Args:
+            config: with which the run began; None if nothing will be run by the plan.
+
         Raises:
-            InputError: the file cannot be read or is damaged; it is named.
+            InputError: the file cannot be read, is damaged, or plans another run; it is named.
         """
         path = folder / FILE
+        data = files.read_json(path, "plan", PLAN_VERSION)
         try:
-            return cls.model_validate_json(files.read_json(path, "plan", PLAN_VERSION))
+            plan = cls.model_validate_json(data)
+            if config is not None:
+                plan._check(config)
         except ValidationError as error:
             raise InputError(f"plan {path}: {first_problem(error)}") from None
+        except InputError as error:
+            raise InputError(f"plan {path}: {error}") from None
+        return plan
+
+    def _check(self, config: SearchConfig) -> None:
+        if not list(self.stages) == list(self.speeds) == stages_of(config):
+            raise InputError(f"its stages must be {', '.join(stages_of(config))}.")
+        other = Plan(budget_s=self.budget_s, speeds=self.speeds)
+        replan(config, other)
+        if any(_names(stage) != _names(other.stages[name]) for name, stage in self.stages.items()):
+            raise InputError("its flags are not those that a plan holds.")
+        planned(config, self)
 
     def save(self, folder: Path) -> None:
         """Write the plan in one step."""
@@ -141,6 +161,10 @@ def make(
             f"{duration(needed)}."
         )
     return plan
+
+
+def _names(stage: Stage) -> set[tuple[str, str]]:
+    return {(group, name) for group, flags in stage.flags.items() for name in flags}
 
 
 def stages_of(config: SearchConfig) -> list[str]:

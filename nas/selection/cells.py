@@ -93,6 +93,8 @@ def _runners_up(config: SearchConfig, path: Path, name: str) -> list[tuple[Genot
     """Return the likeliest cells of a search but for the first one, with their files."""
     first = GenotypeFile.load(path / name / "genotype.json")
     genotype, run = Genotype(**first.cells()), read_run(path / name)
+    if Genotype.from_text(run["genotype"]) != genotype:
+        raise InputError(f"{path / name}: genotype.json is not the cell that the search found; move the folder away.")
     space, number = genotype.space, config.selection.derive_top
     weights = {kind: run["edge_weights"][kind][-1] for kind in space.cells}
     concats = {f"{kind}_concat": genotype.concat(kind) for kind in space.cells}

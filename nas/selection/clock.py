@@ -26,7 +26,7 @@ class Clock:
 
     def __init__(self, config: SearchConfig, folder: Path):
         self._config, self._folder = config, folder
-        self._plan = None if config.selection.time_budget is None else Plan.load(folder)
+        self._plan = None if config.selection.time_budget is None else Plan.load(folder, config)
         self._last = self._saved = time.monotonic()
 
     def tick(self, save: bool = False) -> None:

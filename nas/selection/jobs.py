@@ -85,6 +85,12 @@ def is_done(job: Job) -> bool:
     return manifest is not None and manifest.is_done(job.epochs)
 
 
+def num_epochs(job: Job) -> int:
+    """Return the number of finished epochs, which may be more than those of the job."""
+    manifest = checkpoint.newest(job.path)
+    return manifest.progress.epochs if manifest else 0
+
+
 def run_job(job: Job, tick: Callable[[], None] = lambda: None, threads: int | None = None) -> Ending:
     """Run a job from where it is to its end; start it again when it dies.
 
@@ -93,6 +99,7 @@ def run_job(job: Job, tick: Callable[[], None] = lambda: None, threads: int | No
         threads: the job's share of the cores; None if it runs alone and may ask which ones are free.
 
     Raises:
+        OSError: the disk is full, or what the script prints cannot be written for another reason.
         KeyboardInterrupt: it was raised here, for example by `tick`; the script was asked to stop and has ended.
     """
     restarts = 0
@@ -102,6 +109,9 @@ def run_job(job: Job, tick: Callable[[], None] = lambda: None, threads: int | No
             tick()
         before = _steps(job)
         code = _run_once(job, tick, threads)
+        if code not in (0, *ASKED_TO_STOP):
+            with job.output.open("ab") as output:  # fails on a full disk, of which the script could not say a word
+                output.write(b"\n")
         if code == 2 and is_at_work(job.path):
             continue
         if code == 2:
@@ -111,7 +121,9 @@ def run_job(job: Job, tick: Callable[[], None] = lambda: None, threads: int | No
         restarts = 0 if _steps(job) > before else restarts + 1
         if restarts > MAX_RESTARTS:
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-            return Ending(1, f"{job.folder} ended {restarts} times in a row {how}: {_last_line(job.output)}")
+            # How to go on with the job alone is of no use to who runs them all.
+            why = _last_line(job.output).removeprefix("stopped: ").partition("; resume with: ")[0]
+            return Ending(1, f"{job.folder} ended {restarts} times in a row {how}: {why}")
     return Ending(0, "")
 
 

@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from nas.errors import count
-from nas.runs import checkpoint
 from nas.runs.progress_bar import PLAIN_LINE_EVERY_S, can_draw, duration, make_bars
-from nas.selection.jobs import Job, is_done
+from nas.selection.jobs import Job, is_done, num_epochs
 
 TAIL_BYTES = 128 << 10  # of metrics.jsonl: some epochs
 _RECORD = TypeAdapter(dict[str, float])
@@ -36,7 +35,7 @@ def jobs_view(console: Console, log: Callable[[str], None], jobs: Sequence[Job])
         for job in list(left):
             if job not in at_work and _modified(job.output) != before[job]:
                 at_work.append(job)
-                log(f"{job.path.name}: {'resumed' if _epochs(job) else 'started'}")
+                log(f"{job.path.name}: {'resumed' if num_epochs(job) else 'started'}")
             if is_done(job):
                 left.remove(job)
                 if job in at_work:
@@ -104,9 +103,7 @@ def _last_records(path: Path) -> Iterator[dict[str, float]]:
 
 
 def _epochs(job: Job) -> int:
-    """Return the number of finished epochs."""
-    manifest = checkpoint.newest(job.path)
-    return min(manifest.progress.epochs, job.epochs) if manifest else 0
+    return min(num_epochs(job), job.epochs)
 
 
 def _modified(path: Path) -> int:

@@ -10,16 +10,18 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nas import files
 from nas.config.cli import config_to_resume, data_flags
 from nas.config.flags import SearchConfig, data_seed, selection_fraction
 from nas.config.selection import Selection
-from nas.data import datasets
+from nas.data.loader import load_test_split, load_training_split
+from nas.data.sampler import halves
 from nas.errors import InputError, Stopped, count, printable
 from nas.export import SUFFIXES, export, require_packages
 from nas.report import model_card, overview
 from nas.report import page as report
 from nas.report.run_data import read_run
-from nas.runs.folder import RunFolder, folder_of_run
+from nas.runs.folder import RunFolder, folder_of_run, require_new
 from nas.runs.interrupts import Interrupts
 from nas.runs.progress_bar import speed_in
 from nas.runs.table import Table, sources
@@ -29,7 +31,7 @@ from nas.selection import budget, ranking
 from nas.selection.cells import Cell, candidate_files, distinct_cells, read_candidate, search_name, seeds
 from nas.selection.clock import Clock
 from nas.selection.job_configs import FINAL, dry_run_of, final_job, search_job, training_jobs, training_names
-from nas.selection.jobs import Job, RunAll, is_done, runner
+from nas.selection.jobs import Job, RunAll, is_done, num_epochs, runner
 from nas.selection.jobs import slots as slots_of_ray
 from nas.selection.progress import jobs_view
 
@@ -57,6 +59,7 @@ def run_searches(config: SearchConfig, scripts: Path) -> None:
     selection = config.selection
     with runner(selection.ray, selection.devices_per_search, config.run.device, config.run.threads) as run_all:
         if config.run.dry_run:
+            check(config)
             print(*budget.table(config, make_plan(config, scripts, run_all, print)), sep="\n")
             return
         run = create(path, config, scripts, run_all) if is_new else RunFolder.reopen(path, config)
@@ -75,30 +78,21 @@ def create(path: Path, config: SearchConfig, scripts: Path, run_all: RunAll) -> 
     Raises:
         InputError: the name is taken, the images or a cell of --candidates cannot be read, or the budget is too short.
     """
-    rehearse(config)
-    data = config.data
+    require_new(path)
     for name in (path.name, *(search_name(config, seed) for seed in seeds(config))):
         if (exported := Path("genotypes", f"{name}.json")).exists():
             raise InputError(f"--name {path.name}: {exported} exists already; choose another --name.")
     # Read once here, where that is possible: several at once would download the same files.
-    images = datasets.load(
-        data.dataset,
-        Path(data.data_dir),
-        "train",
-        data.image_size,
-        data.train_limit,
-        data_seed(config),
-        data.skip_bad_images,
-        resize=data.resize,
-        test_fraction=data.test_fraction,
-    )
+    notes = check(config)
     plan = None if config.selection.time_budget is None else make_plan(config, scripts, run_all, print)
-    run = RunFolder.create(path, config)
-    if plan is not None:
-        plan.save(path)
-        config = budget.planned(config, plan)
-    candidate_files(config, path)  # now, as the searches may take days
-    for note in images.notes:
+
+    def fill(folder: Path) -> None:
+        if plan is not None:
+            plan.save(folder)
+        candidate_files(config if plan is None else budget.planned(config, plan), folder)  # searches may take days
+
+    run = RunFolder.create(path, config, fill=fill)
+    for note in notes:
         run.log(note)
     return run
 
@@ -110,7 +104,9 @@ def make_plan(config: SearchConfig, scripts: Path, run_all: RunAll, log: Callabl
         InputError: the budget is too short, or a stage cannot run.
     """
     options, selection = config.run, config.selection
-    with tempfile.TemporaryDirectory(dir=".", prefix=".plan-") as aside:  # each node of a cluster has this folder
+    # Each node of a cluster has this folder; otherwise what a kill leaves is for the system to remove.
+    place = None if selection.ray is None else "."
+    with tempfile.TemporaryDirectory(dir=place, prefix=".plan-") as aside:
 
         def measure(stage: str, size: tuple[int, int]) -> budget.Speed | None:
             folder = Path(aside, f"{stage}-{size[0]}-{size[1]}")
@@ -122,7 +118,7 @@ def make_plan(config: SearchConfig, scripts: Path, run_all: RunAll, log: Callabl
                     return None
                 raise InputError(ending.why)
             step_s, num_steps = speed_in(job.output.read_text(encoding="utf-8")) or (0.0, 0)
-            start_s = time.monotonic() - began - 2 * step_s
+            start_s = max(0.0, time.monotonic() - began - 2 * step_s)
             return budget.Speed(*size, step_s * num_steps / job.epochs * budget.EPOCH_OVER_STEPS[stage], start_s)
 
         slots = 1
@@ -141,6 +137,8 @@ def search_and_choose(
     clock = Clock(config, run.path)
     run_jobs = functools.partial(run_to_their_end, run, run_all, interrupts, clock)
     config = clock.begin("search", run.log)
+    for name in (config.run.name, *(search_name(config, seed) for seed in seeds(config))):
+        files.remove_asides(exported.parent, f"{name}.json")
     for line in plan(config):
         run.log(line)
     run.log(f"{run.path}: tensorboard --logdir {shlex.quote(str(run.path))} shows all of them as they go")
@@ -205,7 +203,7 @@ def compare(config: SearchConfig, scripts: Path, run: RunFolder, run_jobs: RunJo
     for epochs in rungs(config.selection):
         kept = run.path / f"table-{epochs}.json"  # later epochs would hide what a rung was decided by
         if kept.exists():
-            rows = list(Table.load(kept).cells)
+            rows = ranking.rows_of(kept, left)
         else:
             rows = train_briefly(config, scripts, run, run_jobs, left, epochs)
             Table(cells=tuple(rows)).save(kept)
@@ -225,9 +223,13 @@ def train_briefly(
 ) -> list[Candidate]:
     """Train cells to an epoch, on from where they are, and return the results, the best cell first."""
     jobs = {cell.name: training_jobs(config, scripts, run.path, cell, epochs) for cell in cells}
-    run_jobs([job for several in jobs.values() for job in several], "training")
+    # Those that are further belong to a later rung, of which the table of this one was lost.
+    left = [job for several in jobs.values() for job in several if num_epochs(job) <= epochs]
+    run_jobs(left, "training")
+    searched = [run.path / search_name(config, seed) for seed in seeds(config)] if selection_fraction(config) else []
+    ranking.require_same_images([*searched, *(job.folder for several in jobs.values() for job in several)])
     folders = [(cell, [job.path for job in jobs[cell.name]]) for cell in cells]
-    return ranking.candidates(folders, balanced=config.data.balanced)
+    return ranking.candidates(folders, config.data.balanced, epochs)
 
 
 def train_in_full(config: SearchConfig, scripts: Path, run: RunFolder, run_jobs: RunJobs, exported: Path) -> None:
@@ -288,17 +290,31 @@ def write_pages(config: SearchConfig, run: RunFolder, cells: Sequence[Cell]) -> 
     return names
 
 
-def rehearse(config: SearchConfig) -> list[str]:
-    """Check what a new run needs beside its images, and return lines that say what it will do.
+def check(config: SearchConfig) -> tuple[str, ...]:
+    """Check what all stages of a new run need, and return what is to be said about the training images.
 
     Raises:
-        InputError: a cell of --candidates cannot be read, or a package that --export needs is missing.
+        InputError: a cell of --candidates cannot be read; a package that --export needs is missing; the images cannot
+            be read, or are too few; or --train-final is given, and no test set fits them.
     """
     for source in config.selection.candidates or ():
         read_candidate(source, config)
     if config.selection.export is not None:
         require_packages(config.selection.export, "--export")
-    return plan(config)
+    train, fraction = load_training_split(config.data, data_seed(config)), selection_fraction(config)
+    kept, held_out = halves(len(train.targets), fraction, data_seed(config))
+    weights, alphas = map(len, halves(len(kept), config.upper.upper_fraction, config.run.seed))
+    if fraction and (min(weights, alphas) < 2 or not len(held_out)):
+        raise InputError(
+            f"--selection-fraction {fraction:g}: {count(len(train.targets), 'image')} would give {len(held_out)} to "
+            f"compare cells, {weights} for the weights and {alphas} for the alphas, but 1, 2 and 2 are needed at least."
+        )
+    if config.selection.train_final:
+        try:
+            load_test_split(config.data, train.classes, tuple(train.images.shape[1:]), bits=train.bits)
+        except InputError as error:
+            raise InputError(f"--train-final: {error}") from None
+    return train.notes
 
 
 def plan(config: SearchConfig) -> list[str]:

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from nas.errors import InputError, first_problem
 from nas.report.run_data import read_run
-from nas.runs.table import sources
+from nas.runs import checkpoint
+from nas.runs.table import Table, sources
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import Candidate
 from nas.selection.cells import Cell
@@ -17,33 +18,66 @@ from nas.selection.cells import Cell
 FEWEST_CELLS = 4  # of each kind, for an interval; it is too narrow where there are few
 
 
-def candidates(trained: Sequence[tuple[Cell, Sequence[Path]]], balanced: bool = False) -> list[Candidate]:
+def rows_of(path: Path, cells: Sequence[Cell]) -> list[Candidate]:
+    """Read the table of these cells.
+
+    Raises:
+        InputError: the file cannot be read, is damaged, or is about other cells; it is named.
+    """
+    advice = "move it away, then resume."
+    try:
+        rows = Table.load(path).cells
+    except InputError as error:
+        raise InputError(f"{str(error).rstrip('.')}; {advice}") from None
+    own = [(cell.genotype.to_text(), cell.seeds, cell.runner_up_seeds, cell.random_seeds, cell.names) for cell in cells]
+    found = [(row.genotype, *map(list, (row.seeds, row.runner_up_seeds, row.random_seeds, row.names))) for row in rows]
+    if sorted(own) != sorted(found):
+        raise InputError(f"table {path}: its cells are not those that were trained; {advice}")
+    return list(rows)
+
+
+def require_same_images(folders: Sequence[Path]) -> None:
+    """Raise InputError if the run in one of the folders did not learn from the same images as that in the first."""
+    first, *others = ((folder, checkpoint.newest(folder)) for folder in folders)
+    for folder, manifest in others:
+        if first[1] and manifest and manifest.data != first[1].data:
+            raise InputError(
+                f"{folder}: it learned from other images than {first[0]}; restore the images of --data-dir, move that "
+                "folder away, then resume; or start a new run."
+            )
+
+
+def candidates(
+    trained: Sequence[tuple[Cell, Sequence[Path]]], balanced: bool = False, epochs: int | None = None
+) -> list[Candidate]:
     """Return the results of the brief trainings, the best cell first.
 
     Args:
         trained: each cell, and the run folders of its trainings, one for each seed.
         balanced: whether the balanced accuracy decides.
+        epochs: after how many of them; by default after the last one.
 
     Raises:
-        InputError: a folder holds another cell, or no accuracy of the last epoch; the folder is named.
+        InputError: a folder holds another cell, or no accuracy of that epoch; the folder is named.
     """
-    found = [_candidate(cell, folders, balanced) for cell, folders in trained]
+    found = [_candidate(cell, folders, balanced, epochs) for cell, folders in trained]
     return sorted(found, key=lambda candidate: (-candidate.score, candidate.holdout_loss))
 
 
-def _candidate(cell: Cell, folders: Sequence[Path], balanced: bool) -> Candidate:
+def _candidate(cell: Cell, folders: Sequence[Path], balanced: bool, epochs: int | None) -> Candidate:
     runs = [read_run(folder) for folder in folders]
+    epochs = epochs or runs[0]["epochs"][-1]
     for run, folder in zip(runs, folders, strict=True):
         if Genotype.from_text(run["genotype"]) != cell.genotype:
             raise InputError(f"{folder}: trained another cell than {cell.file}; move the folder away, then resume.")
 
+    def after(name: str) -> tuple[float, ...]:
+        return tuple(run["series"][f"holdout/{name}"][run["epochs"].index(epochs)] for run in runs)
+
     def mean(name: str) -> float:
-        return statistics.mean(run["series"][f"holdout/{name}"][-1] for run in runs)
+        return statistics.mean(after(name))
 
     try:
-        scores = tuple(
-            run["series"]["holdout/balanced_accuracy" if balanced else "holdout/accuracy"][-1] for run in runs
-        )
         return Candidate(
             seeds=tuple(cell.seeds),
             runner_up_seeds=tuple(cell.runner_up_seeds),
@@ -55,15 +89,15 @@ def _candidate(cell: Cell, folders: Sequence[Path], balanced: bool) -> Candidate
             holdout_accuracy=mean("accuracy"),
             holdout_loss=mean("loss"),
             holdout_balanced_accuracy=mean("balanced_accuracy") if balanced else None,
-            epochs=runs[0]["epochs"][-1],
-            scores=scores,
+            epochs=epochs,
+            scores=after("balanced_accuracy" if balanced else "accuracy"),
         )
-    except TypeError:  # None stands where a record is missing
-        raise InputError(
-            f"{folders[0]}: has no accuracy of its last epoch; move the folder away, then resume."
-        ) from None
     except ValidationError as error:
         raise InputError(f"{folders[0]}: {first_problem(error)}") from None
+    except (TypeError, ValueError):  # None stands where a record is missing, if there is anything
+        raise InputError(
+            f"{folders[0]}: has no accuracy of epoch {epochs}; move the folder away, then resume."
+        ) from None
 
 
 def table(rows: Sequence[Candidate]) -> list[str]:

@@ -135,7 +135,7 @@ def tree(root, *folders):
         paint(root / name.strip("!"), *files, colour=(10 * number, 0, 0))
 
 
-HINT = "--skip-test --holdout-fraction 0.1 measures .*, and --test-fraction 0.2, given to search.py as well"
+HINT = "with train_final.py, --skip-test .* measures .*, and --test-fraction 0.2, given to search.py as well"
 
 
 @pytest.mark.parametrize(

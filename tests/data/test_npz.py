@@ -225,7 +225,7 @@ def test_a_wrong_array_is_named(case, tmp_path):
 
 
 def test_a_missing_file_is_named_with_what_makes_one_or_does_without(tmp_path):
-    no_test = "If there is no test set, --skip-test --holdout-fraction 0.1 measures the accuracy on held-out training"
+    no_test = "If there is no test set, with train_final.py, --skip-test --holdout-fraction 0.1 measures"
     sentence = refusal(tmp_path / "own")
     assert f"--data-dir {tmp_path}/own: there is no file {tmp_path}/own/train.npz" in sentence
     assert "numpy.savez_compressed" in sentence

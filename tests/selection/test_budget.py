@@ -1,9 +1,9 @@
 """What is planned for --time-budget: it fits, it grows with the time, it survives a slower machine and a kill."""
 
-import contextlib
 import dataclasses
 import functools
 import json
+import math
 import re
 
 import pytest
@@ -16,7 +16,7 @@ from nas.config.values import seconds_of
 from nas.errors import InputError
 from nas.selection import budget, clock, protocol
 from nas.selection.budget import Speed
-from tests.in_process import TWO, call
+from tests.in_process import TWO, call, in_this_process
 
 START_S = 5.0
 
@@ -148,53 +148,50 @@ def test_the_time_that_was_used_is_kept(tmp_path, monkeypatch):
     for _ in range(20):
         now[0] += 1
         first.tick()
-    kept = budget.Plan.load(tmp_path).used_s  # the process is killed here
+    kept = budget.Plan.load(tmp_path, config).used_s  # the process is killed here
     assert 10 <= kept <= 20.1
     second = clock.Clock(config, tmp_path)
     now[0] += 5
     lines = []
     second.end(lines.append)
-    assert budget.Plan.load(tmp_path).used_s == pytest.approx(kept + 5)
+    assert budget.Plan.load(tmp_path, config).used_s == pytest.approx(kept + 5)
     assert lines == [f"used 0:00:{round(kept + 5):02} of the 2:00:00 of --time-budget"]
 
 
 @pytest.mark.parametrize(
-    "spoilt",
+    ("place", "value"),
     [
-        "{",
-        '{"format_version": 1}',
-        {"budget_s": -1.0},
-        {"stages": {"search": {"flags": {"run": {}}, "planned_s": 1.0}}},
+        ([], "{"),
+        ([], {"format_version": 1}),
+        (["budget_s"], -1.0),
+        (["budget_s"], 1e300),
+        (["slots"], 10**9),
+        (["speeds"], {}),
+        (["speeds", "choice"], []),
+        (["speeds", "final", 0, 2], 0.0),
+        (["speeds", "final", 0, 2], math.nan),
+        (["speeds", "final", 0, 3], -1.0),
+        (["stages"], {}),
+        (["stages", "later"], {"flags": {}, "planned_s": 1.0}),
+        (["stages", "choice", "planned_s"], 0.0),
+        (["stages", "search", "flags"], {"run": {}}),
+        (["stages", "search", "flags", "selection"], {}),
+        (["stages", "search", "flags", "selection", "searches"], "1"),
+        (["stages", "search", "flags", "selection", "ray"], "elsewhere:1"),
+        (["stages", "search", "flags", "lower", "epochs"], -1),
+        (["stages", "search", "flags", "lower"], {"unknown": 1}),
     ],
 )
-def test_a_damaged_plan_is_one_sentence(tmp_path, spoilt):
-    make(config_of("--time-budget=2h")).save(tmp_path)
-    path = tmp_path / budget.FILE
-    path.write_text(spoilt if isinstance(spoilt, str) else json.dumps(json.loads(path.read_text()) | spoilt))
-    with pytest.raises(InputError, match=r"plan\.json"):
-        budget.Plan.load(tmp_path)
-
-
-def test_flags_in_a_plan_are_checked_as_those_of_a_command_are():
+def test_a_damaged_or_hostile_plan_is_one_sentence(tmp_path, place, value):
     config = config_of("--time-budget=2h")
-    plan = make(config)
-    for flags in ({"lower": {"epochs": -1}}, {"lower": {"unknown": 1}}, {"selection": {"searches": "1"}}):
-        plan.stages["search"].flags = flags
-        with pytest.raises(InputError):
-            budget.planned(config, plan)
-
-
-def in_this_process(folder):
-    """Run jobs in this process; a dry run prints into its file."""
-
-    def run_all(jobs, tick):
-        for job in jobs:
-            how = "--dry-run" if job.dry_run else f"--name={job.path.name}"
-            with job.output.open("w") as output, contextlib.redirect_stdout(output):
-                assert call(job.script.stem, folder, f"--config={job.config}", how) == 0
-        return []
-
-    return lambda *_: contextlib.nullcontext(run_all)
+    make(config).save(tmp_path)
+    path = tmp_path / budget.FILE
+    content = {"plan": json.loads(path.read_text())}
+    inner = functools.reduce(lambda found, name: found[name], ["plan", *place][:-1], content)
+    inner[["plan", *place][-1]] = value
+    path.write_text(value if isinstance(value, str) and not place else json.dumps(content["plan"]))
+    with pytest.raises(InputError, match=r"^plan .*plan\.json: (?!plan)"):
+        budget.Plan.load(tmp_path, config)
 
 
 SMALL = [

@@ -3,6 +3,7 @@
 import importlib.util
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
@@ -44,6 +45,9 @@ move = Path("moves").read_text()[number]
 if move == "w":
     print("error: --x: wrong.", file=sys.stderr)
     sys.exit(2)
+if move == "p":
+    print(5000 * "x")
+    sys.exit(1)
 if move == "z":  # sleeps until it is asked to stop
     (folder / "asleep.aside").write_text(str(os.getpid()))
     os.rename(folder / "asleep.aside", folder / "asleep")
@@ -96,13 +100,24 @@ def test_a_job_beside_others_is_told_its_share_of_the_cores(make):
     [
         ("dddddd", 4, "by SIGKILL: it printed nothing"),
         # Steps that were not applied are no progress; the first start has made a checkpoint.
-        ("bbbbbb", 5, "with exit code 1: stopped: 10 steps in a row were not finite."),
+        ("bbbbbb", 5, "with exit code 1: 10 steps in a row were not finite."),
     ],
 )
 def test_what_does_not_get_on_is_given_up(make, moves, num_starts, how):
     job = make(moves)
     assert run_job(job) == (1, f"runs/a ended 4 times in a row {how}")
     assert len(starts(job)) == num_starts
+
+
+def test_a_full_disk_is_not_tried_again(make):
+    job, unlimited = make("pppp"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, unlimited[1]))
+        with pytest.raises(OSError, match="File too large"):
+            run_job(job)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert len(starts(job)) == 1
 
 
 def test_wrong_input_is_not_tried_again_and_ends_the_others(make):

@@ -42,7 +42,7 @@ from nas.selection.cells import Cell, distinct_cells
 from nas.selection.job_configs import final_job, search_job, training_jobs
 from nas.selection.jobs import Ending, Job
 from tests import torture
-from tests.in_process import TWO, call
+from tests.in_process import TWO, call, in_this_process
 from tests.report.test_page import CHROMIUM, DATA, in_browser, needs_chromium
 
 SEARCH = [*torture.SMALL, "--num-nodes=1", "--epochs=2", "--checkpoint-minutes=0"]
@@ -209,18 +209,6 @@ def test_given_cells_stand_beside_searched_and_random_ones(tmp_path, monkeypatch
     assert "then each distinct cell, 1 random cell, DARTS_V2, own.json will be trained" in log
     assert f"written: genotypes/c.json ({sources(best)}), and in runs/c" in log
     assert "cells of --candidates: mean " in log
-
-
-def in_this_process(folder):
-    """Run jobs in the folder of a test, in this process."""
-
-    def run_all(jobs, tick):
-        for job in jobs:
-            how = f"--resume={job.folder}" if job.path.exists() else f"--name={job.path.name}"
-            assert call(job.script.stem, folder, f"--config={job.config}", how) == 0
-        return []
-
-    return lambda *_: contextlib.nullcontext(run_all)
 
 
 PATH = ["--dataset=digits", "--train-limit=60", "--init-channels=2", "--num-cells=1", "--num-nodes=1", "--epochs=1"]
