@@ -97,7 +97,7 @@ def measure(name: str, budget: str, threads: int) -> dict[str, float]:
     size = plan.stages["final"].flags["selection"]
     found = {
         "path": final["test"]["accuracy"],
-        "images": final["answers"]["num_images"],
+        "images": sum(final["answers"]["num_images"]),
         "planned_minutes": round(plan.budget_s / 60, 2),
         "used_minutes": round(plan.used_s / 60, 2),
     }

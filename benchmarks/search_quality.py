@@ -1,9 +1,10 @@
-"""How good the cells are that searches find in a space whose truth is known.
+r"""How good the cells are that searches find in a space whose truth is known.
 
-    python -m benchmarks.search_quality images --presets robust --hypergradient=first-order --epochs=3
+    python -m benchmarks.search_quality images --presets robust --hypergradient=first-order --epochs=4 \
+        --init-channels=8 --num-cells=3
 
 `images` is a folder of CIFAR-10 as image files, train/CLASS/*.jpg. Further flags are those of search.py. Each search
-has 25,000 images of 16 × 16 for each level, 16 channels and one cell per stage, and one thread. What stands in
+has 25,000 images of 16 × 16 for each level, one cell per stage where no flag says more, and one thread. What stands in
 `runs/` goes on where it stopped, and benchmarks/search_quality.json keeps the truth about the cell of each epoch: its
 rank among the 15,625 cells of NAS-Bench-201, and its test accuracy on CIFAR-10 after a full training. At the end the
 table of all searches is printed, and docs/search-quality-light.svg and -dark.svg are drawn of it.

@@ -25,7 +25,7 @@ from nas.search_space.genotype_file import SPACES, GenotypeFile
 
 PLAN_VERSION = 1
 FILE = "plan.json"
-SHARES = {"search": 0.35, "choice": 0.25, "final": 0.4}
+SHARES = {"search": 0.25, "choice": 0.2, "final": 0.55}
 RESERVE = 0.06  # of the budget: for exports, reports, and what no step shows
 # An epoch takes longer than its steps, as it ends with a measurement.
 EPOCH_OVER_STEPS = {"search": 1.25, "choice": 1.1, "final": 1.05}
@@ -34,6 +34,8 @@ WANTED_EPOCHS = {"search": 40, "choice": 8, "final": 40}
 EPOCHS_OF_SEARCH = 10  # fewer are not worth a further search
 MOST_SEARCHES = 4
 PUBLISHED = ("DARTS_V2", "PC_DARTS_cifar")
+# Accuracies after fewer steps say nothing of a cell (benchmarks/rank_signals.py): then no half of the cells is dropped.
+FEWEST_STEPS = 400
 HALVING = (0.25, 0.25, 0.5)  # of the epochs, in each rung; the cells halve from rung to rung
 
 _Seconds = Annotated[float, Field(ge=0, le=1e9)]
@@ -42,12 +44,13 @@ _Size = Annotated[int, Field(ge=1)]
 
 
 class Speed(NamedTuple):
-    """The speed of a stage at one size: seconds per epoch of one run, and seconds that a run takes to start."""
+    """The speed of a stage at one size: seconds and steps per epoch of a run, and seconds that a run takes to start."""
 
     channels: _Size
     num_cells: _Size
     epoch_s: _Some
     start_s: _Seconds
+    num_steps: _Size
 
 
 class Stage(BaseModel):
@@ -226,7 +229,7 @@ def _plan_choice(config: SearchConfig, speed: Speed, seconds: float, slots: int,
     own = selection.candidates or ()
     published = own or _published(config)
     random = selection.random_baseline
-    options = [(searches, published, True), (min(2, searches), own, True), (1, own, False)]
+    options = [(searches, published, True), (searches, own, True), (searches, own, False), (1, own, False)]
     best: Stage | None = None
     for drawn, candidates, halving in options:
         drawn = random if "random_baseline" in given else drawn
@@ -243,7 +246,8 @@ def _plan_choice(config: SearchConfig, speed: Speed, seconds: float, slots: int,
         choice = {"selection_channels": speed.channels, "selection_cells": speed.num_cells, "selection_epochs": epochs}
         numbers_of = {"random_baseline": drawn, "candidates": candidates or None, "selection_halving": halving}
         best = Stage(flags={"selection": choice | numbers_of}, planned_s=start_s + epochs * whole_s)
-        if best.planned_s <= seconds and start_s <= seconds / 2:
+        enough = not halving or epochs // 4 * speed.num_steps >= FEWEST_STEPS
+        if best.planned_s <= seconds and start_s <= seconds / 2 and enough:
             break
     assert best is not None
     return best
@@ -276,7 +280,10 @@ def planned(config: SearchConfig, plan: Plan) -> SearchConfig:
 
 
 def table(config: SearchConfig, plan: Plan) -> list[str]:
-    """Return the plan as lines: what, how many, of which size, epochs and minutes; and what it leaves out."""
+    """Return the plan of the stages that have not begun as lines: what, how many, of which size, epochs and time.
+
+    Before the first stage a last line says what the plan leaves out.
+    """
     own = planned(config, plan)
     selection = own.selection
     cells = selection.searches * selection.derive_top + selection.random_baseline + len(selection.candidates or ())
@@ -287,15 +294,16 @@ def table(config: SearchConfig, plan: Plan) -> list[str]:
         "final": ("1 network", selection.final_epochs),
     }
     lines = [("stage", "how many", "size", "epochs", "time")]
-    for name, stage in plan.stages.items():
+    left = {name: stage for name, stage in plan.stages.items() if stage.began_at_s is None}
+    for name, stage in left.items():
         how_many, epochs = rows[name]
         size = _size_in_words(*_size_of(own, name))
         lines.append((TITLES[name], how_many, size, str(epochs), duration(stage.planned_s)))
-    total = sum(stage.planned_s for stage in plan.stages.values())
-    lines.append(("in all", "", "", "", f"{duration(total)} of {duration(plan.budget_s)}"))
+    total, left_s = sum(stage.planned_s for stage in left.values()), max(0.0, plan.budget_s - plan.used_s)
+    lines.append(("in all", "", "", "", f"{duration(total)} of the {duration(left_s)} that are left"))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return [*text, *_left_out(own, plan)]
+    return [*text, *(_left_out(own, plan) if left == plan.stages else ())]
 
 
 def _left_out(own: SearchConfig, plan: Plan) -> list[str]:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from nas.config.flags import SearchConfig
 from nas.runs.progress_bar import duration
-from nas.selection.budget import Plan, planned, replan, table
+from nas.selection.budget import TITLES, Plan, planned, replan, table
 
 SAVE_EVERY_S = 10.0
+LEAST_SLOWDOWN = 0.85  # a stage that was quick does not promise that the next one will be
 
 
 class Clock:
@@ -64,11 +65,12 @@ def begin(config: SearchConfig, plan: Plan, stage: str) -> list[str]:
     if plan.stages[stage].began_at_s is not None:
         return []
     lines = []
-    before = [found for found in plan.stages.values() if found.began_at_s is not None]
+    before = [(name, found) for name, found in plan.stages.items() if found.began_at_s is not None]
     if before:
-        took_s = plan.used_s - (before[-1].began_at_s or 0.0)
-        slowdown = took_s / before[-1].planned_s
-        replan(config, plan, max(1.0, slowdown))
-        lines.append(f"that took {duration(took_s)}, and {duration(before[-1].planned_s)} were planned; from now on:")
+        name, last = before[-1]
+        took_s = plan.used_s - (last.began_at_s or 0.0)
+        replan(config, plan, max(LEAST_SLOWDOWN, took_s / last.planned_s))
+        lines.append(f"the {TITLES[name]} took {duration(took_s)}; planned: {duration(last.planned_s)}. What is left:")
+    lines += table(config, plan)
     plan.stages[stage].began_at_s = plan.used_s
-    return [*lines, *table(config, plan)]
+    return lines

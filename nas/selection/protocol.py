@@ -119,7 +119,8 @@ def make_plan(config: SearchConfig, scripts: Path, run_all: RunAll, log: Callabl
                 raise InputError(ending.why)
             step_s, num_steps = speed_in(job.output.read_text(encoding="utf-8")) or (0.0, 0)
             start_s = max(0.0, time.monotonic() - began - 2 * step_s)
-            return budget.Speed(*size, step_s * num_steps / job.epochs * budget.EPOCH_OVER_STEPS[stage], start_s)
+            num_steps //= job.epochs  # in an epoch
+            return budget.Speed(*size, step_s * num_steps * budget.EPOCH_OVER_STEPS[stage], start_s, num_steps)
 
         slots = 1
         if selection.ray is not None:
@@ -326,7 +327,8 @@ def plan(config: SearchConfig) -> list[str]:
     cells = ["each distinct cell" if top == 1 else f"the {top} likeliest cells of each search"]
     cells += [count(selection.random_baseline, "random cell")] if selection.random_baseline else []
     cells += [printable(source, 40) for source in selection.candidates or ()]
-    epochs = " or ".join(map(str, rungs(selection))) + " epochs"
+    *first_rungs, last_rung = rungs(selection)
+    epochs = " or ".join([*map(str, first_rungs), count(last_rung, "epoch")])
     with_seeds = f", {selection.selection_seeds} seeds each" if selection.selection_seeds > 1 else ""
     fraction = selection_fraction(config)
     images = "the images from which the alphas of the first search learn"

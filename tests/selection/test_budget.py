@@ -26,9 +26,9 @@ def config_of(*flags):
     return parse(SearchConfig, ["--dataset=digits", "--train-final", "--name=b", *flags])
 
 
-def speeds(per_cell_s):
+def speeds(per_cell_s, num_steps=400):
     """A machine on which an epoch takes so many seconds per cell of one channel."""
-    return lambda stage, size: Speed(*size, per_cell_s * size[0] * size[1], START_S)
+    return lambda stage, size: Speed(*size, per_cell_s * size[0] * size[1], START_S, num_steps)
 
 
 def make(config, per_cell_s=0.1, slots=1):
@@ -122,6 +122,13 @@ def test_what_does_not_fit_into_memory_is_not_planned():
     assert plan.stages["final"].flags["selection"]["final_channels"] == 18
 
 
+def test_no_half_of_the_cells_is_dropped_after_too_few_steps():
+    config = config_of("--time-budget=10h")
+    for num_steps, halving in ((4, False), (400, True)):
+        plan = budget.make(config, speeds(0.1, num_steps), 1, lambda line: None)
+        assert plan.stages["choice"].flags["selection"]["selection_halving"] == halving
+
+
 def test_on_a_slower_machine_what_is_left_is_planned_anew(tmp_path):
     config = config_of("--time-budget=2h")
     plan = make(config)
@@ -129,7 +136,7 @@ def test_on_a_slower_machine_what_is_left_is_planned_anew(tmp_path):
     assert clock.begin(config, plan, "search")[0].startswith("stage")
     plan.used_s += 2 * plan.stages["search"].planned_s
     lines = clock.begin(config, plan, "choice")
-    assert re.match(r"that took \d:\d\d:\d\d, and \d:\d\d:\d\d were planned; from now on:", lines[0])
+    assert re.match(r"the searches took \d:\d\d:\d\d; planned: \d:\d\d:\d\d. What is left:", lines[0])
     assert plan.stages["search"].flags == before["search"].flags  # as it has begun
     final = plan.stages["final"].flags["selection"]
     planned = before["final"].flags["selection"]
@@ -213,7 +220,7 @@ def test_a_whole_run_is_planned_and_a_dry_run_only_prints_the_plan(tmp_path, mon
     out = capfd.readouterr().out
     assert re.search(r"measured for the searches: 2 channels, 1 cell, \d+\.\d s per epoch\n", out)
     assert re.search(r"\nsearches +2 searches +2 channels, 1 cell +1 +0:00:\d\d\n", out)
-    assert re.search(r"\nin all +0:00:\d\d of 0:01:00\n", out)
+    assert re.search(r"\nin all +0:00:\d\d of the 0:00:\d\d that are left\n", out)
     assert list(tmp_path.iterdir()) == []
     assert call("search", tmp_path, *SMALL, *few, "--name=b") == 0
     log = (tmp_path / "runs" / "b" / "log.txt").read_text()
