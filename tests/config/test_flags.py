@@ -25,7 +25,7 @@ def test_the_defaults_are_the_published_ones():
     assert dataclasses.astuple(config.lower) == (50, 64, 0.025, 0.001, 0.9, 3e-4, 5.0)
     assert dataclasses.astuple(config.upper)[:6] == (3e-4, 1e-3, 0.5, "onestage", False, 0.01)
     selection = dataclasses.astuple(config.selection)
-    assert selection == (1, 0, None, 1, False, None, 100, 1, False, 36, 20, False, 600, 36, 20, None, None, 1.0)
+    assert selection == (None, 1, 0, None, 1, False, None, 100, 1, False, 36, 20, False, 600, 36, 20, None, None, 1.0)
     assert dataclasses.astuple(final.network) == (None, None, None, None, "cifar", 0.4, 0.2)
     assert DARTS.final_network == (36, 20)
     assert dataclasses.astuple(final.training) == (600, 96, 0.025, 0.9, 3e-4, 5.0, None, 0.0, False)

@@ -141,10 +141,9 @@ def test_a_table_of_other_cells_is_one_sentence(copy, capfd, name, spoil):
 def test_images_that_changed_between_two_jobs_are_refused_by_name(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(protocol, "runner", in_this_process(tmp_path))
     folder_data(tmp_path, num_images=10)
-    assert call("search", tmp_path, *FOLDER, *SMALL) == 0
+    assert call("search", tmp_path, *FOLDER, *SMALL, "--selection-epochs=1", "--derive-top=1") == 0
     shutil.rmtree(tmp_path / RUN / "retrained-random0")
-    for name in ("table-1.json", "table-2.json", "table-4.json"):
-        (tmp_path / RUN / name).unlink()
+    (tmp_path / RUN / "table-1.json").unlink()
     shutil.move(tmp_path / "train", tmp_path / "before")
     assert call("search", tmp_path, GO_ON) == 2
     assert "error: --data-dir .: there is no folder train" in capfd.readouterr().err

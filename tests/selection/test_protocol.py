@@ -186,8 +186,8 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(tmp_path, capfd):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("flags", [[], ["--export-searched"]], ids=["best of all", "best searched one"])
-def test_given_cells_stand_beside_searched_and_random_ones(tmp_path, monkeypatch, flags):
+@pytest.mark.usefixtures("quicker")
+def test_given_cells_stand_beside_searched_and_random_ones(tmp_path, monkeypatch):
     def run_all(jobs, tick):
         (tmp_path / "own.json").unlink(missing_ok=True)  # it was read when the run began
         for job in jobs:
@@ -199,11 +199,11 @@ def test_given_cells_stand_beside_searched_and_random_ones(tmp_path, monkeypatch
     small = ["--dataset=digits", "--train-limit=48", "--init-channels=2", "--num-cells=1", "--num-nodes=1", *TWO]
     several = ["--random-baseline=1", "--selection-epochs=1", "--selection-channels=2", "--selection-cells=1"]
     given = ["--candidates", "DARTS_V2", "own.json", "--epochs=1", "--name=c"]
-    assert call("search", tmp_path, *small, *several, *given, *flags) == 0
+    assert call("search", tmp_path, *small, *several, *given, "--export-searched") == 0
     exported = GenotypeFile.load(tmp_path / "genotypes" / "c.json")
     rows = exported.provenance.candidates
     assert sorted(sources(row) for row in rows) == ["DARTS_V2", "own.json", "random 0", "seed 0"]
-    best = next(row for row in rows if row.seeds) if flags else rows[0]
+    best = next(row for row in rows if row.seeds)
     assert Genotype(**exported.cells()) == Genotype.from_text(best.genotype)
     log = (tmp_path / "runs" / "c" / "log.txt").read_text()
     assert "then each distinct cell, 1 random cell, DARTS_V2, own.json will be trained" in log
@@ -218,7 +218,7 @@ PATH += ["--train-final", "--final-epochs=1", "--final-channels=2", "--final-cel
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
+def path(tmp_path_factory, quicker):
     """The folder of a run that went from the search to the trained network."""
     folder = tmp_path_factory.mktemp("path")
     with pytest.MonkeyPatch.context() as patch:
@@ -252,6 +252,7 @@ def test_all_jobs_hold_out_the_same_images_and_no_search_sees_them(path):
 def test_the_final_network_is_that_of_the_best_cell_and_can_be_loaded(path, capfd):
     run = path / "runs" / "p"
     exported = Genotype.load(path / "genotypes" / "p.json")
+    assert exported == Genotype.from_text(Table.load(run / "table.json").cells[0].genotype)
     assert Genotype.load(run / "final" / "genotype.json") == exported
     assert (run / "final" / "network.safetensors").exists()
     log = (run / "log.txt").read_text()
