@@ -12,6 +12,7 @@ table of all searches is printed, and docs/search-quality-light.svg and -dark.sv
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -91,6 +92,11 @@ def table(results: Results) -> str:
     return "\n".join(lines)
 
 
+def in_words(method: str) -> str:
+    """Return the flags of a method in words, such as "robust, epochs 4"; all of them are of first order."""
+    return re.sub(r"-([a-z][a-z-]*?)-(\d[\d.]*)", r", \1 \2", method.replace("-hypergradient-first-order", ""))
+
+
 def figure(results: Results, path: Path, ink: str) -> None:
     """Draw rank against epoch: a line for each search, a colour for each method; `ink` is that of the letters."""
     # Letters stay text, and the file is the same for the same results.
@@ -101,7 +107,7 @@ def figure(results: Results, path: Path, ink: str) -> None:
     for colour, (method, runs) in zip(COLOURS, by_method(results).items(), strict=False):
         for number, epochs in enumerate(runs):
             ranks = [epoch["rank"] for epoch in epochs]
-            label = method if number == 0 else None
+            label = in_words(method) if number == 0 else None
             panel.plot(range(1, 1 + len(ranks)), ranks, "o-", color=colour, label=label, markersize=3, linewidth=1.2)
     for rank, text in LEVELS.items():
         panel.axhline(rank, color=ink, linewidth=0.6, linestyle=":")
@@ -110,7 +116,7 @@ def figure(results: Results, path: Path, ink: str) -> None:
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.invert_yaxis()
     panel.yaxis.set_major_formatter("{x:,.0f}")
-    panel.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    panel.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     panel.spines[["top", "right"]].set_visible(False)
     panel.spines[["left", "bottom"]].set_color(ink)
     sheet.savefig(path, metadata={"Date": None}, transparent=True)

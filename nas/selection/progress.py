@@ -13,6 +13,13 @@ from nas.errors import count
 from nas.runs.progress_bar import PLAIN_LINE_EVERY_S, can_draw, duration, make_bars
 from nas.selection.jobs import Job, is_done, num_epochs
 
+# The first one that a record has.
+SHOWN = {
+    "upper/accuracy": "upper",
+    "test/accuracy": "test",
+    "holdout/accuracy": "held out",
+    "train/accuracy": "training images",
+}
 TAIL_BYTES = 128 << 10  # of metrics.jsonl: some epochs
 _RECORD = TypeAdapter(dict[str, float])
 
@@ -78,13 +85,11 @@ def jobs_view(console: Console, log: Callable[[str], None], jobs: Sequence[Job])
 def status(folder: Path) -> str:
     """Return the accuracy of the last finished epoch of a run and, for a search, the skip connections of its cells."""
     for record in _last_records(folder / "metrics.jsonl"):
-        if "upper/accuracy" in record:
-            skips = [f"{value:.0f}" for name, value in record.items() if name.startswith("cells/skip_connections_")]
-            what = f"upper {record['upper/accuracy']:.1%}, skips {' + '.join(skips)}"
-        elif "holdout/accuracy" in record:
-            what = f"held out {record['holdout/accuracy']:.1%}"
-        else:
+        shown = [f"{title} {record[name]:.1%}" for name, title in SHOWN.items() if name in record]
+        if not shown:
             continue
+        skips = [f"{value:.0f}" for name, value in record.items() if name.startswith("cells/skip_connections_")]
+        what = f"{shown[0]}, skips {' + '.join(skips)}" if skips else shown[0]
         return f"{what}; {duration(record.get('time_s', 0))}"
     return "no epoch yet"
 

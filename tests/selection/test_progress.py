@@ -97,3 +97,17 @@ def test_hostile_metrics_are_not_shown(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'\xff\n[1]\n{}\n{"cut of' + b"9" * 300_000)
     assert progress.status(tmp_path) == "no epoch yet"
     assert progress.status(tmp_path / "nowhere") == "no epoch yet"
+
+
+@pytest.mark.parametrize(
+    ("records", "shown"),
+    [
+        ([{"train/accuracy": 0.5, "time_s": 5}], "training images 50.0%; 0:00:05"),
+        ([{"train/accuracy": 0.5}, {"train/step_loss": 1.0}], "training images 50.0%; 0:00:00"),
+        ([{"train/accuracy": 0.5, "holdout/accuracy": 0.4, "time_s": 5}], "held out 40.0%; 0:00:05"),
+        ([{"train/accuracy": 0.5}, {"test/accuracy": 0.3, "time_s": 9}], "test 30.0%; 0:00:09"),
+    ],
+)
+def test_a_training_shows_the_accuracy_that_says_most(tmp_path, records, shown):
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    assert progress.status(tmp_path) == shown
