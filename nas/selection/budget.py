@@ -26,6 +26,7 @@ from nas.search_space.genotype_file import SPACES, GenotypeFile
 PLAN_VERSION = 1
 FILE = "plan.json"
 SHARES = {"search": 0.25, "choice": 0.2, "final": 0.55}
+LEAST_FINAL_EPOCHS, MOST_OF_FINAL = 60, 0.8
 RESERVE = 0.06  # of the budget: for exports, reports, and what no step shows
 # An epoch takes longer than its steps, as it ends with a measurement.
 EPOCH_OVER_STEPS = {"search": 1.25, "choice": 1.1, "final": 1.05}
@@ -153,7 +154,7 @@ def make(
             found.append(speed)
             log(f"measured for the {TITLES[stage]}: {_size_in_words(*size)}, {speed.epoch_s:.1f} s per epoch")
             # Twice the cells and the channels take four times as long, or more.
-            if _epochs(stage, speed, share_of(config, stage, plan.budget_s), slots) < 4 * WANTED_EPOCHS[stage]:
+            if _epochs(stage, speed, share_of(config, plan, stage, plan.budget_s), slots) < 4 * WANTED_EPOCHS[stage]:
                 break
     plan.used_s = time.monotonic() - began
     replan(config, plan)
@@ -175,10 +176,14 @@ def stages_of(config: SearchConfig) -> list[str]:
     return ["search", "choice", *(["final"] if config.selection.train_final else [])]
 
 
-def share_of(config: SearchConfig, stage: str, left_s: float) -> float:
-    """Return the seconds that a stage may take of what is left for it and those that follow."""
-    stages = stages_of(config)
-    return left_s * SHARES[stage] / sum(SHARES[name] for name in stages[stages.index(stage) :])
+def share_of(config: SearchConfig, plan: Plan, stage: str, left_s: float) -> float:
+    """Return the seconds of a stage, of what is left for it and later ones; of a short time the final one has more."""
+    stages, shares = stages_of(config), dict(SHARES)
+    if "final" in stages and plan.speeds.get("final"):
+        wanted_s = LEAST_FINAL_EPOCHS * plan.speeds["final"][0].epoch_s
+        shares["final"] = min(MOST_OF_FINAL, max(SHARES["final"], wanted_s / plan.budget_s))
+        shares |= {name: SHARES[name] * (1 - shares["final"]) / (1 - SHARES["final"]) for name in ("search", "choice")}
+    return left_s * shares[stage] / sum(shares[name] for name in stages[stages.index(stage) :])
 
 
 def replan(config: SearchConfig, plan: Plan, slowdown: float = 1.0) -> None:
@@ -191,7 +196,7 @@ def replan(config: SearchConfig, plan: Plan, slowdown: float = 1.0) -> None:
     for stage in stages_of(config):
         if stage in plan.stages and plan.stages[stage].began_at_s is not None:
             continue
-        seconds = share_of(config, stage, max(0.0, left_s))
+        seconds = share_of(config, plan, stage, max(0.0, left_s))
         speeds = [speed._replace(epoch_s=speed.epoch_s * slowdown) for speed in plan.speeds[stage]]
         fitting = [speed for speed in speeds if _epochs(stage, speed, seconds, plan.slots) >= WANTED_EPOCHS[stage]]
         speed = (fitting or speeds[:1])[-1]

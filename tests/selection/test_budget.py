@@ -122,6 +122,16 @@ def test_what_does_not_fit_into_memory_is_not_planned():
     assert plan.stages["final"].flags["selection"]["final_channels"] == 18
 
 
+def test_the_final_training_takes_more_of_a_short_time():
+    shares = []
+    for minutes in (7, 2000):
+        config = config_of(f"--time-budget={minutes}m")
+        plan = make(config)
+        shares.append(plan.stages["final"].planned_s / total(plan))
+    assert 0.6 < shares[0] < 0.9
+    assert shares[1] < 0.6
+
+
 def test_no_half_of_the_cells_is_dropped_after_too_few_steps():
     config = config_of("--time-budget=10h")
     for num_steps, halving in ((4, False), (400, True)):
