@@ -1,6 +1,6 @@
 """From a folder of images to a network, in a given time: the whole path against cells that are trained for as long.
 
-    python -m benchmarks.own_images --budget 10m
+    python -m benchmarks.own_images --budget 5m --threads 1
 
 Three sets of images are made from what the packages ship: the digits of scikit-learn, tiles of its two photographs,
 and letters, 26 classes, drawn by Pillow with turns, shifts and noise. On each, `search.py --time-budget` goes the whole
