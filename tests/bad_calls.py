@@ -70,6 +70,7 @@ SEARCH = {
         ("--ray", "--ray: needs --searches above 1, --random-baseline above 0, --derive-top"),
         ("--selection-halving", "--selection-halving: needs --searches above 1"),
         ("--export onnx", "--export: needs --train-final."),
+        ("--final-cells 8", "--final-cells: needs --train-final."),
         ("--time-budget 8", "--time-budget: must be a time from 1m to 60d"),
         ("--time-budget 1h --preset darts-pt", "--time-budget: needs --derivation argmax"),
         ("--derive-top 2 --max-skip-connections 1", "--derive-top: cannot be combined with --max-skip"),

@@ -242,6 +242,8 @@ def _check_selection(config: SearchConfig) -> None:
             f"cells would be compared, but at most {MAX_CANDIDATES} can be."
         )
     of_final = given("export", "final_epochs")
+    if (selection.final_channels, selection.final_cells) != SPACES[config.supernet.space].final_network:
+        of_final += given("final_channels", "final_cells")
     if of_final and not selection.train_final:
         raise InputError(f"{of_final[0]}: needs --train-final.")
     if selection.time_budget is not None and config.upper.derivation == "perturbation":

@@ -19,12 +19,11 @@ from nas.config.flags import (
     selection_fraction,
 )
 from nas.machine.environment import environment
+from nas.report.overview import FINAL
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import SPACES
 from nas.selection.cells import Cell, search_name
 from nas.selection.jobs import Job
-
-FINAL = "final"  # name of the run folder of the final training
 
 
 def search_job(config: SearchConfig, scripts: Path, path: Path, seed: int) -> Job:

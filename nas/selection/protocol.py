@@ -5,8 +5,6 @@ import functools
 import os
 import shlex
 import shutil
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,16 +21,15 @@ from nas.report import page as report
 from nas.report.run_data import read_run
 from nas.runs.folder import RunFolder, folder_of_run, require_new
 from nas.runs.interrupts import Interrupts
-from nas.runs.progress_bar import speed_in
 from nas.runs.table import Table, sources
 from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import Candidate, GenotypeFile
 from nas.selection import budget, ranking
 from nas.selection.cells import Cell, candidate_files, distinct_cells, read_candidate, search_name, seeds
 from nas.selection.clock import Clock
-from nas.selection.job_configs import FINAL, dry_run_of, final_job, search_job, training_jobs, training_names
+from nas.selection.job_configs import FINAL, final_job, search_job, training_jobs, training_names
 from nas.selection.jobs import Job, RunAll, is_done, num_epochs, runner
-from nas.selection.jobs import slots as slots_of_ray
+from nas.selection.measure import make_plan
 from nas.selection.progress import jobs_view
 
 RunJobs = Callable[[Sequence[Job], str], None]
@@ -79,17 +76,17 @@ def create(path: Path, config: SearchConfig, scripts: Path, run_all: RunAll) -> 
         InputError: the name is taken, the images or a cell of --candidates cannot be read, or the budget is too short.
     """
     require_new(path)
-    for name in (path.name, *(search_name(config, seed) for seed in seeds(config))):
-        if (exported := Path("genotypes", f"{name}.json")).exists():
-            raise InputError(f"--name {path.name}: {exported} exists already; choose another --name.")
+    require_new_exports(config)
     # Read once here, where that is possible: several at once would download the same files.
     notes = check(config)
     plan = None if config.selection.time_budget is None else make_plan(config, scripts, run_all, print)
+    planned = config if plan is None else budget.planned(config, plan)
+    require_new_exports(planned)  # as the plan may have more searches
 
     def fill(folder: Path) -> None:
         if plan is not None:
             plan.save(folder)
-        candidate_files(config if plan is None else budget.planned(config, plan), folder)  # searches may take days
+        candidate_files(planned, folder)  # now, as the searches may take days
 
     run = RunFolder.create(path, config, fill=fill)
     for note in notes:
@@ -97,35 +94,11 @@ def create(path: Path, config: SearchConfig, scripts: Path, run_all: RunAll) -> 
     return run
 
 
-def make_plan(config: SearchConfig, scripts: Path, run_all: RunAll, log: Callable[[str], None]) -> budget.Plan:
-    """Measure how quick the stages of a run are, and plan them for --time-budget.
-
-    Raises:
-        InputError: the budget is too short, or a stage cannot run.
-    """
-    options, selection = config.run, config.selection
-    # Each node of a cluster has this folder; otherwise what a kill leaves is for the system to remove.
-    place = None if selection.ray is None else "."
-    with tempfile.TemporaryDirectory(dir=place, prefix=".plan-") as aside:
-
-        def measure(stage: str, size: tuple[int, int]) -> budget.Speed | None:
-            folder = Path(aside, f"{stage}-{size[0]}-{size[1]}")
-            folder.mkdir()
-            job = dry_run_of(config, scripts, folder, stage, size)
-            began = time.monotonic()
-            for ending in run_all([job], lambda: None):
-                if ending.code == 2 and size != budget.sizes(config, stage)[0]:  # such as: it does not fit into memory
-                    return None
-                raise InputError(ending.why)
-            step_s, num_steps = speed_in(job.output.read_text(encoding="utf-8")) or (0.0, 0)
-            start_s = max(0.0, time.monotonic() - began - 2 * step_s)
-            num_steps //= job.epochs  # in an epoch
-            return budget.Speed(*size, step_s * num_steps * budget.EPOCH_OVER_STEPS[stage], start_s, num_steps)
-
-        slots = 1
-        if selection.ray is not None:
-            slots = slots_of_ray(selection.devices_per_search, options.device, options.threads)
-        return budget.make(config, measure, slots, log)
+def require_new_exports(config: SearchConfig) -> None:
+    """Raise InputError if a genotype file that the run will write exists."""
+    for name in (config.run.name, *(search_name(config, seed) for seed in seeds(config))):
+        if (exported := Path("genotypes", f"{name}.json")).exists():
+            raise InputError(f"--name {config.run.name}: {exported} exists already; choose another --name.")
 
 
 def search_and_choose(

@@ -21,6 +21,7 @@ from nas.training.accuracy import Measured, count_answers
 
 SMALLEST_FOR_IMAGENET = 32  # 4 × 4 in the first cell, and a single pixel behind both reduction cells
 LARGE_FOR_CIFAR = 96
+NUM_REHEARSED = 4  # steps of a dry run
 
 
 def pick_device(name: str, world: World = SINGLE) -> torch.device:
@@ -150,7 +151,7 @@ def seconds_of_step(
     """
     times = [time.monotonic()]
     try:
-        for _ in range(4):  # in all processes alike, as they wait for one another in each step
+        for _ in range(NUM_REHEARSED):  # in all processes alike, as they wait for one another in each step
             with rollback_if_not_finite(state):
                 take_step()
             times.append(time.monotonic())

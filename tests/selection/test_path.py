@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nas.selection import protocol
+from nas.selection import budget, protocol
 from tests.bad_calls import content
 from tests.data.folders import folder_data, paint
 from tests.in_process import TWO, call, in_this_process
@@ -68,6 +68,17 @@ def test_a_name_that_is_taken_is_refused_before_the_time_is_planned(tmp_path, no
     (tmp_path / RUN).mkdir(parents=True)
     assert call("search", tmp_path, *DIGITS, *SMALL, BUDGET) == 2
     assert capfd.readouterr().err.startswith("error: --name x: runs/x exists already")
+
+
+def test_a_genotype_of_a_planned_search_is_not_overwritten(tmp_path, no_job, monkeypatch, capfd):
+    few = budget.Plan(budget_s=9e3, speeds={})
+    few.stages["search"] = budget.Stage(flags={"selection": {"searches": 3}}, planned_s=1.0)
+    monkeypatch.setattr(protocol, "make_plan", lambda *_: few)
+    (tmp_path / "genotypes").mkdir()
+    (tmp_path / "genotypes" / "x-seed2.json").write_text("mine")
+    assert call("search", tmp_path, *DIGITS, *SMALL, BUDGET) == 2
+    assert capfd.readouterr().err == "error: --name x: genotypes/x-seed2.json exists already; choose another --name.\n"
+    assert not (tmp_path / RUN).exists()
 
 
 def test_a_disk_that_is_full_when_the_folder_is_made_leaves_none(tmp_path, monkeypatch, capfd):
