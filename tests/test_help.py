@@ -11,11 +11,11 @@ import pytest
 import nas
 from nas import export, genotypes
 from nas.config.cli import run_tyro
-from nas.report import page
+from nas.report import __main__ as report_command
 
 SUBCOMMANDS = ["list", "show", "diff", "convert", "random", "validate"]
-KINDS = {genotypes: genotypes.Command, page: page.Arguments, export: export.Export}
-CALLS = [(genotypes, []), *[(genotypes, [name]) for name in SUBCOMMANDS], (page, []), (export, [])]
+KINDS = {genotypes: genotypes.Command, report_command: report_command.Arguments, export: export.Export}
+CALLS = [(genotypes, []), *[(genotypes, [name]) for name in SUBCOMMANDS], (report_command, []), (export, [])]
 
 
 @pytest.mark.parametrize(("module", "subcommand"), CALLS)
@@ -26,7 +26,7 @@ def test_a_help_has_a_sentence_and_an_example_that_is_understood(module, subcomm
     assert stop.value.code == 0
     usage, _, about = capsys.readouterr().out.partition("\n\n")
     assert len(usage) <= 80 or (module, subcommand) == (genotypes, ["random"])  # whose last flag is on the next line
-    command = f"python -m {' '.join([module.__name__.removesuffix('.page'), *subcommand])}"
+    command = f"python -m {' '.join([module.__name__.removesuffix('.__main__'), *subcommand])}"
     assert usage.startswith(f"usage: {command} ")
     lines = [line.strip("│ ") for line in about.splitlines()]
     assert re.match(r"[A-Z].*\.", lines[0])
@@ -47,13 +47,13 @@ START = """
 import contextlib, io, sys
 import nas
 from nas import export, genotypes
-from nas.report import page
+from nas.report import __main__ as report_command
 
 assert {*nas.__all__} <= {*dir(nas)}
 calls = {genotypes: {"list", "show NASNet", "diff DARTS_V1 DARTS_V2", "validate DARTS_V2", "random --seed 1"}}
 calls[genotypes] |= {f"convert DARTS_V2 --to {form}" for form in ("json", "text", "nni", "nasbench301")}
 calls[genotypes] |= {f"{name} --help" for name in ("", "list", "show", "diff", "convert", "random", "validate")}
-for module, lines in (calls | {export: {"--help"}, page: {"--help"}}).items():
+for module, lines in (calls | {export: {"--help"}, report_command: {"--help"}}).items():
     for line in lines:
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
             module.main(line.split())

@@ -17,7 +17,7 @@ from nas.errors import InputError
 from nas.export import Export
 from nas.genotypes import Command, List
 from nas.predict import Predict
-from nas.report.page import Arguments
+from nas.report.__main__ import Arguments
 from nas.version import VERSION
 from tests.bad_calls import CALLS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nas import export, genotypes
-from nas.report import page
+from nas.report import __main__ as report_command
 from tests.in_process import TWO, call
 
 TUTORIAL = (Path(__file__).parent.parent / "docs" / "tutorial.md").read_text(encoding="utf-8")
@@ -32,7 +32,7 @@ def test_every_step_of_the_tutorial_works(num_steps, tmp_path, monkeypatch, capf
             continue
         words = shlex.split(command)[1:]
         if words[0] == "-m":
-            run = {"nas.genotypes": genotypes.main, "nas.report": page.main, "nas.export": export.main}
+            run = {"nas.genotypes": genotypes.main, "nas.report": report_command.main, "nas.export": export.main}
             assert run[words[1]](words[2:]) == 0, command
         else:
             assert call(words[0].removesuffix(".py"), tmp_path, *words[1:], *SMALLEST[words[0]]) == 0, command

@@ -17,6 +17,7 @@ from nas.config.flags import FinalConfig
 from nas.errors import InputError
 from nas.models.primitives import PRIMITIVES
 from nas.models.size import network_size
+from nas.report import __main__ as report_command
 from nas.report import metrics_file, run_data
 from nas.report import page as report
 from nas.search_space.genotype import Genotype
@@ -197,12 +198,12 @@ def test_a_search_leaves_the_page_that_the_command_writes(copy, capsys):
     path = Path("runs/a/report.html")
     before = path.read_text(encoding="utf-8")
     path.unlink()
-    assert report.main(["runs/a"]) == 0
+    assert report_command.main(["runs/a"]) == 0
     assert path.read_text(encoding="utf-8") == before
-    assert report.main(["runs/a", "runs/b"]) == 0
+    assert report_command.main(["runs/a", "runs/b"]) == 0
     page = Path("report.html").read_text(encoding="utf-8")
     assert [(run["name"], run["seed"]) for run in json.loads(DATA.search(page)[1])["runs"]] == [("a", 0), ("b", 1)]
-    assert report.main(["runs/a", "runs/b", "--output=deep/page.html"]) == 0
+    assert report_command.main(["runs/a", "runs/b", "--output=deep/page.html"]) == 0
     assert Path("deep/page.html").read_text(encoding="utf-8") == page
     assert capsys.readouterr().out.splitlines()[:2] == ["written: runs/a/report.html", "written: report.html"]
 
@@ -299,7 +300,7 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(copy, capsys, argu
     if change is not None:
         change()
     before = content(copy)
-    code = report.main(arguments.split())
+    code = report_command.main(arguments.split())
     assert fault(code, capsys.readouterr().err, sentence) is None
     assert content(copy) == before
 
@@ -308,10 +309,10 @@ def test_limits_hold_before_anything_is_parsed(copy, monkeypatch, capsys):
     path = Path(METRICS)
     with path.open("ab") as file:
         file.truncate(metrics_file.MAX_METRICS_BYTES + 1)  # a hole takes no room
-    assert report.main(["runs/a"]) == 2
+    assert report_command.main(["runs/a"]) == 2
     assert capsys.readouterr().err == "error: runs/a/metrics.jsonl: is larger than 256 MiB.\n"
     path.write_bytes(b"{" + b" " * metrics_file.MAX_LINE_BYTES)
-    assert report.main(["runs/a"]) == 2
+    assert report_command.main(["runs/a"]) == 2
     assert capsys.readouterr().err == "error: runs/a/metrics.jsonl, line 1: is longer than 1 MiB.\n"
 
 

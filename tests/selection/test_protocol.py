@@ -31,8 +31,8 @@ from nas.config.flags import FinalConfig, SearchConfig, Selection
 from nas.data import datasets
 from nas.errors import InputError
 from nas.predict import predict
+from nas.report import __main__ as report_command
 from nas.report import overview
-from nas.report import page as report
 from nas.runs import checkpoint
 from nas.runs.table import Table, sources
 from nas.search_space.genotype import Genotype
@@ -356,12 +356,12 @@ def test_the_command_renews_the_page_and_files_of_somebody_else_stay(copy, capsy
     page, card = copy / "overview.html", copy / "MODEL_CARD.md"
     before = page.read_text(encoding="utf-8")
     page.unlink()
-    assert report.main(["runs/p"]) == 0
+    assert report_command.main(["runs/p"]) == 0
     assert capsys.readouterr().out == "written: runs/p/overview.html\n"
     assert page.read_text(encoding="utf-8") == before
     for file in (page, card):
         file.write_text("mine")
-    assert report.main(["runs/p"]) == 2
+    assert report_command.main(["runs/p"]) == 2
     assert "runs/p/overview.html: exists and is not a report" in capsys.readouterr().err
     run = types.SimpleNamespace(path=Path("runs/p"), log=print)
     protocol.write_overview(run)
@@ -422,7 +422,7 @@ def test_a_browser_draws_the_page_on_a_phone(copy):
 def test_a_page_on_what_is_missing_or_damaged_is_refused(copy, capsys, change, sentence):
     change(copy)
     (copy / "overview.html").unlink()
-    assert report.main(["runs/p"]) == 2
+    assert report_command.main(["runs/p"]) == 2
     assert sentence in capsys.readouterr().err
     assert not (copy / "overview.html").exists()
 
