@@ -146,7 +146,8 @@ def verdict(rows: Sequence[Candidate]) -> list[str]:
 def _conclusion(rows: Sequence[Candidate], searched: Sequence[float], drawn: Sequence[float]) -> str:
     """Return one sentence that says whether searched cells are better than random ones."""
     difference = 100 * (statistics.mean(searched) - statistics.mean(drawn))
-    which = f"{abs(difference):.2f} points {'worse' if difference < 0 else 'better'} than random ones on your images"
+    how = f"{abs(difference):.2f} points {'worse' if difference < 0 else 'better'} than"
+    which = f"{how if abs(difference) >= 0.005 else 'as good as'} random ones on your images"
     distinct = min(sum(bool(row.seeds) for row in rows), sum(bool(row.random_seeds) for row in rows))
     if distinct < FEWEST_CELLS:
         return f"Searched cells are {which}; this may be chance, as there are fewer than {FEWEST_CELLS} of each kind."
