@@ -86,6 +86,11 @@ def several(first, step, **more):
         ),
         (
             0.9,
+            0.9,
+            r"are as good as random ones on your images, which may be chance: 95 % interval -0\.\d\d to \+0\.\d\d po",
+        ),
+        (
+            0.9,
             0.899,
             r"are 0\.10 points better than .* images, which may be chance: 95 % interval -0\.\d\d to \+0\.\d\d po",
         ),
