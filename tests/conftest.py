@@ -1,7 +1,7 @@
 import functools
 import os
 
-# Two test processes share two cores. It is said before torch is imported, and to all that a test starts, so that no run
+# Three test processes share two cores, as some tests wait. It is said before torch is imported, and to all that a test starts, so that no run
 # asks first which cores are free.
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -12,6 +12,8 @@ import torch
 from nas.data import datasets
 from nas.report import search_log
 from nas.search_space import pictures
+from nas.selection import protocol
+from tests.in_process import WHOLE_PATH, call, in_this_process
 
 # A case takes as long as the machine lets it.
 hypothesis.settings.register_profile("test", deadline=None)
@@ -50,11 +52,22 @@ def restored_determinism():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(scope="module")
-def quicker():
-    """The runs in this process read, draw and measure the same things again and again."""
+@pytest.fixture(scope="session", autouse=True)
+def nothing_twice():
+    """The runs in this process read, draw and measure the same things again and again, and wait for no disk."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)  # no test cuts the power
         patch.setattr(pictures, "_render", functools.cache(pictures._render))
         patch.setattr(datasets, "_load_digits", functools.cache(datasets._load_digits))
         patch.setattr(search_log, "network_size", functools.cache(search_log.network_size))
         yield
+
+
+@pytest.fixture(scope="session")
+def whole_path(tmp_path_factory, nothing_twice):
+    """The folder of a run that went from the images to a network. Tests spoil copies of it."""
+    folder = tmp_path_factory.mktemp("path")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol, "runner", in_this_process(folder))
+        assert call("search", folder, *WHOLE_PATH) == 0
+    return folder

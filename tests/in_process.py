@@ -14,6 +14,12 @@ from nas.selection.jobs import Ending, is_done
 
 # A step of a search in which an edge has two primitives takes a fifth of the time.
 TWO = ["--primitives", "skip_connect", "sep_conv_3x3"]
+# From the images to a network, with each stage at its smallest.
+WHOLE_PATH = ["--dataset=digits", "--train-limit=60", "--init-channels=2", "--num-cells=1", "--num-nodes=1"]
+WHOLE_PATH += ["--epochs=1", "--batch-size=12", "--searches=1", "--derive-top=2", "--random-baseline=2", *TWO]
+WHOLE_PATH += ["--selection-epochs=4", "--selection-halving", "--selection-seeds=2", "--selection-channels=2"]
+WHOLE_PATH += ["--selection-cells=1", "--name=p", "--train-final", "--final-epochs=1", "--final-channels=2"]
+WHOLE_PATH += ["--final-cells=1", "--export=safetensors"]
 MAINS = {"search": (search.main, SearchConfig), "train_final": (train_final.main, FinalConfig)}
 
 

@@ -131,12 +131,12 @@ def final_steps(num_steps: int, flags: list[str], world: World) -> dict[str, tor
 
 def come_late():
     """Wait long for data, and then too long for a step."""
-    distributed.LONGEST_WAIT = datetime.timedelta(seconds=3)
+    distributed.LONGEST_WAIT = datetime.timedelta(seconds=2)
 
     def wait(world):
-        world.local_first(lambda: time.sleep(5))
+        world.local_first(lambda: time.sleep(3 * (world.rank == 0)))
         print("loaded", flush=True)
-        time.sleep(6 * world.rank)
+        time.sleep(4 * world.rank)
         world.any(False)
 
     return connected(wait)

@@ -10,7 +10,6 @@ from nas.report import page
 from tests.in_process import TWO, call
 from tests.stand_in import DEVICE, StandIn, stand_in  # noqa: F401, as pytest wants the fixture by its name
 
-pytestmark = pytest.mark.usefixtures("quicker")
 SMALL = ["--dataset=digits", "--init-channels=2", "--batch-size=6", "--epochs=1", "--train-limit=12"]
 SEARCH = [*SMALL, "--num-cells=1", "--num-nodes=1", "--name=a"]
 FINAL = [*SMALL, "--batch-size=60", "--num-cells=2", "--genotype=DARTS_V2", "--name=b"]

@@ -32,7 +32,6 @@ from tests.bad_calls import content
 from tests.in_process import MAINS, TWO, call
 from tests.processes import ends, start, wait_for_a_record
 
-pytestmark = pytest.mark.usefixtures("quicker")
 SCRIPTS = list(MAINS)
 # What makes the runs of `torture` still shorter.
 DRAWN = ["--relaxation=dirichlet", "--smoothing=random", "--beta-decay=0.1"]  # each step draws numbers of its own

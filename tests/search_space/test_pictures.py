@@ -25,6 +25,13 @@ needs_graphviz = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def each_picture_is_drawn(nothing_twice):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "_render", pictures._render.__wrapped__)
+        yield
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn") / "made" / "here"

@@ -224,7 +224,6 @@ SMALL += ["--init-channels=2", "--num-cells=1", "--selection-channels=2", "--sel
 SMALL += ["--final-cells=1", "--epochs=1", "--selection-epochs=1", "--final-epochs=1", "--time-budget=5m"]
 
 
-@pytest.mark.usefixtures("quicker")
 def test_a_whole_run_is_measured_and_planned(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(protocol, "runner", in_this_process(tmp_path))
     assert call("search", tmp_path, *SMALL, "--name=b") == 0

@@ -42,7 +42,7 @@ from nas.selection.cells import Cell, distinct_cells
 from nas.selection.job_configs import final_job, search_job, training_jobs
 from nas.selection.jobs import Ending, Job
 from tests import torture
-from tests.in_process import TWO, call, in_this_process
+from tests.in_process import TWO, WHOLE_PATH, call, in_this_process
 from tests.report.test_page import CHROMIUM, DATA, in_browser, needs_chromium
 
 SEARCH = [*torture.SMALL, "--num-nodes=1", "--epochs=2", "--checkpoint-minutes=0"]
@@ -186,7 +186,6 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(tmp_path, capfd):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("quicker")
 def test_given_cells_stand_beside_searched_and_random_ones(tmp_path, monkeypatch):
     def run_all(jobs, tick):
         (tmp_path / "own.json").unlink(missing_ok=True)  # it was read when the run began
@@ -211,24 +210,8 @@ def test_given_cells_stand_beside_searched_and_random_ones(tmp_path, monkeypatch
     assert "cells of --candidates: mean " in log
 
 
-PATH = ["--dataset=digits", "--train-limit=60", "--init-channels=2", "--num-cells=1", "--num-nodes=1", "--epochs=1"]
-PATH += ["--batch-size=12", "--searches=1", "--derive-top=2", "--random-baseline=2", "--selection-seeds=2", *TWO]
-PATH += ["--selection-epochs=4", "--selection-halving", "--selection-channels=2", "--selection-cells=1", "--name=p"]
-PATH += ["--train-final", "--final-epochs=1", "--final-channels=2", "--final-cells=1", "--export=safetensors"]
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory, quicker):
-    """The folder of a run that went from the search to the trained network."""
-    folder = tmp_path_factory.mktemp("path")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(protocol, "runner", in_this_process(folder))
-        assert call("search", folder, *PATH) == 0
-    return folder
-
-
-def test_halving_trains_the_better_half_on_and_keeps_what_it_was_decided_by(path):
-    run = path / "runs" / "p"
+def test_halving_trains_the_better_half_on_and_keeps_what_it_was_decided_by(whole_path):
+    run = whole_path / "runs" / "p"
     first, second, last = (Table.load(run / f"table-{epochs}.json").cells for epochs in (1, 2, 4))
     assert [len(first), len(second), len(last)] == [4, 2, 1]
     assert {row.epochs for row in first} == {1}
@@ -242,31 +225,31 @@ def test_halving_trains_the_better_half_on_and_keeps_what_it_was_decided_by(path
         assert row.holdout_accuracy == pytest.approx(sum(row.scores) / 2)
 
 
-def test_all_jobs_hold_out_the_same_images_and_no_search_sees_them(path):
-    run = path / "runs" / "p"
+def test_all_jobs_hold_out_the_same_images_and_no_search_sees_them(whole_path):
+    run = whole_path / "runs" / "p"
     assert "24 images for the weights, 24 for the alphas" in (run / "p-seed0" / "log.txt").read_text()
     for folder in run.glob("retrained-*/"):
         assert "48 training images (12 held out)" in (folder / "log.txt").read_text()
 
 
-def test_the_final_network_is_that_of_the_best_cell_and_can_be_loaded(path, capfd):
-    run = path / "runs" / "p"
-    exported = Genotype.load(path / "genotypes" / "p.json")
+def test_the_final_network_is_that_of_the_best_cell_and_can_be_loaded(whole_path, capfd):
+    run = whole_path / "runs" / "p"
+    exported = Genotype.load(whole_path / "genotypes" / "p.json")
     assert exported == Genotype.from_text(Table.load(run / "table.json").cells[0].genotype)
     assert Genotype.load(run / "final" / "genotype.json") == exported
     assert (run / "final" / "network.safetensors").exists()
     log = (run / "log.txt").read_text()
     assert re.search(r"the network of genotypes/p.json has a test accuracy of \d+\.\d\d%; it is in runs/p/final\n", log)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(protocol, "runner", in_this_process(path))
-        assert call("search", path, "--resume=runs/p") == 0
+        patch.setattr(protocol, "runner", in_this_process(whole_path))
+        assert call("search", whole_path, "--resume=runs/p") == 0
     assert "a test accuracy of" in capfd.readouterr().out
 
 
 @pytest.fixture
-def copy(path, tmp_path, monkeypatch):
+def copy(whole_path, tmp_path, monkeypatch):
     """The run folder of a copy of it, whose page can be written anew."""
-    shutil.copytree(path / "runs", tmp_path / "runs")
+    shutil.copytree(whole_path / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "runs" / "p"
 
@@ -283,8 +266,8 @@ def shown_in(page):
     return json.loads(DATA.search(page.read_text(encoding="utf-8"))[1])
 
 
-def test_one_page_says_all_of_the_run(path, tmp_path):
-    run = path / "runs" / "p"
+def test_one_page_says_all_of_the_run(whole_path, tmp_path):
+    run = whole_path / "runs" / "p"
     assert "written: runs/p/overview.html and runs/p/MODEL_CARD.md\n" in (run / "log.txt").read_text()
     data = shown_in(run / "overview.html")
     about = data["overview"]
@@ -295,7 +278,7 @@ def test_one_page_says_all_of_the_run(path, tmp_path):
         (sources(row), row.score, row.epochs) for row in rows
     ]
     exported = [row.genotype for row, shown in zip(rows, about["cells"], strict=True) if shown["exported"]]
-    assert exported == [Genotype.load(path / "genotypes" / "p.json").to_text()]
+    assert exported == [Genotype.load(whole_path / "genotypes" / "p.json").to_text()]
     low, high = about["interval"]
     assert low < about["final"]["test"]["accuracy"] < high
     times = {what: (number, time_s) for what, number, time_s in about["times"]}
@@ -309,12 +292,12 @@ def test_one_page_says_all_of_the_run(path, tmp_path):
     assert commands == [
         "python -m nas.predict runs/p/final IMAGE",
         "python train_final.py --evaluate runs/p/final",
-        f"python search.py {shlex.join(PATH)}",
+        f"python search.py {shlex.join(WHOLE_PATH)}",
     ]
 
 
-def test_the_examples_are_test_images_and_what_predict_says_of_them(path, tmp_path):
-    run = path / "runs" / "p"
+def test_the_examples_are_test_images_and_what_predict_says_of_them(whole_path, tmp_path):
+    run = whole_path / "runs" / "p"
     examples = shown_in(run / "overview.html")["overview"]["examples"]
     test = datasets.load("digits", Path("data"), "test")
     assert len(examples) == 12
@@ -333,9 +316,9 @@ def test_the_examples_are_test_images_and_what_predict_says_of_them(path, tmp_pa
         assert example["right"] == (next(iter(probabilities)) == example["truth"])
 
 
-def test_the_card_says_what_holds_for_this_run(path):
-    card = (path / "runs" / "p" / "MODEL_CARD.md").read_text(encoding="utf-8")
-    answers = shown_in(path / "runs" / "p" / "overview.html")["overview"]["final"]["answers"]
+def test_the_card_says_what_holds_for_this_run(whole_path):
+    card = (whole_path / "runs" / "p" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    answers = shown_in(whole_path / "runs" / "p" / "overview.html")["overview"]["final"]["answers"]
     assert card.startswith("<!-- nas.model_card -->\n# p\n")
     for line in (
         f"- on the test set: **{answers['accuracy']:.2%}** (95 % interval ",
@@ -345,7 +328,7 @@ def test_the_card_says_what_holds_for_this_run(path):
         "--selection-halving yes, ",
         "- network.safetensors: ",
         "    python -m nas.predict runs/p/final IMAGE\n",
-        f"    {Genotype.load(path / 'genotypes' / 'p.json').to_text()}\n",
+        f"    {Genotype.load(whole_path / 'genotypes' / 'p.json').to_text()}\n",
         "Searched cells are ",
     ):
         assert line in card

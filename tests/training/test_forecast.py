@@ -21,7 +21,6 @@ from nas.training import forecast
 from nas.training.forecast import on_meta
 from tests.in_process import TWO, call
 
-pytestmark = pytest.mark.usefixtures("quicker")
 CPU = torch.device("cpu")
 
 

@@ -26,7 +26,6 @@ from nas.search_space.genotype import Genotype
 from nas.training.loop import Loop
 from nas.training.run import Run
 
-pytestmark = pytest.mark.usefixtures("quicker")
 CPU = torch.device("cpu")
 CELLS = Genotype.load("DARTS_V2")
 

@@ -23,7 +23,6 @@ from nas.training.run import Run
 from nas.training.steps import estimate_statistics, evaluate
 from tests.in_process import TWO, call
 
-pytestmark = pytest.mark.usefixtures("quicker")
 SMALL = ["--dataset=digits", "--init-channels=2", "--num-cells=3"]
 
 
