@@ -1,8 +1,8 @@
 import functools
 import os
 
-# Three test processes share two cores, as some tests wait. It is said before torch is imported, and to all that a test starts, so that no run
-# asks first which cores are free.
+# Three test processes share two cores, as some tests wait. It is said before torch is imported, and to all that a test
+# starts, so that no run asks first which cores are free.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
