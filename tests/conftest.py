@@ -1,18 +1,20 @@
 import functools
 import os
 
-# Three test processes share two cores, as some tests wait. It is said before torch is imported, and to all that a test
+# Two test processes share two cores. It is said before torch is imported, and to all that a test
 # starts, so that no run asks first which cores are free.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
 import pytest
 import torch
+from torch import nn
 
 from nas.data import datasets
 from nas.report import search_log
 from nas.search_space import pictures
 from nas.selection import protocol
+from nas.training import forecast
 from tests.in_process import WHOLE_PATH, call, in_this_process
 
 # A case takes as long as the machine lets it.
@@ -60,7 +62,25 @@ def nothing_twice():
         patch.setattr(pictures, "_render", functools.cache(pictures._render))
         patch.setattr(datasets, "_load_digits", functools.cache(datasets._load_digits))
         patch.setattr(search_log, "network_size", functools.cache(search_log.network_size))
+        patch.setattr(forecast, "bytes_of_step", once_for_each_shape(forecast.bytes_of_step))
         yield
+
+
+def once_for_each_shape(bytes_of_step):
+    """The memory of a step, which is computed once for each pass over modules of the same text and shapes."""
+    known = {}
+
+    def shape(part):
+        return (str(part), [weight.shape for weight in part.parameters()]) if isinstance(part, nn.Module) else part
+
+    def computed_or_known(forward, batch_size):
+        parts = [shape(cell.cell_contents) for cell in forward.__closure__]
+        key = f"{forward.__code__} {parts} {batch_size}"
+        if key not in known:
+            known[key] = bytes_of_step(forward, batch_size)
+        return known[key]
+
+    return computed_or_known
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,6 @@ from nas.training import loop
 from tests import torture
 from tests.bad_calls import content
 from tests.in_process import MAINS, TWO, call
-from tests.processes import ends, start, wait_for_a_record
 
 SCRIPTS = list(MAINS)
 # What makes the runs of `torture` still shorter.
@@ -131,16 +130,14 @@ def test_a_run_stopped_within_an_epoch_and_resumed_ends_with_the_same_bits(scrip
     assert last.config["run"]["checkpoint_minutes"] == 0  # what is not given is that of the run
 
 
-def test_a_signal_ends_a_process_after_its_step_and_the_command_it_prints_goes_on(tmp_path, undisturbed):
-    [running] = start(1, tmp_path, call, "search", ".", *flags("search"))
-    wait_for_a_record(tmp_path / RUN, running.is_alive)
-    running.terminate()
-    [(code, _, error)] = ends([running])
-    assert code == 143
+def test_a_signal_ends_a_run_after_its_step_and_the_command_it_prints_goes_on(tmp_path, undisturbed, capfd):
+    with at_step(4, lambda: signal.raise_signal(signal.SIGTERM)):
+        assert call("search", tmp_path, *flags("search")) == 143
+    error = capfd.readouterr().err
     assert "Traceback" not in error
     said = re.search(r"\nstopped: after step (\d+); resume with: python search\.py (.*)\n$", error)
     assert said, error
-    assert manifest(tmp_path).progress.steps == int(said[1]) < STEPS["search"]
+    assert manifest(tmp_path).progress.steps == int(said[1]) == 4
     assert f"stopped: after step {said[1]}" in log(tmp_path)
     assert call("search", tmp_path, *shlex.split(said[2])) == 0
     assert torture.differences("search", undisturbed["search"], tmp_path) == []
