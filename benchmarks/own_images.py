@@ -1,12 +1,12 @@
 """From a folder of images to a network, in a given time: the whole path against cells that are trained for as long.
 
-    python -m benchmarks.own_images --budget 5m --threads 1
+    python -m benchmarks.own_images --budget 10m --threads 1
 
 Three sets of images are made from what the packages ship: the digits of scikit-learn, tiles of its two photographs,
 and letters, 26 classes, drawn by Pillow with turns, shifts and noise. On each, `search.py --time-budget` goes the whole
-way; then the network of DARTS_V2 and that of a random cell, of the size that the path chose, are trained for the whole
-of the time. Each line of benchmarks/own_images.json is one set: test accuracies, and the minutes planned and used. What
-stands there is not repeated, and a run that was stopped goes on.
+way; then the networks of DARTS_V2 and of a random cell, of the size that the path chose, are trained in the same way
+for the whole of the time. Each line of benchmarks/own_images.json is one set: test accuracies, and the minutes planned
+and used. What stands there is not repeated, and a run that was stopped goes on.
 """
 
 import argparse
@@ -94,16 +94,15 @@ def measure(name: str, budget: str, threads: int) -> dict[str, float]:
     own = [*data, f"--threads={threads}"]
     path = begin_or_resume("search.py", f"{name}-{budget}", *own, f"--time-budget={budget}", "--train-final")
     final, plan = read_run(path / "final"), Plan.load(path)
-    size = plan.stages["final"].flags["selection"]
     found = {
         "path": final["test"]["accuracy"],
         "images": sum(final["answers"]["num_images"]),
         "planned_minutes": round(plan.budget_s / 60, 2),
         "used_minutes": round(plan.used_s / 60, 2),
     }
-    own += [f"--init-channels={size['final_channels']}", f"--num-cells={size['final_cells']}"]
+    as_final = [f"--config={path / 'final' / 'config.json'}", "--run-dir=runs"]
     for cell in ("DARTS_V2", "random-1"):
-        flags = [*own, f"--genotype={cell if cell == 'DARTS_V2' else RANDOM}"]
+        flags = [*as_final, f"--genotype={cell if cell == 'DARTS_V2' else RANDOM}"]
         step_s, steps = speed_in(run("train_final.py", *flags, "--epochs=1", "--dry-run")) or (1.0, 1)
         epochs = max(1, int(seconds_of(budget) / (step_s * steps * EPOCH_OVER_STEPS["final"])))
         trained = read_run(begin_or_resume("train_final.py", f"{name}-{budget}-{cell}", *flags, f"--epochs={epochs}"))

@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nas import files
 from nas.config.cli import with_sizes_of
 from nas.config.file import validate
-from nas.config.flags import SearchConfig
+from nas.config.flags import LowerLevel, SearchConfig
 from nas.config.presets import PRESETS
-from nas.config.values import seconds_of
+from nas.config.values import BatchSize, seconds_of
 from nas.errors import InputError, count, first_problem
 from nas.runs.progress_bar import duration
 from nas.search_space.genotype_file import SPACES, GenotypeFile
@@ -73,6 +73,7 @@ class Plan(BaseModel):
     budget_s: _Seconds
     used_s: _Seconds = 0.0
     slots: Annotated[int, Field(ge=1, le=10**6)] = 1
+    batch_size: BatchSize = LowerLevel.batch_size
     speeds: dict[str, Annotated[list[Speed], Field(min_length=1)]]
     stages: dict[str, Stage] = {}
 
@@ -144,12 +145,12 @@ def make(
     """
     assert config.selection.time_budget is not None
     began = time.monotonic()
-    plan = Plan(budget_s=seconds_of(config.selection.time_budget), slots=slots, speeds={})
+    budget_s, batch_size = seconds_of(config.selection.time_budget), config.lower.batch_size
+    plan = Plan(budget_s=budget_s, slots=slots, batch_size=batch_size, speeds={})
     for stage in stages_of(config):
         plan.speeds[stage] = found = []
         for size in sizes(config, stage):
-            speed = measure(stage, size)
-            if speed is None:
+            if (speed := measure(stage, size)) is None:
                 break
             found.append(speed)
             log(f"measured for the {TITLES[stage]}: {_size_in_words(*size)}, {speed.epoch_s:.1f} s per epoch")
@@ -211,8 +212,7 @@ def _epochs(stage: str, speed: Speed, seconds: float, slots: int) -> float:
 
 
 def _plan_searches(config: SearchConfig, speed: Speed, seconds: float, slots: int, _: int) -> Stage:
-    given = _given(config)
-    most = config.lower.epochs
+    given, most = _given(config), config.lower.epochs
     fit = int(slots * (seconds - speed.start_s) / (speed.epoch_s * min(EPOCHS_OF_SEARCH, most)))
     searches = config.selection.searches if "searches" in given else max(1, min(MOST_SEARCHES, fit))
     rounds = math.ceil(searches / slots)
@@ -278,6 +278,7 @@ TITLES = {"search": "searches", "choice": "brief trainings", "final": "final tra
 def planned(config: SearchConfig, plan: Plan) -> SearchConfig:
     """Return the config with the flags of all stages as they are planned."""
     content = dataclasses.asdict(config)
+    content["lower"]["batch_size"] = plan.batch_size
     for stage in plan.stages.values():
         for group, flags in stage.flags.items():
             content[group] |= flags

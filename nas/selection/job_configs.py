@@ -25,6 +25,8 @@ from nas.search_space.genotype_file import SPACES
 from nas.selection.cells import Cell, search_name
 from nas.selection.jobs import Job
 
+FEWEST_WITH_CUTOUT = 100  # epochs
+
 
 def search_job(config: SearchConfig, scripts: Path, path: Path, seed: int) -> Job:
     """Return the job that searches with one seed; it leaves out the images on which the cells will be compared."""
@@ -56,6 +58,7 @@ def training_jobs(config: SearchConfig, scripts: Path, path: Path, cell: Cell, e
     )
     held_out = selection_fraction(config) or config.upper.upper_fraction
     training = Training(epochs=epochs, holdout_fraction=held_out, skip_test=True)
+    network, training = _suited(config, network, training, selection.selection_epochs)
     jobs = []
     for number, name in enumerate(training_names(config, cell)):
         options = run_options(config, path, name) | {"seed": config.run.seed + number}
@@ -74,8 +77,23 @@ def final_job(config: SearchConfig, scripts: Path, path: Path, genotype: Path) -
         stem=config.supernet.stem,
     )
     options = Run(**run_options(config, path, FINAL))
-    own = FinalConfig(config.data, network, Training(epochs=selection.final_epochs), options)
-    return _job(scripts / "train_final.py", own, selection.final_epochs)
+    network, training = _suited(config, network, Training(epochs=selection.final_epochs), selection.final_epochs)
+    return _job(scripts / "train_final.py", FinalConfig(config.data, network, training, options), training.epochs)
+
+
+def _suited(config: SearchConfig, network: Network, training: Training, epochs: int) -> tuple[Network, Training]:
+    """Return how a network is trained: as published, which suits 600 epochs; with --time-budget, as suits so many.
+
+    So few that most are spent on what drop path and cutout hide teach a network next to nothing (docs/results.md).
+    """
+    if config.selection.time_budget is None:
+        return network, training
+    drop_path = Network.drop_path * min(1.0, epochs / Training.epochs)
+    cutout = 0 if epochs < FEWEST_WITH_CUTOUT else Training.cutout
+    return (
+        dataclasses.replace(network, drop_path=drop_path),
+        dataclasses.replace(training, batch_size=min(training.batch_size, config.lower.batch_size), cutout=cutout),
+    )
 
 
 def dry_run_of(config: SearchConfig, scripts: Path, path: Path, stage: str, size: tuple[int, int]) -> Job:

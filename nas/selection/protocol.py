@@ -27,7 +27,7 @@ from nas.search_space.genotype_file import Candidate, GenotypeFile
 from nas.selection import budget, ranking
 from nas.selection.cells import Cell, candidate_files, distinct_cells, read_candidate, search_name, seeds
 from nas.selection.clock import Clock
-from nas.selection.job_configs import FINAL, final_job, search_job, training_jobs, training_names
+from nas.selection.job_configs import FEWEST_WITH_CUTOUT, FINAL, final_job, search_job, training_jobs, training_names
 from nas.selection.jobs import Job, RunAll, is_done, num_epochs, runner
 from nas.selection.measure import make_plan
 from nas.selection.progress import jobs_view
@@ -56,8 +56,8 @@ def run_searches(config: SearchConfig, scripts: Path) -> None:
     selection = config.selection
     with runner(selection.ray, selection.devices_per_search, config.run.device, config.run.threads) as run_all:
         if config.run.dry_run:
-            check(config)
-            print(*budget.table(config, make_plan(config, scripts, run_all, print)), sep="\n")
+            _, num_images = check(config)
+            print(*budget.table(config, make_plan(config, num_images, scripts, run_all, print)), sep="\n")
             return
         run = create(path, config, scripts, run_all) if is_new else RunFolder.reopen(path, config)
         try:
@@ -78,8 +78,10 @@ def create(path: Path, config: SearchConfig, scripts: Path, run_all: RunAll) -> 
     require_new(path)
     require_new_exports(config)
     # Read once here, where that is possible: several at once would download the same files.
-    notes = check(config)
-    plan = None if config.selection.time_budget is None else make_plan(config, scripts, run_all, print)
+    notes, num_images = check(config)
+    plan = None
+    if config.selection.time_budget is not None:
+        plan = make_plan(config, num_images, scripts, run_all, print)
     planned = config if plan is None else budget.planned(config, plan)
     require_new_exports(planned)  # as the plan may have more searches
 
@@ -264,8 +266,8 @@ def write_pages(config: SearchConfig, run: RunFolder, cells: Sequence[Cell]) -> 
     return names
 
 
-def check(config: SearchConfig) -> tuple[str, ...]:
-    """Check what all stages of a new run need, and return what is to be said about the training images.
+def check(config: SearchConfig) -> tuple[tuple[str, ...], int]:
+    """Check what all stages of a new run need; return what is to be said about the training images, and their number.
 
     Raises:
         InputError: a cell of --candidates cannot be read; a package that --export needs is missing; the images cannot
@@ -288,7 +290,7 @@ def check(config: SearchConfig) -> tuple[str, ...]:
             load_test_split(config.data, train.classes, tuple(train.images.shape[1:]), bits=train.bits)
         except InputError as error:
             raise InputError(f"--train-final: {error}") from None
-    return train.notes
+    return train.notes, len(train.targets)
 
 
 def plan(config: SearchConfig) -> list[str]:
@@ -316,5 +318,10 @@ def plan(config: SearchConfig) -> list[str]:
             f"then the network of the best cell will be trained ({count(selection.final_epochs, 'epoch')}, "
             f"{count(selection.final_channels, 'channel')}, {count(selection.final_cells, 'cell')}) on all training "
             "images, and measured on the test set"
+        )
+    if selection.time_budget is not None:
+        lines.append(
+            f"in batches of at most {config.lower.batch_size} images; what is trained for fewer than "
+            f"{FEWEST_WITH_CUTOUT} epochs is trained without cutout, and with less drop path than published"
         )
     return lines

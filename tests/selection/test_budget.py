@@ -5,17 +5,21 @@ import functools
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas.config.cli import parse
-from nas.config.flags import SearchConfig
+from nas.config.flags import FinalConfig, SearchConfig
 from nas.config.values import seconds_of
 from nas.errors import InputError
-from nas.selection import budget, clock, protocol
+from nas.search_space.genotype import Genotype
+from nas.selection import budget, clock, measure, protocol
 from nas.selection.budget import Speed
+from nas.selection.cells import Cell
+from nas.selection.job_configs import final_job, training_jobs
 from tests.in_process import TWO, call, in_this_process
 
 START_S = 5.0
@@ -236,6 +240,41 @@ def test_a_whole_run_is_measured_and_planned(tmp_path, monkeypatch, capfd):
     plan = budget.Plan.load(tmp_path / "runs" / "b")
     assert {name: len(found) for name, found in plan.speeds.items()} == {"search": 1, "choice": 1, "final": 1}
     assert all(speed.num_steps >= 1 and 0 < speed.epoch_s < 60 for (speed,) in plan.speeds.values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "num_images", "batch_size"),
+    [([], 9_999, 32), ([], 10_000, 64), (["--batch-size=48"], 9_999, 48), (["--preset=pc-darts"], 9_999, 256)],
+)
+def test_where_there_are_few_images_so_are_those_of_a_batch_in_all_stages(monkeypatch, flags, num_images, batch_size):
+    monkeypatch.setattr(measure, "dry_run_of", lambda config, *_: pytest.fail(f"measured {config.lower.batch_size}"))
+    config = config_of("--time-budget=1h", *flags)
+    with pytest.raises(pytest.fail.Exception, match=f"^measured {batch_size}$"):
+        measure.make_plan(config, num_images, Path("."), lambda jobs, tick: [], lambda line: None)
+    plan = budget.make(
+        dataclasses.replace(config, lower=dataclasses.replace(config.lower, batch_size=batch_size)),
+        speeds(0.1),
+        1,
+        lambda line: None,
+    )
+    assert budget.planned(config, plan).lower.batch_size == batch_size
+
+
+@pytest.mark.parametrize(
+    ("epochs", "drop_path", "cutout"),
+    [(12, 0.004, 0), (99, 0.033, 0), (300, 0.1, None), (600, 0.2, None), (900, 0.2, None)],
+)
+def test_a_planned_training_of_few_epochs_hides_less_of_the_images(tmp_path, monkeypatch, epochs, drop_path, cutout):
+    monkeypatch.chdir(tmp_path)
+    cell = Cell(Genotype.random(0), tmp_path / "a.json", random_seeds=[0])
+    for planned, expected in ((["--time-budget=1h"], (drop_path, cutout, 64)), ([], (0.2, None, 96))):
+        flags = [*planned, f"--final-epochs={epochs}", f"--selection-epochs={epochs}"]
+        config = config_of(*flags)
+        jobs = [final_job(config, tmp_path, tmp_path, cell.file), *training_jobs(config, tmp_path, tmp_path, cell, 3)]
+        for job in jobs:
+            trained = parse(FinalConfig, [f"--config={job.config}", "--name=c"])
+            found = trained.network.drop_path, trained.training.cutout, trained.training.batch_size
+            assert found == (pytest.approx(expected[0]), *expected[1:])
 
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path, monkeypatch, capfd):
