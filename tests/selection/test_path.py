@@ -5,11 +5,13 @@ import errno
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from nas.selection import budget, protocol
+from nas.errors import Stopped
+from nas.selection import budget, measure, protocol
 from tests.bad_calls import content
 from tests.data.folders import folder_data, paint
 from tests.in_process import TWO, call, in_this_process
@@ -78,6 +80,37 @@ def test_a_genotype_of_a_planned_search_is_not_overwritten(tmp_path, no_job, mon
     assert call("search", tmp_path, *DIGITS, *SMALL, BUDGET) == 2
     assert capfd.readouterr().err == "error: --name p: genotypes/p-seed2.json exists already; choose another --name.\n"
     assert not (tmp_path / RUN).exists()
+
+
+@pytest.mark.parametrize("where", ["dry_run_of", "speed_in"], ids=["before a dry run", "after it"])
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "stopped: by Ctrl-C."),
+        (Stopped("by SIGTERM.", 143), 143, "stopped: by SIGTERM."),
+        (OSError(errno.ENOSPC, "No space left on device", "plan"), 2, "error: plan: No space left on device."),
+    ],
+)
+def test_what_ends_the_planning_is_one_sentence_and_leaves_nothing(
+    tmp_path, monkeypatch, capfd, where, raised, code, said
+):
+    def end(*_):
+        raise raised
+
+    (tmp_path / "here").mkdir()
+    (tmp_path / "aside").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "aside"))
+    monkeypatch.setattr(protocol, "runner", lambda *_: contextlib.nullcontext(lambda jobs, tick: touch(jobs[0].output)))
+    monkeypatch.setattr(measure, where, end)
+    assert call("search", tmp_path / "here", *DIGITS, *SMALL, BUDGET) == code
+    assert capfd.readouterr().err == said + "\n"
+    assert [*tmp_path.glob("*/**/*")] == []
+
+
+def touch(file):
+    """What a job does that prints nothing."""
+    file.touch()
+    return []
 
 
 def test_a_disk_that_is_full_when_the_folder_is_made_leaves_none(tmp_path, monkeypatch, capfd):
