@@ -9,7 +9,6 @@ from nas.runs.progress_bar import duration
 from nas.selection.budget import TITLES, Plan, planned, replan, table
 
 SAVE_EVERY_S = 10.0
-LEAST_SLOWDOWN = 0.85  # a stage that was quick does not promise that the next one will be
 
 
 class Clock:
@@ -69,7 +68,8 @@ def begin(config: SearchConfig, plan: Plan, stage: str) -> list[str]:
     if before:
         name, last = before[-1]
         took_s = plan.used_s - (last.began_at_s or 0.0)
-        replan(config, plan, max(LEAST_SLOWDOWN, took_s / last.planned_s))
+        # A stage that was quick gives its time to the next ones, but does not promise that these will be quick.
+        replan(config, plan, max(1.0, took_s / last.planned_s))
         lines.append(f"the {TITLES[name]} took {duration(took_s)}; planned: {duration(last.planned_s)}. What is left:")
     lines += table(config, plan)
     plan.stages[stage].began_at_s = plan.used_s

@@ -160,6 +160,19 @@ def test_on_a_slower_machine_what_is_left_is_planned_anew(tmp_path):
     assert clock.begin(config, plan, "choice") == []  # a run that goes on
 
 
+def test_a_stage_that_was_quick_gives_its_time_to_the_next_ones_which_need_not_be_quick():
+    config = config_of("--time-budget=2h")
+    plan = make(config)
+    clock.begin(config, plan, "search")
+    plan.used_s += 0.3 * plan.stages["search"].planned_s
+    clock.begin(config, plan, "choice")
+    final = plan.stages["final"]
+    size = final.flags["selection"]
+    epoch_s = 0.1 * size["final_channels"] * size["final_cells"]  # as measured
+    assert final.planned_s == pytest.approx(START_S + size["final_epochs"] * epoch_s)
+    assert plan.used_s + plan.stages["choice"].planned_s + final.planned_s > 0.8 * plan.budget_s
+
+
 def test_the_time_that_was_used_is_kept(tmp_path, monkeypatch):
     config = config_of("--time-budget=2h")
     make(config).save(tmp_path)
