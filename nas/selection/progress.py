@@ -94,6 +94,12 @@ def status(folder: Path) -> str:
     return "no epoch yet"
 
 
+def seconds_of_epochs(folder: Path) -> list[float]:
+    """Return the seconds that each of the last epochs of a run took."""
+    records = _last_records(folder / "metrics.jsonl")
+    return [record["speed/epoch_s"] for record in records if "speed/epoch_s" in record]
+
+
 def _last_records(path: Path) -> Iterator[dict[str, float]]:
     """Yield the records of a file, the last one first; lines that are no records are left out."""
     try:

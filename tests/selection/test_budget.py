@@ -173,6 +173,25 @@ def test_a_stage_that_was_quick_gives_its_time_to_the_next_ones_which_need_not_b
     assert plan.used_s + plan.stages["choice"].planned_s + final.planned_s > 0.8 * plan.budget_s
 
 
+@pytest.mark.parametrize(("took", "slower"), [(0.5, 1.4), (1.0, 0.5), (1.5, 1.4), (1.5, 2.0)])
+def test_the_final_training_is_planned_by_the_speed_of_brief_ones_of_its_size(took, slower):
+    config = config_of("--time-budget=12m")
+    plan = make(config)
+    clock.begin(config, plan, "search")
+    plan.used_s += plan.stages["search"].planned_s
+    clock.begin(config, plan, "choice")
+    choice = plan.stages["choice"].flags["selection"]
+    plan.used_s += took * plan.stages["choice"].planned_s
+    measured_s = 0.1 * choice["selection_channels"] * choice["selection_cells"]
+    clock.begin(config, plan, "final", [slower * measured_s, 0.9 * slower * measured_s, 9 * slower * measured_s])
+    final = plan.stages["final"]
+    size = final.flags["selection"]
+    assert (size["final_channels"], size["final_cells"]) == (choice["selection_channels"], choice["selection_cells"])
+    epoch_s = max(took, 1.0, slower) * measured_s
+    assert final.planned_s == pytest.approx(START_S + size["final_epochs"] * epoch_s)
+    assert plan.used_s + final.planned_s <= plan.budget_s
+
+
 def test_the_time_that_was_used_is_kept(tmp_path, monkeypatch):
     config = config_of("--time-budget=2h")
     make(config).save(tmp_path)
