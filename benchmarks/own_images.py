@@ -4,14 +4,16 @@
 
 Three sets of images are made from what the packages ship: the digits of scikit-learn, tiles of its two photographs,
 and letters, 26 classes, drawn by Pillow with turns, shifts and noise. On each, `search.py --time-budget` goes the whole
-way; then the networks of DARTS_V2 and of a random cell, of the size that the path chose, are trained in the same way
-for the whole of the time. Each line of benchmarks/own_images.json is one set: test accuracies, and the minutes planned
-and used. What stands there is not repeated, and a run that was stopped goes on.
+way; then the networks of DARTS_V2 and of a random cell, of the size that the path chose, are trained in the same way,
+for as many epochs as the path's network would have had in the whole of the time. Each line of
+benchmarks/own_images.json is one set: test accuracies, and the minutes planned and used. What stands there is not
+repeated, and a run that was stopped goes on.
 """
 
 import argparse
 import json
 import random
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +21,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from nas.config.values import seconds_of
 from nas.report.run_data import read_run
-from nas.runs.progress_bar import speed_in
 from nas.search_space.genotype import Genotype
-from nas.selection.budget import EPOCH_OVER_STEPS, Plan
+from nas.selection.budget import Plan
+from nas.selection.progress import seconds_of_epochs
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).with_suffix(".json")
@@ -71,12 +72,11 @@ SETS = {
 }
 
 
-def run(script: str, *flags: str) -> str:
-    """Run a script to its end, and return what it prints."""
+def run(script: str, *flags: str) -> None:
+    """Run a script to its end."""
     done = subprocess.run([sys.executable, str(ROOT / script), *flags], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{script} {' '.join(flags)}: {done.stderr}")
-    return done.stdout
 
 
 def begin_or_resume(script: str, name: str, *flags: str) -> Path:
@@ -101,11 +101,10 @@ def measure(name: str, budget: str, threads: int) -> dict[str, float]:
         "used_minutes": round(plan.used_s / 60, 2),
     }
     as_final = [f"--config={path / 'final' / 'config.json'}", "--run-dir=runs"]
+    epochs = max(1, int(plan.budget_s / statistics.median(seconds_of_epochs(path / "final"))))
     for cell in ("DARTS_V2", "random-1"):
-        flags = [*as_final, f"--genotype={cell if cell == 'DARTS_V2' else RANDOM}"]
-        step_s, steps = speed_in(run("train_final.py", *flags, "--epochs=1", "--dry-run")) or (1.0, 1)
-        epochs = max(1, int(seconds_of(budget) / (step_s * steps * EPOCH_OVER_STEPS["final"])))
-        trained = read_run(begin_or_resume("train_final.py", f"{name}-{budget}-{cell}", *flags, f"--epochs={epochs}"))
+        flags = [*as_final, f"--genotype={cell if cell == 'DARTS_V2' else RANDOM}", f"--epochs={epochs}"]
+        trained = read_run(begin_or_resume("train_final.py", f"{name}-{budget}-{cell}", *flags))
         found |= {cell: trained["test"]["accuracy"], f"minutes of {cell}": round(trained["time_s"] / 60, 2)}
     return found
 
