@@ -17,8 +17,8 @@ from nas.selection import protocol
 from nas.training import forecast
 from tests.in_process import WHOLE_PATH, call, in_this_process
 
-# A case takes as long as the machine lets it.
-hypothesis.settings.register_profile("test", deadline=None)
+# A case takes as long as the machine lets it. `make fuzz` tries many.
+hypothesis.settings.register_profile("test", deadline=None, max_examples=50)
 hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=3000)
 
 

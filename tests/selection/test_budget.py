@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.config.cli import parse
@@ -51,7 +51,6 @@ def test_times_as_people_write_them(text, seconds):
     assert seconds_of(text) == seconds
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     minutes=st.integers(5, 20_000),
     per_cell_s=st.floats(0.001, 0.2),
