@@ -99,7 +99,7 @@ def slow_down_final(plan: Plan, epoch_s: float) -> None:
     """
     flags = plan.stages["choice"].flags["selection"]
     size = flags["selection_channels"], flags["selection_cells"]
-    step_s = epoch_s / next(speed.num_steps for speed in plan.speeds["choice"] if speed[:2] == size)
+    step_s = next((epoch_s / speed.num_steps for speed in plan.speeds["choice"] if speed[:2] == size), 0.0)
     plan.speeds["final"] = [
         speed._replace(epoch_s=max(speed.epoch_s, step_s * speed.num_steps)) if speed[:2] == size else speed
         for speed in plan.speeds["final"]

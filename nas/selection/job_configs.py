@@ -82,9 +82,9 @@ def final_job(config: SearchConfig, scripts: Path, path: Path, genotype: Path) -
 
 
 def _suited(config: SearchConfig, network: Network, training: Training, epochs: int) -> tuple[Network, Training]:
-    """Return how a network is trained: as published, which suits 600 epochs; with --time-budget, as suits so many.
+    """Return how a network is trained: as published for 600 epochs; with --time-budget, as suits fewer of them.
 
-    So few that most are spent on what drop path and cutout hide teach a network next to nothing (docs/results.md).
+    In few epochs cutout and drop path hide more than a network can learn (docs/results.md, A short training).
     """
     if config.selection.time_budget is None:
         return network, training

@@ -159,6 +159,14 @@ def test_on_a_slower_machine_what_is_left_is_planned_anew(tmp_path):
     assert clock.begin(config, plan, "choice") == []  # a run that goes on
 
 
+def test_brief_trainings_of_a_size_that_was_not_measured_say_nothing_of_the_final_one():
+    plan = make(config_of("--time-budget=2h"))
+    before = dict(plan.speeds)
+    plan.stages["choice"].flags["selection"]["selection_channels"] = 11  # in a file that somebody edited
+    clock.slow_down_final(plan, 1e6)
+    assert plan.speeds == before
+
+
 def test_a_stage_that_was_quick_gives_its_time_to_the_next_ones_which_need_not_be_quick():
     config = config_of("--time-budget=2h")
     plan = make(config)
