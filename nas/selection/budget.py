@@ -18,7 +18,7 @@ from nas.config.cli import with_sizes_of
 from nas.config.file import validate
 from nas.config.flags import LowerLevel, SearchConfig
 from nas.config.presets import PRESETS
-from nas.config.values import BatchSize, seconds_of
+from nas.config.values import BatchSize, Epochs, seconds_of
 from nas.errors import InputError, count, first_problem
 from nas.runs.progress_bar import duration
 from nas.search_space.genotype_file import SPACES, GenotypeFile
@@ -76,6 +76,7 @@ class Plan(BaseModel):
     batch_size: BatchSize = LowerLevel.batch_size
     speeds: dict[str, Annotated[list[Speed], Field(min_length=1)]]
     stages: dict[str, Stage] = {}
+    final_epochs: Epochs | None = None  # as the pace of the first ones has settled
 
     @classmethod
     def load(cls, folder: Path, config: SearchConfig | None = None) -> "Plan":
@@ -264,9 +265,8 @@ def _published(config: SearchConfig) -> tuple[str, ...]:
 
 
 def _plan_final(config: SearchConfig, speed: Speed, seconds: float, _: int, __: int) -> Stage:
-    most = config.selection.final_epochs
-    epochs = max(1, min(most, int((seconds - speed.start_s) / speed.epoch_s)))
-    epochs = most if "final_epochs" in _given(config) else epochs
+    given, most = "final_epochs" in _given(config), config.selection.final_epochs
+    epochs = most if given else max(1, min(most, int((seconds - speed.start_s) / speed.epoch_s)))
     size = {"final_channels": speed.channels, "final_cells": speed.num_cells, "final_epochs": epochs}
     return Stage(flags={"selection": size}, planned_s=speed.start_s + epochs * speed.epoch_s)
 

@@ -7,10 +7,19 @@ from pathlib import Path
 
 from nas.config.flags import SearchConfig
 from nas.runs.progress_bar import duration
-from nas.selection.budget import TITLES, Plan, planned, replan, table
+from nas.selection.budget import RESERVE, TITLES, Plan, planned, replan, table
+from nas.selection.jobs import Job, num_epochs
 from nas.selection.progress import seconds_of_epochs
 
 SAVE_EVERY_S = 10.0
+# The final training begins with some of the planned epochs. When it has had its first share of the time, its pace says
+# how many there will be: a dry run of a few steps only guesses it.
+FIRST_SHARE = 0.15
+FEWEST_TO_SETTLE = 6  # planned epochs
+
+
+class Settled(Exception):  # noqa: N818, as it is no mistake of anybody's
+    """The number of epochs of the final training is settled."""
 
 
 class Clock:
@@ -55,6 +64,38 @@ class Clock:
             log(line)
         self.tick(save=True)
         return planned(self._config, self._plan)
+
+    def final_epochs(self, config: SearchConfig) -> tuple[int, bool]:
+        """Return the number of epochs of the final training, and whether it is settled.
+
+        Args:
+            config: of the stage, as planned.
+        """
+        planned_epochs = config.selection.final_epochs
+        is_given = planned_epochs == self._config.selection.final_epochs
+        if self._plan is None or is_given or planned_epochs < FEWEST_TO_SETTLE:
+            return planned_epochs, True
+        return self._plan.final_epochs or planned_epochs // 2, self._plan.final_epochs is not None
+
+    def settle(self, job: Job) -> None:
+        """Settle the number of epochs of the final training, which is at work, if its pace is known.
+
+        Raises:
+            Settled: it is known, and kept.
+        """
+        assert self._plan is not None
+        done, last_s = num_epochs(job), seconds_of_epochs(job.path)
+        if done < 2 or len(last_s) < 2:
+            return
+        epoch_s = statistics.median(last_s[:-1])  # the first one is slower
+        if done * epoch_s < FIRST_SHARE * self._plan.stages["final"].planned_s and done < job.epochs - 1:
+            return
+        start_s = self._plan.speeds["final"][0].start_s  # once more, to go on with another number of epochs
+        left_s = self._plan.budget_s * (1 - RESERVE / 2) - self._plan.used_s - start_s
+        most = self._config.selection.final_epochs
+        self._plan.final_epochs = max(job.epochs, min(most, done + int(left_s / epoch_s)))
+        self.tick(save=True)
+        raise Settled
 
     def end(self, log: Callable[[str], None]) -> None:
         """Say how much of the budget was used."""

@@ -67,8 +67,12 @@ def training_jobs(config: SearchConfig, scripts: Path, path: Path, cell: Cell, e
     return jobs
 
 
-def final_job(config: SearchConfig, scripts: Path, path: Path, genotype: Path) -> Job:
-    """Return the job that trains the network of the exported cell in full, and measures it on the test set."""
+def final_job(config: SearchConfig, scripts: Path, path: Path, genotype: Path, epochs: int | None = None) -> Job:
+    """Return the job that trains the network of the exported cell in full, and measures it on the test set.
+
+    Args:
+        epochs: another number than --final-epochs.
+    """
     selection = config.selection
     network = Network(
         genotype=str(genotype),
@@ -77,7 +81,8 @@ def final_job(config: SearchConfig, scripts: Path, path: Path, genotype: Path) -
         stem=config.supernet.stem,
     )
     options = Run(**run_options(config, path, FINAL))
-    network, training = _suited(config, network, Training(epochs=selection.final_epochs), selection.final_epochs)
+    training = Training(epochs=epochs or selection.final_epochs)
+    network, training = _suited(config, network, training, selection.final_epochs)
     return _job(scripts / "train_final.py", FinalConfig(config.data, network, training, options), training.epochs)
 
 

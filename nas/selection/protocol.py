@@ -1,5 +1,6 @@
 """Several searches: each cell found is trained briefly, next to random cells, and the best one is exported."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -26,13 +27,13 @@ from nas.search_space.genotype import Genotype
 from nas.search_space.genotype_file import Candidate, GenotypeFile
 from nas.selection import budget, ranking
 from nas.selection.cells import Cell, candidate_files, distinct_cells, read_candidate, search_name, seeds
-from nas.selection.clock import Clock
+from nas.selection.clock import Clock, Settled
 from nas.selection.job_configs import FEWEST_WITH_CUTOUT, FINAL, final_job, search_job, training_jobs, training_names
 from nas.selection.jobs import Job, RunAll, is_done, num_epochs, runner
 from nas.selection.measure import make_plan
 from nas.selection.progress import jobs_view
 
-RunJobs = Callable[[Sequence[Job], str], None]
+RunJobs = Callable[..., None]  # run_to_their_end, from `jobs` on
 
 
 def run_searches(config: SearchConfig, scripts: Path) -> None:
@@ -132,7 +133,7 @@ def search_and_choose(
     if config.selection.train_final:
         trained = [run.path / name for cell in cells for name in training_names(config, cell)]
         config = clock.begin("final", run.log, trained)
-        train_in_full(config, scripts, run, run_jobs, exported)
+        train_in_full(config, scripts, run, run_jobs, clock, exported)
     else:
         flags = data_flags(config.data, config.run.seed, config.supernet.stem)
         run.log(f"train it in full: python train_final.py --genotype {shlex.quote(str(exported))}{flags}")
@@ -140,9 +141,19 @@ def search_and_choose(
 
 
 def run_to_their_end(
-    run: RunFolder, run_all: RunAll, interrupts: Interrupts, clock: Clock, jobs: Sequence[Job], what: str
+    run: RunFolder,
+    run_all: RunAll,
+    interrupts: Interrupts,
+    clock: Clock,
+    jobs: Sequence[Job],
+    what: str,
+    watch: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run jobs that are not finished, and show their progress; `what` is the word for one of them.
+    """Run jobs that are not finished, and show their progress.
+
+    Args:
+        what: the word for one of them.
+        watch: called again and again; what it raises stops the jobs.
 
     Raises:
         InputError: the input of a job is wrong.
@@ -156,6 +167,7 @@ def run_to_their_end(
                     raise KeyboardInterrupt
                 clock.tick()
                 look()
+                watch()
 
             endings = run_all(jobs, tick)
     except KeyboardInterrupt:
@@ -209,10 +221,18 @@ def train_briefly(
     return ranking.candidates(folders, config.data.balanced, epochs)
 
 
-def train_in_full(config: SearchConfig, scripts: Path, run: RunFolder, run_jobs: RunJobs, exported: Path) -> None:
+def train_in_full(
+    config: SearchConfig, scripts: Path, run: RunFolder, run_jobs: RunJobs, clock: Clock, exported: Path
+) -> None:
     """Train the network of the exported cell, measure it on the test set, and write it for other programs."""
-    job = final_job(config, scripts, run.path, exported)
-    run_jobs([job], "final training")
+    epochs, is_settled = clock.final_epochs(config)
+    if not is_settled:
+        first = final_job(config, scripts, run.path, exported, epochs)
+        with contextlib.suppress(Settled):
+            run_jobs([first], "final training", lambda: clock.settle(first))
+        epochs, _ = clock.final_epochs(config)
+        run.log(f"by the pace of the first epochs, the final training will have {count(epochs, 'epoch')}")
+    run_jobs([final_job(config, scripts, run.path, exported, epochs)], "final training")
     kind, folder = config.selection.export, run.path / FINAL
     if kind is not None and not (network := folder / f"network{SUFFIXES[kind]}").exists():
         _, difference = export(str(folder), kind)

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -157,6 +158,72 @@ def test_on_a_slower_machine_what_is_left_is_planned_anew(tmp_path):
     left = total(plan) - before["search"].planned_s
     assert plan.used_s + left <= plan.budget_s
     assert clock.begin(config, plan, "choice") == []  # a run that goes on
+
+
+def whole_of_final(plan, config, tmp_path, monkeypatch, done, epochs_s):
+    """Train in full while the run has so many epochs of these times; return the epochs of the jobs, and their flags."""
+    jobs = []
+
+    def run_jobs(some, what, watch=lambda: None):
+        jobs.extend(some)
+        flags.append(parse(FinalConfig, [f"--config={some[0].config}", "--name=x"]))
+        watch()
+
+    flags: list = []
+    monkeypatch.setattr(clock, "num_epochs", lambda job: done)
+    monkeypatch.setattr(clock, "seconds_of_epochs", lambda folder: epochs_s)
+    monkeypatch.setattr(protocol, "read_run", lambda folder: {"test": {"accuracy": 0.5}})
+    monkeypatch.setattr(protocol, "write_overview", lambda run: None)
+    run = SimpleNamespace(path=tmp_path, log=lambda line: None)
+    counted = clock.Clock(config, tmp_path)
+    protocol.train_in_full(budget.planned(config, plan), tmp_path, run, run_jobs, counted, tmp_path / "x.json")
+    return [job.epochs for job in jobs], flags
+
+
+@pytest.mark.parametrize(("pace", "expected"), [(1.0, 1.03), (0.5, 2.06), (1.6, 0.62), (9.0, 0.5)])
+def test_the_pace_of_the_first_epochs_settles_the_number_of_all(tmp_path, monkeypatch, pace, expected):
+    config = config_of("--time-budget=2h")
+    plan = make(config)
+    for stage in plan.stages:
+        clock.begin(config, plan, stage)
+    plan.used_s = plan.budget_s * (1 - budget.RESERVE) - plan.stages["final"].planned_s
+    final = plan.stages["final"].flags["selection"]
+    epoch_s = pace * 0.1 * final["final_channels"] * final["final_cells"]
+    done = max(2, math.ceil(0.15 * plan.stages["final"].planned_s / epoch_s))
+    plan.used_s += done * epoch_s
+    plan.save(tmp_path)
+    last_s = [epoch_s] * (done - 1) + [5 * epoch_s]  # the first one was slow
+    epochs, flags = whole_of_final(plan, config, tmp_path, monkeypatch, done, last_s)
+    planned = final["final_epochs"]
+    assert epochs[0] == planned // 2
+    assert epochs[1] == pytest.approx(expected * planned, abs=0.04 * planned)
+    assert (
+        plan.used_s + (epochs[1] - done) * epoch_s < plan.budget_s or pace == 9
+    )  # a run has no fewer than it began with
+    assert flags[1].network == flags[0].network
+    assert dataclasses.replace(flags[1].training, epochs=1) == dataclasses.replace(flags[0].training, epochs=1)
+    again, _ = whole_of_final(plan, config, tmp_path, monkeypatch, done, last_s)  # after a kill
+    assert again == [epochs[1]]
+
+
+@pytest.mark.parametrize(("done", "num_known"), [(0, 0), (1, 1), (2, 1), (3, 3)])
+def test_a_pace_that_is_not_known_settles_nothing(tmp_path, monkeypatch, done, num_known):
+    config = config_of("--time-budget=2h")
+    plan = make(config)
+    plan.save(tmp_path)
+    epochs, _ = whole_of_final(plan, config, tmp_path, monkeypatch, done, [1.0] * num_known)
+    assert set(epochs) == {plan.stages["final"].flags["selection"]["final_epochs"] // 2}
+    assert budget.Plan.load(tmp_path, config).final_epochs is None
+
+
+@pytest.mark.parametrize("flags", [["--time-budget=2h", "--final-epochs=7"], []])
+def test_epochs_that_are_given_are_settled(tmp_path, monkeypatch, flags):
+    config = config_of(*flags)
+    plan = make(config_of("--time-budget=2h", *flags))
+    plan.save(tmp_path)
+    monkeypatch.setattr(budget, "planned", lambda config, plan: config)
+    epochs, _ = whole_of_final(plan, config, tmp_path, monkeypatch, 3, [1e6] * 3)
+    assert epochs == [config.selection.final_epochs]
 
 
 def test_brief_trainings_of_a_size_that_was_not_measured_say_nothing_of_the_final_one():
