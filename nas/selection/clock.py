@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from nas.config.flags import SearchConfig
@@ -50,17 +50,12 @@ class Clock:
                 self._plan.save(self._folder)
         self._last = now
 
-    def begin(self, stage: str, log: Callable[[str], None], trained: Sequence[Path] = ()) -> SearchConfig:
-        """Begin a stage or go on with it, and return the config of it; if it is planned anew, that is logged.
-
-        Args:
-            trained: run folders of the brief trainings, whose speed is known better than what a dry run said.
-        """
+    def begin(self, stage: str, log: Callable[[str], None]) -> SearchConfig:
+        """Begin a stage or go on with it, and return the config of it; if it is planned anew, that is logged."""
         if self._plan is None:
             return self._config
         self.tick()
-        epochs_s = [seconds for folder in trained for seconds in seconds_of_epochs(folder)]
-        for line in begin(self._config, self._plan, stage, epochs_s):
+        for line in begin(self._config, self._plan, stage):
             log(line)
         self.tick(save=True)
         return planned(self._config, self._plan)
@@ -104,13 +99,10 @@ class Clock:
             log(f"used {duration(self._plan.used_s)} of the {duration(self._plan.budget_s)} of --time-budget")
 
 
-def begin(config: SearchConfig, plan: Plan, stage: str, epochs_s: Sequence[float] = ()) -> list[str]:
+def begin(config: SearchConfig, plan: Plan, stage: str) -> list[str]:
     """Mark a stage as begun, and return lines that say what is planned.
 
     If the stage before it took another time than planned, what is left is planned anew.
-
-    Args:
-        epochs_s: seconds of epochs of the brief trainings.
     """
     if plan.stages[stage].began_at_s is not None:
         return []
@@ -120,28 +112,8 @@ def begin(config: SearchConfig, plan: Plan, stage: str, epochs_s: Sequence[float
         name, last = before[-1]
         took_s = plan.used_s - (last.began_at_s or 0.0)
         # A stage that was quick gives its time to the next ones, but does not promise that these will be quick.
-        slowdown = max(1.0, took_s / last.planned_s)
-        if epochs_s:
-            slow_down_final(plan, statistics.median(epochs_s) / slowdown)
-        replan(config, plan, slowdown)
+        replan(config, plan, max(1.0, took_s / last.planned_s))
         lines.append(f"the {TITLES[name]} took {duration(took_s)}; planned: {duration(last.planned_s)}. What is left:")
     lines += table(config, plan)
     plan.stages[stage].began_at_s = plan.used_s
     return lines
-
-
-def slow_down_final(plan: Plan, epoch_s: float) -> None:
-    """Let the final training be as slow as the brief ones were, where its network has their size.
-
-    Its own dry run had a few steps, and may have been lucky.
-
-    Args:
-        epoch_s: seconds of an epoch of the brief trainings.
-    """
-    flags = plan.stages["choice"].flags["selection"]
-    size = flags["selection_channels"], flags["selection_cells"]
-    step_s = next((epoch_s / speed.num_steps for speed in plan.speeds["choice"] if speed[:2] == size), 0.0)
-    plan.speeds["final"] = [
-        speed._replace(epoch_s=max(speed.epoch_s, step_s * speed.num_steps)) if speed[:2] == size else speed
-        for speed in plan.speeds["final"]
-    ]

@@ -131,8 +131,7 @@ def search_and_choose(
     names = ["table.json", *write_pages(config, run, cells)]
     run.log(f"written: {exported} ({sources(best)}), and in {run.path}: {', '.join(names)}")
     if config.selection.train_final:
-        trained = [run.path / name for cell in cells for name in training_names(config, cell)]
-        config = clock.begin("final", run.log, trained)
+        config = clock.begin("final", run.log)
         train_in_full(config, scripts, run, run_jobs, clock, exported)
     else:
         flags = data_flags(config.data, config.run.seed, config.supernet.stem)

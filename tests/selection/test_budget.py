@@ -226,14 +226,6 @@ def test_epochs_that_are_given_are_settled(tmp_path, monkeypatch, flags):
     assert epochs == [config.selection.final_epochs]
 
 
-def test_brief_trainings_of_a_size_that_was_not_measured_say_nothing_of_the_final_one():
-    plan = make(config_of("--time-budget=2h"))
-    before = dict(plan.speeds)
-    plan.stages["choice"].flags["selection"]["selection_channels"] = 11  # in a file that somebody edited
-    clock.slow_down_final(plan, 1e6)
-    assert plan.speeds == before
-
-
 def test_a_stage_that_was_quick_gives_its_time_to_the_next_ones_which_need_not_be_quick():
     config = config_of("--time-budget=2h")
     plan = make(config)
@@ -245,25 +237,6 @@ def test_a_stage_that_was_quick_gives_its_time_to_the_next_ones_which_need_not_b
     epoch_s = 0.1 * size["final_channels"] * size["final_cells"]  # as measured
     assert final.planned_s == pytest.approx(START_S + size["final_epochs"] * epoch_s)
     assert plan.used_s + plan.stages["choice"].planned_s + final.planned_s > 0.8 * plan.budget_s
-
-
-@pytest.mark.parametrize(("took", "slower"), [(0.5, 1.4), (1.0, 0.5), (1.5, 1.4), (1.5, 2.0)])
-def test_the_final_training_is_planned_by_the_speed_of_brief_ones_of_its_size(took, slower):
-    config = config_of("--time-budget=12m")
-    plan = make(config)
-    clock.begin(config, plan, "search")
-    plan.used_s += plan.stages["search"].planned_s
-    clock.begin(config, plan, "choice")
-    choice = plan.stages["choice"].flags["selection"]
-    plan.used_s += took * plan.stages["choice"].planned_s
-    measured_s = 0.1 * choice["selection_channels"] * choice["selection_cells"]
-    clock.begin(config, plan, "final", [slower * measured_s, 0.9 * slower * measured_s, 9 * slower * measured_s])
-    final = plan.stages["final"]
-    size = final.flags["selection"]
-    assert (size["final_channels"], size["final_cells"]) == (choice["selection_channels"], choice["selection_cells"])
-    epoch_s = max(took, 1.0, slower) * measured_s
-    assert final.planned_s == pytest.approx(START_S + size["final_epochs"] * epoch_s)
-    assert plan.used_s + final.planned_s <= plan.budget_s
 
 
 def test_the_time_that_was_used_is_kept(tmp_path, monkeypatch):
