@@ -15,7 +15,7 @@ SAVE_EVERY_S = 10.0
 # The final training begins with some of the planned epochs. When it has had its first share of the time, its pace says
 # how many there will be: a dry run of a few steps only guesses it.
 FIRST_SHARE = 0.15
-FEWEST_TO_SETTLE = 6  # planned epochs
+FEWEST_TO_SETTLE = 3  # epochs; of fewer there is no pace
 
 
 class Settled(Exception):  # noqa: N818, as it is no mistake of anybody's
@@ -70,7 +70,8 @@ class Clock:
         is_given = planned_epochs == self._config.selection.final_epochs
         if self._plan is None or is_given or planned_epochs < FEWEST_TO_SETTLE:
             return planned_epochs, True
-        return self._plan.final_epochs or planned_epochs // 2, self._plan.final_epochs is not None
+        first_epochs = max(FEWEST_TO_SETTLE, planned_epochs // 2)
+        return self._plan.final_epochs or first_epochs, self._plan.final_epochs is not None
 
     def settle(self, job: Job) -> None:
         """Settle the number of epochs of the final training, which is at work, if its pace is known.
