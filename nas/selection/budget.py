@@ -213,7 +213,7 @@ def _epochs(stage: str, speed: Speed, seconds: float, slots: int) -> float:
 
 
 def _plan_searches(config: SearchConfig, speed: Speed, seconds: float, slots: int, _: int) -> Stage:
-    given, most = _given(config), config.lower.epochs
+    given, most = given_flags(config), config.lower.epochs
     fit = int(slots * (seconds - speed.start_s) / (speed.epoch_s * min(EPOCHS_OF_SEARCH, most)))
     searches = config.selection.searches if "searches" in given else max(1, min(MOST_SEARCHES, fit))
     rounds = math.ceil(searches / slots)
@@ -231,7 +231,7 @@ def _plan_searches(config: SearchConfig, speed: Speed, seconds: float, slots: in
 
 def _plan_choice(config: SearchConfig, speed: Speed, seconds: float, slots: int, searches: int) -> Stage:
     """Plan the brief trainings: with published cells and halving where there is time for that."""
-    given, selection = _given(config), config.selection
+    given, selection = given_flags(config), config.selection
     own = selection.candidates or ()
     published = own or _published(config)
     random = selection.random_baseline
@@ -265,7 +265,7 @@ def _published(config: SearchConfig) -> tuple[str, ...]:
 
 
 def _plan_final(config: SearchConfig, speed: Speed, seconds: float, _: int, __: int) -> Stage:
-    given, most = "final_epochs" in _given(config), config.selection.final_epochs
+    given, most = "final_epochs" in given_flags(config), config.selection.final_epochs
     epochs = most if given else max(1, min(most, int((seconds - speed.start_s) / speed.epoch_s)))
     size = {"final_channels": speed.channels, "final_cells": speed.num_cells, "final_epochs": epochs}
     return Stage(flags={"selection": size}, planned_s=speed.start_s + epochs * speed.epoch_s)
@@ -339,7 +339,7 @@ def _size_in_words(channels: int, num_cells: int) -> str:
     return f"{count(channels, 'channel')}, {count(num_cells, 'cell')}"
 
 
-def _given(config: SearchConfig) -> set[str]:
+def given_flags(config: SearchConfig) -> set[str]:
     """Return the flags that differ from the preset: a plan leaves them as they are."""
     default = with_sizes_of(PRESETS[config.run.preset], config.supernet.space)
     return {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nas.config.flags import SearchConfig
 from nas.runs.progress_bar import duration
-from nas.selection.budget import RESERVE, TITLES, Plan, planned, replan, table
+from nas.selection.budget import RESERVE, TITLES, Plan, given_flags, planned, replan, table
 from nas.selection.jobs import Job, num_epochs
 from nas.selection.progress import seconds_of_epochs
 
@@ -67,7 +67,7 @@ class Clock:
             config: of the stage, as planned.
         """
         planned_epochs = config.selection.final_epochs
-        is_given = planned_epochs == self._config.selection.final_epochs
+        is_given = "final_epochs" in given_flags(self._config)
         if self._plan is None or is_given or planned_epochs < FEWEST_TO_SETTLE:
             return planned_epochs, True
         first_epochs = max(FEWEST_TO_SETTLE, planned_epochs // 2)
@@ -80,13 +80,13 @@ class Clock:
             Settled: it is known, and kept.
         """
         assert self._plan is not None
-        done, last_s = num_epochs(job), seconds_of_epochs(job.path)
-        if done < 2 or len(last_s) < 2:
+        stage, done = self._plan.stages["final"], num_epochs(job)
+        is_early = self._plan.used_s - (stage.began_at_s or 0.0) < FIRST_SHARE * stage.planned_s
+        if done < 2 or (is_early and done < job.epochs - 1) or len(last_s := seconds_of_epochs(job.path)) < 2:
             return
         epoch_s = statistics.median(last_s[:-1])  # the first one is slower
-        if done * epoch_s < FIRST_SHARE * self._plan.stages["final"].planned_s and done < job.epochs - 1:
-            return
         start_s = self._plan.speeds["final"][0].start_s  # once more, to go on with another number of epochs
+        # The searches and the choice have had their part of the reserve.
         left_s = self._plan.budget_s * (1 - RESERVE / 2) - self._plan.used_s - start_s
         most = self._config.selection.final_epochs
         self._plan.final_epochs = max(job.epochs, min(most, done + int(left_s / epoch_s)))

@@ -71,7 +71,7 @@ def final_job(config: SearchConfig, scripts: Path, path: Path, genotype: Path, e
     """Return the job that trains the network of the exported cell in full, and measures it on the test set.
 
     Args:
-        epochs: another number than --final-epochs.
+        epochs: how many there are; None for --final-epochs.
     """
     selection = config.selection
     network = Network(

@@ -230,7 +230,7 @@ def train_in_full(
         with contextlib.suppress(Settled):
             run_jobs([first], "final training", lambda: clock.settle(first))
         epochs, _ = clock.final_epochs(config)
-        run.log(f"by the pace of the first epochs, the final training will have {count(epochs, 'epoch')}")
+        run.log(f"the pace of the first epochs leaves time for {count(epochs, 'epoch')} in all")
     run_jobs([final_job(config, scripts, run.path, exported, epochs)], "final training")
     kind, folder = config.selection.export, run.path / FINAL
     if kind is not None and not (network := folder / f"network{SUFFIXES[kind]}").exists():
@@ -341,7 +341,7 @@ def plan(config: SearchConfig) -> list[str]:
         )
     if selection.time_budget is not None:
         lines.append(
-            f"in batches of at most {config.lower.batch_size} images; what is trained for fewer than "
-            f"{FEWEST_WITH_CUTOUT} epochs is trained without cutout, and with less drop path than published"
+            f"batches have at most {config.lower.batch_size} images; networks that train for fewer than "
+            f"{FEWEST_WITH_CUTOUT} epochs have no cutout and less drop path than published"
         )
     return lines

@@ -216,6 +216,19 @@ def test_a_pace_that_is_not_known_settles_nothing(tmp_path, monkeypatch, done, n
     assert budget.Plan.load(tmp_path, config).final_epochs is None
 
 
+def test_a_plan_with_the_most_epochs_can_have_fewer_if_the_pace_is_slow(tmp_path, monkeypatch):
+    config = config_of("--time-budget=8h")
+    plan = make(config)
+    for stage in plan.stages:
+        clock.begin(config, plan, stage)
+    plan.stages["final"].flags["selection"]["final_epochs"] = config.selection.final_epochs
+    plan.used_s = 0.5 * plan.budget_s
+    plan.save(tmp_path)
+    epochs, _ = whole_of_final(plan, config, tmp_path, monkeypatch, 100, [plan.budget_s / 800] * 100)
+    assert epochs[0] == 300
+    assert 300 < epochs[1] < 500
+
+
 @pytest.mark.parametrize("flags", [["--time-budget=2h", "--final-epochs=7"], []])
 def test_epochs_that_are_given_are_settled(tmp_path, monkeypatch, flags):
     config = config_of(*flags)
