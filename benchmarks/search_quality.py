@@ -11,8 +11,8 @@ table of all searches is printed, and docs/search-quality-light.svg and -dark.sv
 """
 
 import argparse
+import itertools
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -33,17 +33,20 @@ MEAN_OF_RANDOM_CELLS = 0.8706
 LEVELS = {313: "best 2 %", 7813: "median of all cells"}
 COLOURS = ("#2f6f9f", "#b0413e", "#4f8f3a", "#8a5aa8", "#c77d1e", "#2a9d8f", "#7f7f7f", "#d1497b", "#6b705c", "#003f88")
 
-Results = dict[str, list[dict[str, Any]]]
+# The ranks of each epoch, by method (preset and further flags) and by seed.
+Results = dict[str, dict[str, list[dict[str, Any]]]]
 
 
-def name_of(preset: str, seed: int, more: list[str]) -> str:
-    """Return the name of a run: preset, further flags, seed."""
-    return "-".join(["quality", preset, *(flag.strip("-").replace("=", "-") for flag in more), f"seed{seed}"])
+def run_name(preset: str, seed: int, more: list[str]) -> str:
+    """Return the name of a run: preset, flags with their words cut to a letter each, and seed."""
+    flags = (flag.strip("-").partition("=") for flag in more)
+    short = ("".join(word[0] for word in name.split("-")) + value for name, _, value in flags)
+    return "-".join([preset, *short, f"seed{seed}"])
 
 
 def search(images: str, preset: str, seed: int, more: list[str]) -> None:
     """Run a search to its end, or go on with it, and keep what it found."""
-    name = name_of(preset, seed, more)
+    name = run_name(preset, seed, more)
     begin = [f"--preset={preset}", *FLAGS, f"--data-dir={images}", f"--seed={seed}", f"--name={name}", *more]
     arguments = [f"--resume=runs/{name}"] if Path("runs", name).exists() else begin
     with Path("runs", f"{name}.out").open("a", encoding="utf-8") as output:
@@ -66,35 +69,22 @@ def epochs_of(name: str) -> list[dict[str, Any]]:
     ]
 
 
-def by_method(results: Results) -> dict[str, list[list[dict[str, Any]]]]:
-    """Return the runs of each method: preset and further flags, without the seed."""
-    found: dict[str, list[list[dict[str, Any]]]] = {}
-    for name, epochs in sorted(results.items()):
-        found.setdefault(name.rpartition("-seed")[0].removeprefix("quality-"), []).append(epochs)
-    return found
-
-
 def table(results: Results) -> str:
     """Return one line for each method: ranks of its seeds, mean accuracy, how many are worse than a random cell."""
     lines = []
-    for method, runs in by_method(results).items():
-        last = [epochs[-1] for epochs in runs]
+    for method, runs in results.items():
+        last = [epochs[-1] for epochs in runs.values()]
         accuracies = [100 * epoch["accuracy"] for epoch in last]
         spread = f" ± {statistics.stdev(accuracies):.2f}" if len(runs) > 1 else ""
         worse = sum(epoch["accuracy"] < MEAN_OF_RANDOM_CELLS for epoch in last)
-        minutes = statistics.mean(sum(epoch["minutes"] for epoch in epochs) for epochs in runs)
-        ranks = ", ".join(str(epoch["rank"]) for epoch in last)
+        minutes = statistics.mean(sum(epoch["minutes"] for epoch in epochs) for epochs in runs.values())
         lines.append(
-            f"{method}: ranks {ranks} after {len(runs[0])} epochs; {statistics.mean(accuracies):.2f}{spread} %; "
-            f"{worse} of {len(runs)} below the mean of random cells; {minutes:.0f} minutes per search"
+            f"{method}: {statistics.mean(accuracies):.2f}{spread} %; {worse} of {len(runs)} below the mean of random "
+            f"cells; {minutes:.0f} minutes per search"
         )
-        lines += ["    rank by epoch: " + " ".join(str(epoch["rank"]) for epoch in epochs) for epochs in runs]
+        for seed, epochs in runs.items():
+            lines.append(f"    seed {seed}, rank by epoch: " + " ".join(str(epoch["rank"]) for epoch in epochs))
     return "\n".join(lines)
-
-
-def in_words(method: str) -> str:
-    """Return the flags of a method in words, such as "robust, epochs 4"; all of them are of first order."""
-    return re.sub(r"-([a-z][a-z-]*?)-(\d[\d.]*)", r", \1 \2", method.replace("-hypergradient-first-order", ""))
 
 
 def figure(results: Results, path: Path, ink: str) -> None:
@@ -104,10 +94,10 @@ def figure(results: Results, path: Path, ink: str) -> None:
     matplotlib.rcParams.update(dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink))
     sheet = Figure(figsize=(8, 4.2), layout="constrained")
     panel = sheet.subplots()
-    for colour, (method, runs) in zip(COLOURS, by_method(results).items(), strict=False):
-        for number, epochs in enumerate(runs):
+    for colour, (method, runs) in zip(itertools.cycle(COLOURS), results.items()):
+        for number, epochs in enumerate(runs.values()):
             ranks = [epoch["rank"] for epoch in epochs]
-            label = in_words(method) if number == 0 else None
+            label = method if number == 0 else None
             panel.plot(range(1, 1 + len(ranks)), ranks, "o-", color=colour, label=label, markersize=3, linewidth=1.2)
     for rank, text in LEVELS.items():
         panel.axhline(rank, color=ink, linewidth=0.6, linestyle=":")
@@ -141,10 +131,9 @@ if __name__ == "__main__":
             searches = [(*pair, pool.submit(search, arguments.images, *pair, more)) for pair in pairs]
             for preset, seed, running in searches:
                 running.result()
-                name = name_of(preset, seed, more)
-                results = stored() | {name: epochs_of(name)}  # read again: another process may have written
+                results = stored()  # read again: another process may have written
+                results.setdefault(" ".join([preset, *more]), {})[str(seed)] = epochs_of(run_name(preset, seed, more))
                 RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-                print(name, results[name][-1], flush=True)
     print(table(stored()))
     for ink, theme in {"#24292f": "light", "#d0d7de": "dark"}.items():
         figure(stored(), ROOT / "docs" / f"search-quality-{theme}.svg", ink)
