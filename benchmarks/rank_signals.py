@@ -1,6 +1,7 @@
-"""Which signal ranks cells as their true accuracy does: Kendall's τ over random cells of NAS-Bench-201.
+r"""Which signal ranks cells as their true accuracy does: Kendall's τ over random cells of NAS-Bench-201.
 
-    python -m benchmarks.rank_signals images --supernet runs/quality-robust-seed0
+    python -m benchmarks.rank_signals images --supernet runs/robust-hfirst-order-e4-ic8-nc3-seed1 --device cuda \
+        --processes 4
 
 `images` is a folder of CIFAR-10 as image files, train/CLASS/*.jpg; they are scaled to 16 × 16. Signals are the number
 of parameters, the accuracy of the cell's primitives alone in the supernet of a finished search (one shot), and the
@@ -79,7 +80,7 @@ def one_shot(genotype: Genotype, loaded: Loaded) -> float:
 def trained(genotype: Genotype, loaded: Loaded, num_steps: int) -> float:
     """Return the accuracy after a training from scratch, with a learning rate that falls to 0 along a cosine."""
     torch.manual_seed(0)
-    network = FinalNetwork(genotype, 3, 16, 1, 10).to(loaded.train.device, memory_format=torch.channels_last)
+    network = FinalNetwork(genotype, 3, 16, 1, 10).to(memory_format=torch.channels_last).to(loaded.train.device)
     optimizer = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=3e-4)
     for step in range(num_steps):
         optimizer.param_groups[0]["lr"] = cosine(step, num_steps, 0.025, 0.0)

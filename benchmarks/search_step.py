@@ -29,6 +29,14 @@ NVIDIA H200, torch 2.11.0, medians of 2 steps; alphas' gradients 0.36 apart, as 
     textbook             2.23 s ( 2.06 to  2.40)                         8.26 GB              8344+6003
     product              1.28 s ( 1.25 to  1.31)  1.74 times as quick    5.05 GB, 0.61 of it  4034+3175
     shared lower step    1.02 s ( 0.97 to  1.07)  2.19                   5.06 GB, 0.61        4034+3175
+
+NVIDIA H100 beside a slower CPU, torch 2.11.0, medians of 3 steps; alphas' gradients 0.12 apart:
+
+    16 channels, 8 cells, batch 64
+    textbook             4.17 s ( 3.77 to  6.45)                         8.26 GB              8344+6003
+    product              2.25 s ( 2.13 to  2.27)  1.85 times as quick    5.06 GB, 0.61 of it  4034+3175
+    shared lower step    1.73 s ( 1.47 to  1.80)  2.42                   5.07 GB, 0.61        4034+3175
+    partial channels     2.12 s ( 1.88 to  2.31)  1.97                   1.62 GB, 0.20        4483+3590
 """
 
 import argparse

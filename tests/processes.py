@@ -43,7 +43,8 @@ def start(count, folder, body, *arguments, **more):
         process = FORKS.Process(target=begin, args=(folder, environment, body, arguments), name=f"{folder}.{rank}")
         process.start()
         processes.append(process)
-        time.sleep(0.5)  # the first one sees what earlier processes have left in a store, not what the others write
+        if more:  # the first one sees what earlier processes have left in a store, not what the others write
+            time.sleep(0.5)
     return processes
 
 

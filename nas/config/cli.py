@@ -35,8 +35,8 @@ def parse(kind: type[RunConfig], arguments: Sequence[str]) -> RunConfig:
     """
     if advice := foreign_flags.advice(kind, arguments):
         raise InputError(advice)
-    config = run_tyro(kind, arguments)
     given = {argument[2:].partition("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
+    config = run_tyro(kind, arguments, **_published(kind, arguments, given))
     if isinstance(config, FinalConfig) and config.network.evaluate is not None:
         return validate(kind, _config_to_evaluate(config, given))
     if config.run.resume is not None and (others := sorted(given & {"preset", "dry_run"})):
@@ -46,13 +46,27 @@ def parse(kind: type[RunConfig], arguments: Sequence[str]) -> RunConfig:
             raise InputError("--preset: cannot be combined with --config; both set the flags that are not given.")
         config = run_tyro(kind, arguments, default=_config_of_file(kind, Path(config.run.config)))
         given = _fields(config) - OF_THE_CALL | {"resume"}
-    elif given & {"preset", "space", "time_budget"} and isinstance(config, SearchConfig):
-        preset = "robust" if "time_budget" in given and "preset" not in given else config.run.preset
-        default = with_sizes_of(PRESETS[preset], config.supernet.space)
-        config = run_tyro(kind, arguments, default=dataclasses.replace(default, run=SearchRun(preset=preset)))
     if config.run.resume is not None:
         config = _resumed(config, given, Path(config.run.resume))
     return validate(kind, config)
+
+
+def _published(kind: type[RunConfig], arguments: Sequence[str], given: set[str]) -> dict[str, SearchConfig]:
+    """Return as the option `default` of `run_tyro` what --preset and --space say of the flags that are not given."""
+    if kind is not SearchConfig or not given & {"preset", "space", "time_budget"} or given & {"config", "resume"}:
+        return {}
+    values: dict[str, str] = {
+        "--preset": "robust" if "time_budget" in given else SearchRun.preset,
+        "--space": SupernetSize.space,
+    }
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag in values:
+            values[flag] = value if equals else following
+    if values["--preset"] not in PRESETS or values["--space"] not in SPACES:
+        return {}  # tyro says so
+    default = with_sizes_of(PRESETS[values["--preset"]], values["--space"])
+    return {"default": dataclasses.replace(default, run=SearchRun(preset=values["--preset"]))}
 
 
 def with_sizes_of(config: SearchConfig, space: str) -> SearchConfig:
