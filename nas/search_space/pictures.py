@@ -3,7 +3,6 @@
 Pictures need Graphviz: the one inside pygraphviz's wheel, else a `dot` on the PATH. The source needs neither.
 """
 
-import functools
 import importlib.util
 import itertools
 import os
@@ -144,23 +143,19 @@ def _render(source: str, suffix: str) -> bytes | None:
     else:
         return None
     # A process of its own: Graphviz and fontconfig warn on standard error about other people's font settings.
-    environment = os.environ | {"FONTCONFIG_FILE": str(_font_config())}
-    done = subprocess.run(command, input=source.encode(), capture_output=True, env=environment, start_new_session=True)
+    with tempfile.TemporaryDirectory(prefix="nas-fonts-") as folder:
+        environment = os.environ | {"FONTCONFIG_FILE": str(_font_config(Path(folder)))}
+        done = subprocess.run(
+            command, input=source.encode(), capture_output=True, env=environment, start_new_session=True
+        )
     return done.stdout if done.returncode == 0 else None
 
 
-@functools.cache
-def _font_folder() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="nas-fonts-")
-
-
-@functools.cache
-def _font_config() -> Path:
-    """Write a fontconfig file that knows one font, Pillow's own, and return its path.
+def _font_config(folder: Path) -> Path:
+    """Write a fontconfig file that knows one font, Pillow's own, into a folder, and return its path.
 
     A bare machine has no fonts (a PNG would show boxes), and other fonts would lay the cell out differently.
     """
-    folder = Path(_font_folder().name)
     font = ImageFont.load_default(12)
     assert isinstance(font, ImageFont.FreeTypeFont)
     (folder / "aileron.ttf").write_bytes(font.font_bytes)
