@@ -279,9 +279,9 @@ def load_images(config: FinalConfig, run: Run) -> Images:
 
     train, held_out = run.load(load)
     in_channels, image_size, _ = train.shape
-    statistics = tuple(train.mean.tolist()), tuple(train.std.tolist())
-    split = train.split
-    run.trained_on = TrainedOn(split.classes, in_channels, image_size, *statistics, data.resize, split.bits)
+    split, mean, std = train.split, tuple(train.mean.tolist()), tuple(train.std.tolist())
+    kind = split.classes, in_channels, image_size, mean, std, data.resize, split.bits
+    run.trained_on = TrainedOn(*kind, train.num_images)
     trained_on = run.trained_on
     test = None
     if not training.skip_test:

@@ -332,3 +332,4 @@ class TrainedOn:
     std: Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
     resize: Resize = "crop"
     bits: Annotated[int, Field(ge=8, le=16)] = 16  # range of grey images that have 16 bits per pixel
+    num_images: Annotated[int, Field(ge=0)] = 0  # 0: a run of an earlier version, which did not keep it

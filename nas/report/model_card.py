@@ -1,6 +1,5 @@
 """Writes a model card in Markdown: what a final network is, how it was found, how good it is, and how to use it."""
 
-import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +31,7 @@ def write(folder: Path, output: Path) -> None:
     about = validate(TrainedOn, read_config(final).trained_on, final / "config.json")
     sections = {
         "Accuracy": _accuracy(whole),
-        "Data": _data(whole, about, final / "log.txt"),
+        "Data": _data(whole, about),
         "Method": _method(whole),
         "Budget": _budget(whole),
         "Size": _size(whole, final),
@@ -56,10 +55,9 @@ def _accuracy(whole: Whole) -> Iterator[str]:
     yield f"- worst classes: {'; '.join(f'{name} {share:.1%} of {images}' for share, name, images in worst)}"
 
 
-def _data(whole: Whole, about: TrainedOn, log: Path) -> Iterator[str]:
-    trained = re.search(rb": (\d+) training images", log.read_bytes() if log.is_file() else b"")  # written only there
-    if trained:
-        yield f"- {int(trained[1]):,} training images"
+def _data(whole: Whole, about: TrainedOn) -> Iterator[str]:
+    if about.num_images:
+        yield f"- {about.num_images:,} training images"
     yield f"- {sum(whole.final['answers']['num_images']):,} test images, used once, after the last epoch"
     yield f"- data set: {whole.final['dataset']}; {about.in_channels} × {about.image_size} × {about.image_size} pixels"
     more = f" (of {len(about.classes)})" if len(about.classes) > MOST_CLASSES else ""
