@@ -139,13 +139,20 @@ def test_a_dry_run_says_what_would_happen_or_that_it_does_not_fit_and_writes_not
 # --config and --preset
 
 
-def test_a_preset_is_what_is_not_given():
+def test_a_preset_is_what_is_not_given(capsys):
     assert parse(SearchConfig, []) == parse(SearchConfig, ["--preset=darts"]) == SearchConfig()
     quick = parse(SearchConfig, ["--preset=quick", "--epochs=3"])
     assert (quick.supernet.init_channels, quick.upper.alpha_lr, quick.lower.epochs) == (8, 0.01, 3)
     assert quick.run.preset == "quick"
     for name, preset in PRESETS.items():
         assert parse(SearchConfig, [f"--preset={name}"]).upper == preset.upper
+    flags = ["--preset=darts", "--space", "nas-bench-201", "--seed=1", "--preset", "robust"]
+    robust = parse(SearchConfig, flags)  # of two the last one counts
+    assert (robust.run.preset, robust.upper, robust.supernet.num_cells) == ("robust", PRESETS["robust"].upper, 5)
+    with pytest.raises(SystemExit):
+        parse(SearchConfig, ["--preset=quick", "--help"])
+    assert "(default: quick)" in (said := capsys.readouterr().out)
+    assert "(default: 0.01)" in said  # its --alpha-lr
 
 
 def test_flags_of_another_run_and_what_is_given_beside_them(tmp_path, capfd):
