@@ -96,15 +96,18 @@ def trained(genotype: Genotype, loaded: Loaded, num_steps: int) -> float:
     return evaluate(lambda batch: measured(batch)[0], loaded.held_out).accuracy
 
 
+LOADED: list[Loaded] = []  # the one of this process
+
+
 def prepare(folder: Path, images: str, device: str) -> None:
     """Load in a process of its own what `measure` needs."""
     torch.set_num_threads(1)
-    globals()["loaded"] = Loaded.of_search(folder, images, pick_device(device))
+    LOADED.append(Loaded.of_search(folder, images, pick_device(device)))
 
 
 def measure(seed: int, num_steps: int) -> tuple[float, float]:
     """Return an accuracy of a random cell and the seconds that it took; one shot for no steps."""
-    genotype, loaded = Genotype.random(seed, space=NAS_BENCH_201), globals()["loaded"]
+    genotype, (loaded,) = Genotype.random(seed, space=NAS_BENCH_201), LOADED
     began = time.monotonic()
     accuracy = trained(genotype, loaded, num_steps) if num_steps else one_shot(genotype, loaded)
     return accuracy, time.monotonic() - began
@@ -116,14 +119,14 @@ def signal(num_steps: int) -> str:
 
 
 def table(cells: Cells) -> str:
-    """Return a line for each signal: Kendall's τ with the true test accuracy, and seconds per cell."""
+    """Return a line for each signal: Kendall's τ with the true accuracy, that of the tenth it likes best, and seconds."""
     lines = [f"{'':24} {'cells':>5} {'tau':>6} {'best 10 %':>10} {'seconds':>8}"]
     for name in ("parameters", *map(signal, (0, *STEPS))):
         rows = [cell for cell in cells.values() if name in cell]
         if not rows:
             continue
         tau, _ = kendalltau([cell[name] for cell in rows], [cell["truth"] for cell in rows])
-        best = sorted((cell for cell in rows), key=lambda cell: -cell[name])[: max(1, len(rows) // 10)]
+        best = sorted(rows, key=lambda cell: -cell[name])[: max(1, len(rows) // 10)]
         chosen = 100 * sum(cell["truth"] for cell in best) / len(best)
         seconds = sum(cell.get(f"{name}, seconds", 0.0) for cell in rows) / len(rows)
         lines.append(f"{name:24} {len(rows):5} {tau:6.2f} {chosen:8.2f} % {seconds:8.2f}")
