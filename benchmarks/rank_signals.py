@@ -119,7 +119,7 @@ def signal(num_steps: int) -> str:
 
 
 def table(cells: Cells) -> str:
-    """Return a line for each signal: Kendall's τ with the true accuracy, that of the tenth it likes best, and seconds."""
+    """Return a line for each signal: Kendall's τ with the truth, the truth of its best tenth, and seconds."""
     lines = [f"{'':24} {'cells':>5} {'tau':>6} {'best 10 %':>10} {'seconds':>8}"]
     for name in ("parameters", *map(signal, (0, *STEPS))):
         rows = [cell for cell in cells.values() if name in cell]
