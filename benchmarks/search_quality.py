@@ -2,6 +2,8 @@ r"""How good the cells are that searches find in a space whose truth is known.
 
     python -m benchmarks.search_quality images --presets robust --hypergradient=first-order --epochs=4 \
         --init-channels=8 --num-cells=3
+    python -m benchmarks.search_quality images --presets darts drnas sdarts-rs beta-darts \
+        --hypergradient=first-order --epochs=3 --alpha-lr=0.001
 
 `images` is a folder of CIFAR-10 as image files, train/CLASS/*.jpg. Further flags are those of search.py. Each search
 has 25,000 images of 16 × 16 for each level, one cell per stage where no flag says more, and one thread. What stands in
