@@ -138,7 +138,7 @@ if __name__ == "__main__":
     parser.add_argument("images", nargs="?", help="folder of images; without it the table of what was kept is printed")
     parser.add_argument("--supernet", type=Path, help="run folder of a finished search in this space")
     parser.add_argument("--cells", type=int, default=200)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--processes", type=int, default=1, help="cells side by side")
     arguments = parser.parse_args()
     cells: Cells = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
