@@ -5,7 +5,6 @@ import re
 
 import pytest
 import torch
-from scipy import stats
 from sklearn import metrics
 
 from nas.errors import InputError
@@ -114,5 +113,7 @@ def test_a_file_from_elsewhere_is_checked(change, sentence, tmp_path):
 
 @pytest.mark.parametrize(("num_correct", "num_images"), [(0, 5), (5, 5), (344, 360), (1, 2), (9_000, 10_000)])
 def test_the_interval_of_an_accuracy_is_that_of_scipy(num_correct, num_images):
+    from scipy import stats  # which takes seconds
+
     found = stats.binomtest(num_correct, num_images).proportion_ci(method="wilson")
     assert wilson_interval(num_correct, num_images) == pytest.approx((found.low, found.high), abs=1e-6)
