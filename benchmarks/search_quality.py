@@ -13,8 +13,8 @@ table of all searches is printed, and docs/search-quality-light.svg and -dark.sv
 """
 
 import argparse
-import itertools
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -25,6 +25,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from nas.config.presets import PRESETS
@@ -35,8 +36,9 @@ FLAGS = ["--space=nas-bench-201", "--dataset=folder", "--image-size=16", "--num-
 MEAN_OF_RANDOM_CELLS = 0.8706
 DEEPER = "--num-cells=3"
 TITLES = {False: "16 channels, one cell per stage", True: "8 channels, three cells per stage"}
-LEVELS = {313: "best 2 %", 7813: "median of all cells"}
-COLOURS = ("#2f6f9f", "#b0413e", "#4f8f3a", "#8a5aa8", "#c77d1e", "#2a9d8f", "#7f7f7f", "#d1497b", "#6b705c", "#003f88")
+LEVELS = {313: "best 2 % of all cells", 7813: "their median"}
+COLOURS = {False: "#3f7fbf", True: "#c0504d"}
+COLUMNS = 4
 
 # The ranks of each epoch, by method (preset and further flags) and by seed.
 Results = dict[str, dict[str, list[dict[str, Any]]]]
@@ -95,7 +97,7 @@ def table(results: Results) -> str:
 def in_words(method: str) -> str:
     """Return a method as its curves name it, such as "robust, 4 epochs, alpha lr 0.003"; first order goes unsaid."""
     preset, *flags = re.sub(
-        r" --(hypergradient=first-order|init-channels|num-cells|batch|lower)\S*", "", method
+        r" --(hypergradient=first-order|init-channels|num-cells|batch|lower|device|alpha-warmup)\S*", "", method
     ).split()
     words = [flag.strip("-").replace("-", " ").replace("=", " ") for flag in flags]
     words = ["second order" if word == "hypergradient onestage" else word for word in words]
@@ -103,7 +105,7 @@ def in_words(method: str) -> str:
 
 
 def figure(results: Results, path: Path, ink: str) -> None:
-    """Draw rank against epoch: a panel for each size, a colour for each method, a line for each search.
+    """Draw rank against epoch: a panel for each method, a line for each search.
 
     Args:
         ink: colour of the letters.
@@ -111,29 +113,31 @@ def figure(results: Results, path: Path, ink: str) -> None:
     # Letters stay text, and the file is the same for the same results.
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "nas", "font.family": "sans-serif"})
     matplotlib.rcParams.update(dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink))
-    sheet = Figure(figsize=(8, 5.6), layout="constrained")
-    panels = sheet.subplots(1, 2, sharey=True)
-    for panel, (is_deeper, title) in zip(panels, TITLES.items(), strict=True):
-        own = {method: runs for method, runs in results.items() if (DEEPER in method) == is_deeper}
-        for colour, (method, runs) in zip(itertools.cycle(COLOURS), own.items()):
-            for number, epochs in enumerate(runs.values()):
-                ranks = [epoch["rank"] for epoch in epochs]
-                label = in_words(method) if number == 0 else None
-                panel.plot(
-                    range(1, 1 + len(ranks)), ranks, "o-", color=colour, label=label, markersize=3, linewidth=1.2
-                )
-        for rank, text in LEVELS.items():
-            panel.axhline(rank, color=ink, linewidth=0.6, linestyle=":")
-            panel.annotate(text, (1, rank), xycoords=("axes fraction", "data"), fontsize=8, ha="right", va="bottom")
-        panel.set_title(title, fontsize=9, color=ink)
-        panel.set(xlabel="epoch", yscale="log")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.yaxis.set_major_formatter("{x:,.0f}")
-        panel.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13))
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.spines[["left", "bottom"]].set_color(ink)
-    panels[0].set(ylabel="true rank of the derived cell, of 15,625")
-    panels[0].invert_yaxis()
+    panels: dict[tuple[bool, str], list[list[int]]] = {}
+    for method, runs in results.items():  # the same method may have run on several devices
+        ranks = [[epoch["rank"] for epoch in epochs] for epochs in runs.values()]
+        panels.setdefault((DEEPER in method, in_words(method)), []).extend(ranks)
+    sheet = Figure(figsize=(8, 1.5 * math.ceil(len(panels) / COLUMNS) + 0.6), layout="constrained")
+    places = sheet.subplots(math.ceil(len(panels) / COLUMNS), COLUMNS, sharey=True).flat
+    for place, ((is_deeper, words), searches) in zip(places, sorted(panels.items()), strict=False):
+        for ranks in searches:
+            place.plot(range(1, 1 + len(ranks)), ranks, "o-", color=COLOURS[is_deeper], markersize=2.5, linewidth=1.1)
+        for rank in LEVELS:
+            place.axhline(rank, color=ink, linewidth=0.6, linestyle=":")
+        place.set_title(words.replace(", ", "\n", 1), fontsize=7.5, color=ink)
+        place.set(yscale="log", ylim=(20_000, 0.8))
+        place.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1))
+        place.yaxis.set_major_formatter("{x:,.0f}")
+        place.tick_params(labelsize=7)
+        place.spines[["top", "right"]].set_visible(False)
+        place.spines[["left", "bottom"]].set_color(ink)
+    for place in places:
+        place.set_axis_off()
+    sheet.supxlabel("epoch", fontsize=9)
+    sheet.supylabel("true rank of the derived cell, of 15,625", fontsize=9)
+    lines = [Line2D([], [], color=COLOURS[is_deeper], label=title) for is_deeper, title in TITLES.items()]
+    lines.append(Line2D([], [], color=ink, linewidth=0.6, linestyle=":", label=" and ".join(LEVELS.values())))
+    sheet.legend(handles=lines, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     sheet.savefig(path, metadata={"Date": None}, transparent=True)
 
 
