@@ -4,6 +4,8 @@ r"""How good the cells are that searches find in a space whose truth is known.
         --init-channels=8 --num-cells=3
     python -m benchmarks.search_quality images --presets darts drnas sdarts-rs beta-darts \
         --hypergradient=first-order --epochs=3 --alpha-lr=0.001
+    python -m benchmarks.search_quality images --presets gaea --hypergradient=first-order --epochs=3 \
+        --device=cuda --processes 13
 
 `images` is a folder of CIFAR-10 as image files, train/CLASS/*.jpg. Further flags are those of search.py. Each search
 has 25,000 images of 16 × 16 for each level, one cell per stage where no flag says more, and one thread. What stands in
