@@ -3,9 +3,9 @@
 
 if __name__ == "__main__":  # before torch, which takes seconds to import
     from nas.config.flags import SearchConfig
-    from nas.entry import answer_help
+    from nas.entry import answer_early
 
-    answer_help(SearchConfig)
+    answer_early(SearchConfig)
 
 import functools
 import sys

@@ -3,9 +3,9 @@
 
 if __name__ == "__main__":  # before torch, which takes seconds to import
     from nas.config.flags import FinalConfig
-    from nas.entry import answer_help
+    from nas.entry import answer_early
 
-    answer_help(FinalConfig)
+    answer_early(FinalConfig)
 
 import copy
 import functools

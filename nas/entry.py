@@ -18,15 +18,19 @@ from nas.errors import InputError, Stopped, printable
 MAX_SENTENCE = 4000  # characters
 
 
-def answer_help(kind: type[RunConfig]) -> None:
-    """Answer --help and exit; return if the command line has no --help.
+def answer_early(kind: type[RunConfig]) -> None:
+    """Answer --help, or a command line that is wrong, and exit; return if it is neither.
 
-    A script calls it before it imports torch, which takes seconds.
+    A script calls it before it imports torch, which takes seconds. Of the processes of torchrun one answers --help, and
+    `run_script` says what is wrong.
     """
-    if {"--help", "-h"} & {*sys.argv[1:]}:
-        if os.environ.get("RANK", "0") != "0":  # one process of torchrun answers
-            sys.exit(0)
-        sys.exit(exit_code(lambda: 0 if parse(kind, sys.argv[1:]) else 1))
+    rank, asks_for_help = os.environ.get("RANK"), not {"--help", "-h"}.isdisjoint(sys.argv[1:])
+    if asks_for_help and rank not in (None, "0"):
+        sys.exit(0)
+    if asks_for_help or rank is None:
+        code = exit_code(lambda: 0 if parse(kind, sys.argv[1:]) else 1)
+        if code:
+            sys.exit(code)
 
 
 def run_script(run: Any, kind: type[RunConfig]) -> int:

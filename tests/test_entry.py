@@ -83,12 +83,15 @@ def test_what_nobody_reads_to_its_end_and_a_full_disk():
         assert (done.returncode, done.stderr) == (2, b"error: standard output: No space left on device.\n")
 
 
-@pytest.mark.parametrize("script", ["search.py", "train_final.py"])
-def test_help_imports_nothing_that_takes_seconds(script):
-    command = [sys.executable, "-X", "importtime", script, "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+@pytest.mark.parametrize(
+    ("script", "flag", "code"),
+    [("search.py", "--help", 0), ("train_final.py", "--help", 0), ("search.py", "--seed=x", 2)],
+)
+def test_help_and_what_is_wrong_are_said_before_an_import_that_takes_seconds(script, flag, code):
+    done = subprocess.run([sys.executable, "-X", "importtime", script, flag], cwd=ROOT, capture_output=True, text=True)
     imported = {*re.findall(r"\| +([\w.]+)$", done.stderr, re.MULTILINE)}
     assert {"torch", "numpy", "PIL", "rich", "higher", "nas.entry"} & imported == {"nas.entry"}
+    assert done.returncode == code
 
 
 def test_with_restarts_a_run_needs_a_name_and_is_then_resumed(call, monkeypatch, tmp_path, capsys):
