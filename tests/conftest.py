@@ -100,7 +100,7 @@ def once_for_each_shape(bytes_of_step):
 
 
 def once_for_each_default(from_callable_or_type):
-    """What tyro finds out about all flags. If each command line did it, it would be a sixth of the time of all tests."""
+    """What tyro finds out about all flags. For each command line anew it would be a sixth of the time of all tests."""
     known = {}
 
     def found_or_known(kind, **options):
