@@ -121,7 +121,7 @@ def figure(results: Results, path: Path, ink: str) -> None:
         panels.setdefault((DEEPER in method, in_words(method)), []).extend(ranks)
     sheet = Figure(figsize=(8, 1.5 * math.ceil(len(panels) / COLUMNS) + 0.6), layout="constrained")
     places = sheet.subplots(math.ceil(len(panels) / COLUMNS), COLUMNS, sharey=True).flat
-    for place, ((is_deeper, words), searches) in zip(places, sorted(panels.items()), strict=False):
+    for ((is_deeper, words), searches), place in zip(sorted(panels.items()), places, strict=False):
         for ranks in searches:
             place.plot(range(1, 1 + len(ranks)), ranks, "o-", color=COLOURS[is_deeper], markersize=2.5, linewidth=1.1)
         for rank in LEVELS:
@@ -133,7 +133,7 @@ def figure(results: Results, path: Path, ink: str) -> None:
         place.tick_params(labelsize=7)
         place.spines[["top", "right"]].set_visible(False)
         place.spines[["left", "bottom"]].set_color(ink)
-    for place in places:
+    for place in places:  # those that are left
         place.set_axis_off()
     sheet.supxlabel("epoch", fontsize=9)
     sheet.supylabel("true rank of the derived cell, of 15,625", fontsize=9)
